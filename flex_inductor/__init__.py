@@ -1,0 +1,18 @@
+"""flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what it did."""
+
+from flex_inductor.backend import FallbackWarning, flex, flex_eager
+from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
+from flex_inductor.explain import explain
+from flex_inductor.version import __version__
+
+__all__ = [
+    "Decision",
+    "Fallback",
+    "FallbackWarning",
+    "GraphReport",
+    "__version__",
+    "explain",
+    "flex",
+    "flex_eager",
+    "listen",
+]

@@ -1,0 +1,106 @@
+"""The two backends: `flex` rewrites and hands the graph to Inductor, `flex_eager` rewrites and runs it without code generation.
+
+A model that compiles with Inductor compiles with flex: whatever fails on our side, the graph that Dynamo gave is compiled
+untouched, one warning says so, and the graph's report names the pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch._inductor
+from torch import fx
+
+from flex_inductor import compat, passes
+from flex_inductor.decisions import Fallback, GraphReport, publish
+from flex_inductor.lowering import support
+from flex_inductor.options import Options, read
+
+log = logging.getLogger(__name__)
+Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
+
+
+class FallbackWarning(UserWarning):
+    """flex_inductor failed on a graph, which was then compiled as backend="inductor" compiles it."""
+
+
+def flex(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend "flex": attention becomes flex_attention, then Inductor compiles the graph.
+
+    mode, options: as for backend="inductor", and our own options (flex_inductor.options). Raises ValueError on unknown ones.
+    Source: this is what torch.compile calls with each graph that Dynamo captured.
+    """
+    ours, settings = read(mode, options)
+
+    def refuse(request: passes.Request) -> str | None:
+        lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
+        return lacking or unprofitable(request, ours)
+
+    return run(gm, example_inputs, ours, refuse, lambda g, x: compat.inductor(g, x, settings))
+
+
+def flex_eager(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in inference and
+    in training, on any device. For tests and for debugging."""
+    ours, _ = read(mode, options)
+    return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat.aot_eager)
+
+
+def unprofitable(request: passes.Request, options: Options) -> str | None:
+    """Why a rewrite would not pay."""
+    if request.plain and options.rewrite != "always":
+        return "an SDPA call without a mask has its best kernel already (rewrite='always' overrides)"
+    return None
+
+
+def run(
+    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, refuse: passes.Refusal, compiler: Compiler
+) -> Callable[..., Any]:
+    """Rewrites, compiles, and falls back to the untouched graph."""
+    if options.rewrite == "never":
+        publish(GraphReport((), gm, gm))
+        return compiler(gm, inputs)
+    report = GraphReport((), gm, gm)
+    spare = passes.copy_of(gm)  # the compiler may change what it is given
+    stage = "codegen"
+    try:
+        report = passes.rewrite(spare, refuse)
+        if report.rewritten:
+            compiled = compiler(passes.copy_of(report.after), inputs)
+            publish(report)
+            return compiled
+    except Exception as error:
+        if options.on_failure == "raise":
+            raise
+        stage, cause = (error.name, error.__cause__) if isinstance(error, passes.PassFailed) else (stage, error)
+        report = fallen_back(report, stage, cause)
+    publish(report)
+    return compiler(gm, inputs)
+
+
+def fallen_back(report: GraphReport, stage: str, cause: BaseException | None) -> GraphReport:
+    """The report of a graph on which we failed; says so in a warning."""
+    fallback = Fallback(stage, f"{type(cause).__name__}: {cause}"[:2000])
+    warnings.warn(f"flex_inductor: {fallback}", FallbackWarning, stacklevel=3)
+    log.warning("%s", fallback, exc_info=cause)
+    kept = tuple(
+        replace(d, verdict="declined", reason=f"{stage} failed on the rewritten graph") if d.rewritten else d
+        for d in report.decisions
+    )
+    return replace(report, decisions=kept, after=report.before, fallback=fallback)

@@ -1,0 +1,124 @@
+"""What was decided about every attention site, and how those who want to know get to hear of it.
+
+A `Decision` is the one record of a site; explain, the command line, logs and tests are views of it. A `GraphReport` holds
+the decisions of one compiled graph together with the graph before and after. Reports are published to whoever listens
+(`with listen() as reports:`) and to the logger `flex_inductor.decisions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import fx
+
+log = logging.getLogger("flex_inductor.decisions")
+
+Verdict = Literal["rewritten", "declined"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one attention site, and why.
+
+    site: its name in the graph, counted in program order ("site0", ...).
+    verdict: "rewritten" or "declined".
+    reason: why it was declined; empty for a rewritten site.
+    node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
+    source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
+    matched: what was found there, in one line.
+    score_mod, mask_mod: Python-like text of the two functions, as far as they could be worked out.
+    sparsity: what is known of the mask's block sparsity, in one line.
+    notes: anything a careful user wants to know, e.g. that an empty row gives 0 where eager gives NaN.
+    """
+
+    site: str
+    verdict: Verdict
+    source: str
+    matched: str
+    reason: str = ""
+    node: str = ""
+    score_mod: str = ""
+    mask_mod: str = ""
+    sparsity: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rewritten(self) -> bool:
+        return self.verdict == "rewritten"
+
+    def __str__(self) -> str:
+        why = "" if self.rewritten else f" because {self.reason}" + (f", at {self.node}" if self.node else "")
+        return f"{self.site} ({self.source}): {self.verdict}{why}"
+
+    def as_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A failure of ours, after which the graph was compiled untouched.
+
+    pass_name: the pass that failed, or "codegen" when the compiler refused the rewritten graph.
+    error: type and text of the exception.
+    """
+
+    pass_name: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.pass_name} failed ({self.error}); the graph was compiled untouched"
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """All that is known of one compiled graph.
+
+    before, after: the graph as Dynamo gave it and as it went on to the compiler; the same object if nothing was rewritten.
+    seconds: the time each pass took.
+    """
+
+    decisions: tuple[Decision, ...]
+    before: fx.GraphModule
+    after: fx.GraphModule
+    seconds: dict[str, float] = field(default_factory=dict)
+    fallback: Fallback | None = None
+
+    @property
+    def rewritten(self) -> int:
+        return sum(d.rewritten for d in self.decisions)
+
+
+_listeners: contextvars.ContextVar[tuple[list[GraphReport], ...]] = contextvars.ContextVar("listeners", default=())
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[list[GraphReport]]:
+    """Collects the report of every graph compiled inside the block, in order."""
+    reports: list[GraphReport] = []
+    token = _listeners.set((*_listeners.get(), reports))
+    try:
+        yield reports
+    finally:
+        _listeners.reset(token)
+
+
+def publish(report: GraphReport) -> None:
+    """Hands a report to the listeners and to the log."""
+    for reports in _listeners.get():
+        reports.append(report)
+    for decision in report.decisions:
+        log.info("%s", decision)
+
+
+def describe(value: object) -> str:
+    """Shape and dtype of a (fake) tensor as '(2, 4, 64, 64) float32'; the text of anything else."""
+    if isinstance(value, torch.Tensor):
+        return f"({', '.join(map(str, value.shape))}) {str(value.dtype).removeprefix('torch.')}"
+    return str(value)

@@ -1,0 +1,145 @@
+"""What would the backend do with this model, and why? One compiled run, and the records it left behind.
+
+    report = flex_inductor.explain(model)(x)
+    print(report)
+
+The run is isolated: code that is already compiled keeps its cache entries and its recompile budget.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch._dynamo.eval_frame import innermost_fn
+from torch._dynamo.utils import counters
+
+from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
+from flex_inductor.report.graphs import write_graphs
+from flex_inductor.report.text import to_text
+
+BackendName = Literal["flex", "flex_eager"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every attention site of a model.
+
+    reports: one for each compiled graph, in order of compilation.
+    graph_breaks: reason -> how often Dynamo broke the graph there.
+    """
+
+    reports: tuple[GraphReport, ...]
+    graph_breaks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> list[Decision]:
+        return [d for r in self.reports for d in r.decisions]
+
+    @property
+    def rewritten(self) -> int:
+        return sum(r.rewritten for r in self.reports)
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        return [r.fallback for r in self.reports if r.fallback]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The time of each pass over all graphs."""
+        total: dict[str, float] = {}
+        for report in self.reports:
+            for name, spent in report.seconds.items():
+                total[name] = total.get(name, 0.0) + spent
+        return total
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the graphs stay behind, `graphs` writes them."""
+        sites = [{"graph": i, **d.as_dict()} for i, r in enumerate(self.reports) for d in r.decisions]
+        return {
+            "rewritten": self.rewritten,
+            "declined": len(sites) - self.rewritten,
+            "graphs": len(self.reports),
+            "graph_breaks": self.graph_breaks,
+            "fallbacks": [str(f) for f in self.fallbacks],
+            "seconds": self.seconds,
+            "sites": sites,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def graphs(self, directory: str | Path) -> list[Path]:
+        """Writes every graph before and after as text, DOT and SVG; returns the files."""
+        return write_graphs(self.reports, Path(directory))
+
+
+def explain(
+    model: Callable[..., Any],
+    *,
+    rewrite: Literal["auto", "always", "never"] = "always",
+    backend: BackendName = "flex_eager",
+    dynamic: bool | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Report]:
+    """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done.
+
+    model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
+    caches handed in) happen, and grad mode and training mode are those of the caller.
+    rewrite: "always" tells what can be rewritten, "auto" what would be, profit considered.
+    backend: "flex_eager" generates no code; "flex" does, and so also finds what fails there.
+
+    Whatever the model raises is raised here.
+    """
+    inner = _uncompiled(model)
+    compiler = _fresh(backend, {"rewrite": rewrite, **(options or {})})
+
+    def run(*args: Any, **kwargs: Any) -> Report:
+        before = dict(counters["graph_break"])
+        compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **_isolation())
+        # automatic dynamic shapes: Dynamo would remember these inputs, and later compilations would turn dynamic
+        with listen() as reports, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            compiled(*args, **kwargs)
+        breaks = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
+        return Report(tuple(reports), {why: n for why, n in breaks.items() if n})
+
+    return run
+
+
+def _fresh(name: BackendName, options: dict[str, Any]) -> Callable[..., Any]:
+    """The backend under a new identity: Dynamo reuses what it compiled for an equal backend, and there would be
+    nothing to report."""
+    from flex_inductor import backend as backends
+
+    known = {"flex": backends.flex, "flex_eager": backends.flex_eager}
+    if name not in known:
+        raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
+    chosen = known[name]
+
+    def compile_graph(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        return chosen(gm, example_inputs, options=dict(options))
+
+    return compile_graph
+
+
+def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    if getattr(inner, "_compiled_call_impl", None) is not None:
+        return inner._call_impl
+    return innermost_fn(inner)
+
+
+def _isolation() -> dict[str, Any]:
+    """Cache entries of our own, where torch has them (2.13); older releases share them, which costs the caller one
+    entry of the recompile limit."""
+    known = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    return {"isolate_recompiles": True} if known else {}

@@ -1,0 +1,186 @@
+"""A tiny random-weight build of any Hugging Face model type, to see what would become of its attention.
+
+Nothing is downloaded: the configuration is the type's default, shrunk by the names of its fields, and the inputs follow
+from the signature of `forward`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+WIDTH, HEADS, LENGTH, VOCAB = 64, 4, 64, 160
+
+SIZES = (
+    (WIDTH, "hidden_size d_model n_embd embed_dim hidden_dim dim embedding_size projection_dim word_embed_proj_dim"),
+    (96, "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim moe_intermediate_size"),
+    (HEADS, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"),
+    (HEADS, "num_local_experts num_experts n_routed_experts"),
+    (2, "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers"),
+    (2, "num_experts_per_tok num_key_value_heads num_kv_heads"),
+    (WIDTH // HEADS, "head_dim d_kv query_pre_attn_scalar qk_nope_head_dim v_head_dim kv_lora_rank sliding_window"),
+    (8, "patch_size qk_rope_head_dim num_mel_bins"),
+    (32, "image_size q_lora_rank"),
+    (2 * LENGTH, "max_position_embeddings n_positions max_target_positions max_sequence_length"),
+    (LENGTH, "max_source_positions"),
+    (VOCAB, "vocab_size"),
+)
+SMALL = {name: size for size, names in SIZES for name in names.split()}
+
+SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("swin", "swinv2", "donut-swin", "maskformer-swin"), SWIN),
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 32},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
+    "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary"},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+}
+"""What no rule by name can know: fields that depend on each other, or without which the type's own attention is off."""
+
+
+class HubError(Exception):
+    """The model cannot be built; the text is one line for the user."""
+
+
+def tiny_model(model_type: str, seed: int = 0) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """(model, keyword arguments of forward) in float32 and eval mode, with eager attention and a right-padded batch.
+
+    Raises HubError if transformers is missing, the type is unknown, or no input could be made up for it."""
+    auto = _transformers()
+    known = auto.CONFIG_MAPPING
+    if model_type not in known:
+        near = difflib.get_close_matches(model_type, list(known), n=3)
+        raise HubError(f"unknown model type {model_type!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    torch.manual_seed(seed)
+    try:
+        model = _build(auto, known[model_type]()).eval()
+    except Exception as error:
+        raise HubError(f"{model_type} cannot be built small: {type(error).__name__}: {error}") from error
+    return model, _inputs(model, model_type)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise HubError("hf: needs the transformers package; pip install 'flex-inductor[hf]'") from error
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def _build(auto: Any, default: Any) -> torch.nn.Module:
+    """The first of the general classes that knows this configuration, or the class the type's own module has for it."""
+    config = _shrunk(default)
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText"):
+        family = getattr(auto, name, None)
+        if family is not None and type(config) in family._model_mapping:
+            return family.from_config(config, attn_implementation="eager")
+    config._attn_implementation = "eager"
+    return _own_class(type(config))(config)
+
+
+def _own_class(config_class: type) -> Any:
+    package, _, stem = config_class.__module__.rpartition(".")
+    module = importlib.import_module(f"{package}.{stem.replace('configuration', 'modeling')}")
+    for value in vars(module).values():
+        own = inspect.isclass(value) and getattr(value, "config_class", None) is config_class
+        if own and not value.__name__.endswith("PreTrainedModel"):
+            return value
+    raise ValueError("no model class knows it")
+
+
+def _shrunk(config: Any) -> Any:
+    """The same configuration class at a tiny size, sub-configurations included."""
+    fields = {n: v for n in config.to_dict() if (v := _small(config, n, getattr(config, n, None))) is not None}
+    special = SPECIAL.get(config.model_type, {})
+    if "depths" in special:
+        fields.pop("hidden_size", None)
+    try:
+        return type(config)(**{**fields, **_layer_types(config), **special})
+    except AttributeError:  # some types compute layer_types from other fields
+        return type(config)(**{**fields, **special})
+
+
+def _small(config: Any, name: str, value: Any) -> Any:
+    """The value a field shrinks to, None if it stays as it is."""
+    if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+        return _shrunk(value)
+    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+        return {**value, "mrope_section": [WIDTH // HEADS // 2 - 4, 2, 2]}
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if name in ("num_key_value_heads", "num_kv_heads") and value == getattr(config, "num_attention_heads", None):
+        return HEADS
+    if name.endswith("_token_id") and value >= VOCAB:
+        return VOCAB - 1 - value % 8
+    return min(value, SMALL[name]) if name in SMALL else None
+
+
+def _layer_types(config: Any) -> dict[str, Any]:
+    """One layer of each kind, where a configuration lists the kinds of its layers."""
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        return {}
+    layers = (kinds + kinds[-1:])[: max(2, len(kinds))]
+    return {"layer_types": layers, "num_hidden_layers": len(layers)}
+
+
+def _inputs(model: torch.nn.Module, model_type: str) -> dict[str, Any]:
+    """The first made-up set of arguments the model runs with: everything it takes, or one modality alone."""
+    takes = inspect.signature(model.forward).parameters
+    config: Any = model.config
+    each = [make(config) for make in (_text, _image, _audio, _frames)]
+    sets = [{**each[2], **each[1], **each[0]}, *each]
+    errors = []
+    for candidate in sets:
+        arguments = {k: v for k, v in candidate.items() if k in takes}
+        if not arguments.keys() - {"attention_mask", "decoder_input_ids", "use_cache"}:
+            continue
+        try:
+            with torch.no_grad():
+                model(**arguments)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        else:
+            return arguments
+    raise HubError(
+        f"no input could be made up for {model_type}: {errors[0] if errors else 'nothing it takes is known'}"
+    )
+
+
+def _text(config: Any) -> dict[str, Any]:
+    """Two sentences, the second padded on the right, as a tokenizer gives them."""
+    ids = torch.randint(8, VOCAB - 16, (2, LENGTH))
+    mask = torch.ones_like(ids)
+    mask[1, LENGTH * 3 // 4 :] = 0
+    pad = getattr(config, "pad_token_id", None)
+    ids = ids.masked_fill(mask == 0, pad if isinstance(pad, int) and 0 <= pad < VOCAB else 0)
+    return {"input_ids": ids, "attention_mask": mask, **_decoder(), "use_cache": False}
+
+
+def _image(config: Any) -> dict[str, Any]:
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", 32)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = getattr(vision, "num_channels", 3)
+    return {"pixel_values": torch.randn(2, channels, height, width), "use_cache": False}
+
+
+def _audio(config: Any) -> dict[str, Any]:
+    bins, frames = getattr(config, "num_mel_bins", 8), 2 * getattr(config, "max_source_positions", LENGTH)
+    features = torch.randn(2, bins, frames)
+    return {"input_features": features, "input_values": torch.randn(2, 4000), **_decoder(), "use_cache": False}
+
+
+def _frames(config: Any) -> dict[str, Any]:
+    """Audio with time before frequency."""
+    audio = _audio(config)
+    return {**audio, "input_features": audio["input_features"].mT}
+
+
+def _decoder() -> dict[str, Any]:
+    return {"decoder_input_ids": torch.randint(8, VOCAB - 16, (2, LENGTH // 2))}

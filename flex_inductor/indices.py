@@ -1,0 +1,146 @@
+"""Integer index arithmetic on sympy expressions: what view operators do to the position of an element.
+
+Positions are non-negative integer symbols, each with a size (`Sizes`), so `FloorDiv(b*H + h, H)` becomes `b`. Functions
+come from torch's own sympy library, which Inductor prints as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sympy
+import torch
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+Sizes = Mapping[sympy.Symbol, sympy.Expr]
+"""The number of values of each position symbol."""
+
+
+def position(name: str) -> sympy.Symbol:
+    """A fresh position: two of the same name are different symbols."""
+    return sympy.Dummy(name, integer=True, nonnegative=True)
+
+
+def size_expr(size: int | torch.SymInt) -> sympy.Expr:
+    """A tensor's size or stride as a sympy expression."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def is_zero(expr: sympy.Expr) -> bool:
+    return expr.is_zero is True or sympy.expand(expr).is_zero is True
+
+
+def same(a: sympy.Expr, b: sympy.Expr) -> bool:
+    """Whether both are the same number whatever the sizes; False where that is not known."""
+    return a == b or is_zero(a - b)
+
+
+def upper(expr: sympy.Expr, sizes: Sizes) -> sympy.Expr | None:
+    """The largest value of an affine expression with non-negative coefficients; None if it is not of that form."""
+    bound = sympy.expand(expr)
+    for symbol in bound.free_symbols & sizes.keys():
+        slope = bound.diff(symbol) if bound.is_polynomial(symbol) else None
+        if slope is None or slope.has(symbol) or slope.is_nonnegative is not True:
+            return None
+        bound = bound.subs(symbol, sizes[symbol] - 1)
+    return sympy.expand(bound)
+
+
+def below(expr: sympy.Expr, limit: sympy.Expr, sizes: Sizes) -> bool:
+    """Whether 0 <= expr < limit is known."""
+    if expr.is_Integer and limit.is_Integer:
+        return bool(0 <= expr < limit)
+    if expr.is_nonnegative is not True:
+        return False
+    if isinstance(expr, Mod) and same(expr.args[1], limit):
+        return True
+    if isinstance(expr, FloorDiv):
+        top = upper(expr.args[0], sizes)
+        return top is not None and (top - limit * expr.args[1]).is_negative is True
+    top = upper(expr, sizes)
+    return top is not None and sympy.expand(top - limit).is_negative is True
+
+
+def _parts(expr: sympy.Expr, divisor: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
+    """expr = quotient * divisor + rest, with all terms that divisor divides in the quotient."""
+    quotient, rest = sympy.S.Zero, sympy.S.Zero
+    for term in sympy.Add.make_args(sympy.expand(expr)):
+        ratio = sympy.cancel(term / divisor) if not term.is_Integer or divisor.is_Integer else term / divisor
+        if ratio.is_integer and not ratio.has(sympy.Pow) and sympy.denom(ratio) == 1:
+            quotient += ratio
+        else:
+            rest += term
+    return quotient, rest
+
+
+def floordiv(expr: sympy.Expr, divisor: sympy.Expr, sizes: Sizes) -> sympy.Expr:
+    """expr // divisor, simplified with the sizes of the positions."""
+    if divisor == 1:
+        return expr
+    quotient, rest = _parts(expr, divisor)
+    if rest == 0 or below(rest, divisor, sizes):
+        return quotient
+    return quotient + FloorDiv(rest, divisor)
+
+
+def mod(expr: sympy.Expr, divisor: sympy.Expr, sizes: Sizes) -> sympy.Expr:
+    """expr mod divisor for a non-negative expr, simplified with the sizes of the positions."""
+    if divisor == 1:
+        return sympy.S.Zero
+    _, rest = _parts(expr, divisor)
+    if rest == 0 or below(rest, divisor, sizes):
+        return rest
+    return Mod(rest, divisor) if rest.is_nonnegative else expr - FloorDiv(expr, divisor) * divisor
+
+
+def join(expr: sympy.Expr) -> sympy.Expr:
+    """Puts quotient and remainder together again: `(x // n) * n + x % n` becomes `x`."""
+    for remainder in expr.atoms(Mod):
+        value, divisor = remainder.args
+        whole = FloorDiv(value, divisor) * divisor
+        rest = sympy.expand(expr - remainder - whole)
+        if not rest.has(remainder) and len(sympy.Add.make_args(rest)) <= len(sympy.Add.make_args(expr)) - 2 + (rest == 0):
+            return join(rest + value)
+    return expr
+
+
+def flatten(index: Sequence[sympy.Expr], shape: Sequence[sympy.Expr]) -> sympy.Expr:
+    """The row-major position of an element."""
+    flat: sympy.Expr = sympy.S.Zero
+    for entry, size in zip(index, shape):
+        flat = flat * size + entry
+    return join(sympy.expand(flat))
+
+
+def unflatten(flat: sympy.Expr, shape: Sequence[sympy.Expr], sizes: Sizes) -> list[sympy.Expr]:
+    """The index of the element at a row-major position."""
+    index: list[sympy.Expr] = []
+    for size in reversed(shape[1:]):
+        index.append(mod(flat, size, sizes))
+        flat = floordiv(flat, size, sizes)
+    return [flat, *reversed(index)] if shape else []
+
+
+def reshape(
+    index: Sequence[sympy.Expr], new: Sequence[sympy.Expr], old: Sequence[sympy.Expr], sizes: Sizes
+) -> list[sympy.Expr]:
+    """Where element `index` of a tensor viewed as shape `new` lies in the tensor of shape `old`.
+
+    Works on groups of neighbouring dimensions with equal products, so that untouched dimensions stay untouched."""
+    result: list[sympy.Expr] = []
+    i, j = 0, 0
+    while i < len(new) or j < len(old):
+        first, second, left, right = i, j, sympy.S.One, sympy.S.One
+        i, left = (i + 1, new[i]) if i < len(new) else (i, left)
+        j, right = (j + 1, old[j]) if j < len(old) else (j, right)
+        while not same(left, right) and (i < len(new) or j < len(old)):
+            grow_new = j == len(old) or (i < len(new) and (left - right).is_negative is True)
+            if grow_new and i < len(new):
+                left, i = left * new[i], i + 1
+            elif j < len(old):
+                right, j = right * old[j], j + 1
+            else:
+                left, i = left * new[i], i + 1
+        flat = flatten(index[first:i], new[first:i])
+        result += unflatten(flat, old[second:j], sizes)
+    return result

@@ -1,0 +1,66 @@
+"""The options of `torch.compile(model, backend="flex", options={...})`.
+
+Ours have names of their own; everything else goes to Inductor, which knows its own. Each of ours can also be given by an
+environment variable, FLEX_INDUCTOR_ and its name in capitals; what is given in `options` wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ENVIRONMENT = "FLEX_INDUCTOR_"
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "rewrite": ("auto", "always", "never"),
+    "on_failure": ("fallback", "raise"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """rewrite: "auto" rewrites what pays, "always" whatever can be, "never" nothing.
+    on_failure: after a failure of ours, "fallback" compiles the graph untouched and warns, "raise" raises."""
+
+    rewrite: str = "auto"
+    on_failure: str = "fallback"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"option {name!r} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
+    """Ours, and the settings for Inductor: its own options, and what `mode` stands for. `mode` may be a key of options, too,
+    because torch.compile takes only one of the two."""
+    given = dict(options or {})
+    mode = given.pop("mode", None) or mode
+    names = [f.name for f in dataclasses.fields(Options)]
+    ours = {n: os.environ[key] for n in names if (key := ENVIRONMENT + n.upper()) in os.environ}
+    ours |= {n: given.pop(n) for n in names if n in given}
+    unknown = [n for n in given if n.replace("-", "_") not in inductor_names()]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} for backend 'flex'; its own options are {', '.join(names)} and mode, and "
+            f"Inductor's are {', '.join(sorted(inductor_names()))}"
+        )
+    return Options(**ours), inductor_settings(mode, given)
+
+
+def inductor_names() -> set[str]:
+    return set(torch._inductor.list_options())
+
+
+def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Inductor's own reading of mode and options, its errors included."""
+    if mode is not None and mode not in torch._inductor.list_mode_options():
+        known = ", ".join(map(repr, torch._inductor.list_mode_options()))
+        raise ValueError(f"unknown mode {mode!r} for backend 'flex'; it must be one of {known}")
+    wrapper = torch._TorchCompileInductorWrapper(mode, options, dynamic=None)
+    return dict(wrapper.config)

@@ -1,0 +1,1 @@
+"""Views of the decision records: text for people, pictures of graphs. Nothing here decides anything."""

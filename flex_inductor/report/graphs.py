@@ -1,0 +1,51 @@
+"""Every graph before and after, as text, as DOT and as a picture, with the rewritten region marked.
+
+`graph0.before.txt`, `graph0.before.dot`, `graph0.before.svg`, and the same with `after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flex_inductor.decisions import GraphReport
+from flex_inductor.report.drawing import Drawing, drawing
+from flex_inductor.report.svg import svg
+
+
+def write_graphs(reports: Iterable[GraphReport], directory: Path) -> list[Path]:
+    """Writes six files a graph (three where nothing was rewritten); returns them in order."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return [path for i, report in enumerate(reports) for path in _write(report, directory / f"graph{i}")]
+
+
+def _write(report: GraphReport, stem: Path) -> list[Path]:
+    gone, new = regions(report)
+    sides = {"before": (report.before, gone)}
+    if report.after is not report.before:
+        sides["after"] = (report.after, new)
+    written = []
+    for side, (module, region) in sides.items():
+        picture = drawing(module.graph, region)
+        texts = {"txt": module.print_readable(print_output=False), "dot": dot(picture), "svg": svg(picture)}
+        for kind, text in texts.items():
+            path = stem.with_name(f"{stem.name}.{side}.{kind}")
+            path.write_text(text)
+            written.append(path)
+    return written
+
+
+def regions(report: GraphReport) -> tuple[set[str], set[str]]:
+    """Names of the nodes that the rewrite took out, and of those that it put in."""
+    before, after = ({n.name for n in module.graph.nodes} for module in (report.before, report.after))
+    return before - after, after - before
+
+
+def dot(picture: Drawing) -> str:
+    """Graphviz text."""
+    boxes = [
+        f'  "{b.name}" [label="{b.label}\\n{b.detail}"{", style=filled, fillcolor=gold" if b.marked else ""}];'
+        for b in picture.boxes.values()
+    ]
+    edges = [f'  "{a}" -> "{b}";' for a, b in picture.edges]
+    return "\n".join(["digraph {", "  node [shape=box, fontname=monospace];", *boxes, *edges, "}", ""])

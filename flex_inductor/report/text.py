@@ -1,0 +1,102 @@
+"""The report as text: a headline, then each distinct decision once, however many layers repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from flex_inductor.decisions import Decision
+
+if TYPE_CHECKING:
+    from flex_inductor.explain import Report
+
+WIDTH = 120
+
+
+def to_text(report: Report) -> str:
+    """Plain text, without colours."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDTH, color_system=None).print(render(report))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def render(report: Report) -> RenderableType:
+    """Something rich can print, with colours where the terminal has them."""
+    return Group(headline(report), *(section for group in groups(report) for section in group), *footer(report))
+
+
+def headline(report: Report) -> Text:
+    found = f"{_count(len(report.sites), 'attention site')} in {_count(len(report.reports), 'graph')}"
+    if not report.sites:
+        return Text(f"No attention found: {found}.", style="bold")
+    return Text(
+        f"{found}: {report.rewritten} rewritten, {len(report.sites) - report.rewritten} declined.", style="bold"
+    )
+
+
+def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
+    """Decisions that differ in nothing but their place are shown once."""
+    seen: dict[Decision, list[tuple[str, Decision]]] = {}
+    for label, decision in _labelled(report):
+        seen.setdefault(dataclasses.replace(decision, site="", node=""), []).append((label, decision))
+    for members in seen.values():
+        yield _title(members), Padding(_details(members[0][1]), (0, 0, 0, 2))
+
+
+def footer(report: Report) -> Iterator[RenderableType]:
+    yield Text()
+    for fallback in report.fallbacks:
+        yield Text(f"fallback: {fallback}", style="red")
+    for reason, count in report.graph_breaks.items():
+        yield Text(f"graph break ({count}x): {_first_line(reason)}", style="yellow")
+    times = ", ".join(f"{name} {spent * 1e3:.1f}" for name, spent in report.seconds.items())
+    yield Text(f"passes in ms: {times or 'none ran'}", style="dim")
+
+
+def _labelled(report: Report) -> Iterator[tuple[str, Decision]]:
+    several = sum(bool(r.decisions) for r in report.reports) > 1
+    for i, graph in enumerate(report.reports):
+        for decision in graph.decisions:
+            yield f"graph{i}/{decision.site}" if several else decision.site, decision
+
+
+def _title(members: list[tuple[str, Decision]]) -> Text:
+    (first, decision), (last, _) = members[0], members[-1]
+    names = first if len(members) == 1 else f"{first} .. {last} ({len(members)} alike)"
+    style = "bold green" if decision.rewritten else "bold yellow"
+    return Text.assemble("\n", (names, "bold"), "  ", (decision.verdict, style))
+
+
+def _details(decision: Decision) -> Table:
+    rows = [
+        ("source", decision.source),
+        ("because", decision.reason),
+        ("at node", decision.node),
+        ("matched", decision.matched),
+        ("score_mod", decision.score_mod),
+        ("mask_mod", decision.mask_mod),
+        ("sparsity", decision.sparsity),
+        *(("note", note) for note in decision.notes),
+    ]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        if value:
+            table.add_row(Text(label, style="dim"), Text(value))
+    return table
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason given"

@@ -1,0 +1,1 @@
+"""Lowering: what the devices can do with a flex_attention call."""

@@ -1,0 +1,246 @@
+"""The passes: from a Dynamo graph to one whose attention is torch's flex_attention operator.
+
+    normalize -> find -> lift -> split -> decide -> emit -> clean
+
+Each is a function of the state before it, in a file of its own. `rewrite` runs them, takes the time of each, and says which
+one failed if one does. The given graph is never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.passes import clean as clean_pass
+from flex_inductor.passes import emit as emit_pass
+from flex_inductor.passes import find as find_pass
+from flex_inductor.passes import normalize as normalize_pass
+from flex_inductor.passes import records, sdpa, sites
+from flex_inductor.passes import split as split_pass
+from flex_inductor.passes.find import Found
+from flex_inductor.passes.lift import rule_name
+from flex_inductor.passes.materialise import Materialiser
+from flex_inductor.passes.normalize import AtenGraph
+from flex_inductor.passes.operands import dtype_of
+from flex_inductor.passes.result import Result, locate
+from flex_inductor.passes.site import Candidate, Declined, Site
+from flex_inductor.passes.storage import Storage
+from flex_inductor.scalar import Expr
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be lowered: all that a device must be able to do."""
+
+    device: str
+    dtype: object
+    training: bool
+    head_dims: tuple[object, object]
+    heads: object
+    plain: bool
+
+
+Refusal = Callable[[Request], str | None]
+"""Why a site cannot, or should not, be lowered; None if it can."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One anchor on its way through the passes; `why` ends it."""
+
+    found: Found
+    result: Result | None = None
+    site: Site | None = None
+    zeroed: Expr | None = None
+    why: Declined | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """What the passes know of one graph."""
+
+    gm: fx.GraphModule
+    refuse: Refusal
+    aten: AtenGraph | None = None
+    storage: Storage | None = None
+    work: tuple[Work, ...] = ()
+    changed: bool = False
+
+    def each(self, step: Callable[[Work], Work]) -> State:
+        """Takes every open piece of work one step further; a step may decline it."""
+
+        def go(work: Work) -> Work:
+            if work.why is not None:
+                return work
+            try:
+                return step(work)
+            except Declined as why:
+                return replace(work, why=why)
+
+        return replace(self, work=tuple(go(w) for w in self.work))
+
+
+class PassFailed(Exception):
+    """A pass raised what it should not: its name, and the exception as the cause."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def normalize(state: State) -> State:
+    aten = normalize_pass.normalize(state.gm)
+    return replace(state, aten=aten, storage=Storage(aten) if aten is not None else None)
+
+
+def find(state: State) -> State:
+    if state.aten is None:
+        return state
+    return replace(state, work=tuple(_opened(f, state.aten) for f in find_pass.find(state.aten)))
+
+
+def _opened(found: Found, aten: AtenGraph) -> Work:
+    if isinstance(found.site, Declined):
+        return Work(found, why=found.site)
+    try:
+        return Work(found, locate(aten, found.site.result))
+    except Declined as why:
+        return Work(found, why=why)
+
+
+def lift(state: State) -> State:
+    def step(work: Work) -> Work:
+        assert isinstance(work.found.site, Candidate) and work.result is not None and state.storage is not None
+        until = work.result.node.meta["position"]
+        if find_pass.is_sdpa(work.found.anchor):
+            return replace(work, site=sdpa.build(work.found.site, state.storage, until))
+        site, zeroed = sites.build(work.found.site, state.storage, until)
+        return replace(work, site=site, zeroed=zeroed)
+
+    return state.each(step)
+
+
+def split(state: State) -> State:
+    def step(work: Work) -> Work:
+        assert work.site is not None
+        safe = rule_name(work.found.anchor) != "_softmax" and not rule_name(work.found.anchor).startswith(("exp", "div"))
+        return replace(work, site=split_pass.scaled(split_pass.split(work.site, work.zeroed, safe)))
+
+    return state.each(step)
+
+
+def decide(state: State) -> State:
+    """Leaves what the device cannot do, and what does not pay."""
+
+    def step(work: Work) -> Work:
+        assert work.site is not None and work.result is not None
+        reason = state.refuse(request_of(work.site, work.result))
+        if reason is not None:
+            raise Declined(reason, work.found.anchor)
+        return work
+
+    return state.each(step)
+
+
+def request_of(site: Site, result: Result) -> Request:
+    value = result.node.meta["val"]
+    dims = sum(n for *_, n in site.products), site.channels
+    plain = find_pass.is_sdpa(site.candidate.anchor) and sdpa.is_plain(site.candidate)
+    return Request(value.device.type, dtype_of(site), trains(result), dims, site.at.size(site.at.h), plain)
+
+
+def trains(result: Result) -> bool:
+    """Whether gradients will flow through a value."""
+    return bool(result.node.meta["grad"] and getattr(result.dynamo.meta.get("example_value"), "requires_grad", False))
+
+
+def emit(state: State) -> State:
+    if state.aten is None or state.storage is None:
+        return state
+    emitter = emit_pass.Emitter(state.gm, Materialiser(state.gm.graph, state.aten), state.storage)
+
+    def step(work: Work) -> Work:
+        assert work.site is not None and work.result is not None
+        emitter.emit(work.site, work.result, trains(work.result))
+        return work
+
+    return replace(state.each(step), changed=True)
+
+
+def clean(state: State) -> State:
+    replaced = [w.result.dynamo for w in state.work if w.why is None and w.result is not None]
+    if replaced and state.aten is not None and state.storage is not None:
+        clean_pass.clean(state.gm.graph, state.aten, state.storage, replaced)
+    return state
+
+
+PIPELINE: tuple[tuple[str, Callable[[State], State]], ...] = (
+    ("normalize", normalize),
+    ("find", find),
+    ("lift", lift),
+    ("split", split),
+    ("decide", decide),  # before emit: what cannot be lowered must not be rewritten
+    ("emit", emit),
+    ("clean", clean),
+)
+
+
+@dataclass
+class Run:
+    """One walk through the pipeline, with the bodies of higher-order operators."""
+
+    refuse: Refusal
+    seconds: dict[str, float] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def rewrite(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The rewritten copy of a graph."""
+        copy = copy_of(gm)
+        for name, body in list(normalize_pass.bodies(copy)):
+            copy.add_submodule(name, self.rewrite(body))
+        state = State(copy, self.refuse)
+        for name, run in PIPELINE:
+            start = time.perf_counter()
+            try:
+                state = run(state)
+            except Exception as error:
+                raise PassFailed(name) from error
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.decisions += [self.record(i, w) for i, w in enumerate(state.work, len(self.decisions))]
+        copy.graph.lint()
+        copy.recompile()
+        return copy
+
+    def record(self, number: int, work: Work) -> Decision:
+        name = f"site{number}"
+        if work.why is not None:
+            return records.declined(name, work.found, work.why, work.site)
+        assert work.site is not None
+        return records.rewritten(name, work.found, work.site)
+
+
+def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with a graph of its own; nodes keep their metadata, attributes are shared."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(gm.graph, values)
+    end = next(n for n in gm.graph.nodes if n.op == "output")
+    graph.output(output, type_expr=getattr(end, "type", None))
+    list(graph.nodes)[-1].meta.update(end.meta)
+    copy = fx.GraphModule(gm, graph, type(gm).__name__)
+    copy.meta.update(gm.meta)
+    return copy
+
+
+def rewrite(gm: fx.GraphModule, refuse: Refusal) -> GraphReport:
+    """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph, or gm
+    itself if nothing was rewritten."""
+    run = Run(refuse)
+    after = run.rewrite(gm)
+    changed = any(d.rewritten for d in run.decisions)
+    return GraphReport(tuple(run.decisions), gm, after if changed else gm, run.seconds)

@@ -1,0 +1,68 @@
+"""clean: takes away what only the replaced attention needed: scores, masks, the writes that built them.
+
+Only what the replaced values come from is looked at, so assertions and everything else without readers stay. A write is
+needed as long as anybody reads its memory.
+
+Declines: nothing; what may have an effect stays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from flex_inductor.passes.normalize import AtenGraph, opaque
+from flex_inductor.passes.storage import Storage, written
+
+
+def by_origin(aten_graph: AtenGraph) -> dict[fx.Node, list[fx.Node]]:
+    """The ATen nodes of each Dynamo node."""
+    found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in aten_graph.graph.nodes:
+        found[node.meta["origin"]].append(node)
+    return found
+
+
+def has_effect(operators: Iterable[fx.Node]) -> bool:
+    """Whether operators do anything beyond their results and writes: draw random numbers, or what is not known."""
+    return any(
+        n.target is opaque or torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in operators
+    )
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    seen = set(nodes)
+    todo = list(seen)
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                todo.append(source)
+    return seen
+
+
+def clean(graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: list[fx.Node]) -> None:
+    """Erases what nothing reads any more, among what the replaced nodes come from."""
+    operators = by_origin(aten_graph)
+    candidates = ancestors(replaced)
+    writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
+    for node in aten_graph.graph.nodes:
+        for target in written(node):
+            for alias in storage.aliases(target):
+                writers[alias.meta["origin"]].add(node.meta["origin"])
+    candidates |= {w for node in list(candidates) for w in writers[node]}
+    candidates = {n for n in candidates if n.op.startswith("call") and not has_effect(operators[n])}
+    live = {n for n in graph.nodes if n not in candidates}
+    todo = list(live)
+    while todo:
+        node = todo.pop()
+        for needed in (*node.all_input_nodes, *writers[node]):
+            if needed not in live:
+                live.add(needed)
+                todo.append(needed)
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)

@@ -1,0 +1,132 @@
+"""emit: a site becomes a call of torch's flex_attention operator, in the Dynamo graph.
+
+    attn = torch.matmul(p, v)   ->   out = flex_attention(q, k, v, score_mod, block_mask, scale, ...); attn = out[0]
+
+The only file that builds the call. Columns beyond the keys (sinks) are keys of zeros, whose score the score_mod gives.
+
+Declines: operands that no view arranges; values that cannot be computed again.
+"""
+
+from __future__ import annotations
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import compat, scalar
+from flex_inductor.indices import size_expr
+from flex_inductor.passes.blocks import block_mask
+from flex_inductor.passes.materialise import Materialiser
+from flex_inductor.passes.mods import Captured, ModWriter
+from flex_inductor.passes.operands import dtype_of, operands
+from flex_inductor.passes.result import Result, rebuild
+from flex_inductor.passes.site import Site
+from flex_inductor.passes.storage import Storage
+from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
+
+aten = torch.ops.aten
+VIEWS_IN_PLACE = {"view", "view_as"}
+
+
+def score_of(site: Site) -> Expr:
+    """The score of every column of the call."""
+    if not site.extra:
+        return site.score
+    inside, keys = _columns(site)
+    score = scalar.substitute(site.score, inside)
+    for i, extra in enumerate(site.extra):
+        beyond = compare("eq", index(site.at.k), index(keys + i))
+        score = scalar.where(beyond, scalar.cast(extra, site.score.dtype), score)
+    return score
+
+
+def mask_of(site: Site) -> Expr:
+    """The columns of the call that may be attended."""
+    mask = site.mask if site.mask is not None else scalar.TRUE
+    if not site.extra or mask == scalar.TRUE:
+        return mask
+    inside, keys = _columns(site)
+    return logical_or(compare("ge", index(site.at.k), index(keys)), scalar.substitute(mask, inside))
+
+
+def _columns(site: Site) -> tuple[object, sympy.Expr]:
+    """A map that keeps loads for columns beyond the keys inside their buffers, and the number of keys."""
+    k, keys = site.at.k, site.at.size(site.at.k)
+    near = clamp(k, keys)
+    return (lambda e: e.xreplace({k: near}) if e.has(k) else e), keys
+
+
+class Emitter:
+    """Emits the sites of one graph."""
+
+    def __init__(self, gm: fx.GraphModule, make: Materialiser, storage: Storage) -> None:
+        self.gm, self.make, self.storage = gm, make, storage
+        self.count = 0
+
+    def emit(self, site: Site, result: Result, training: bool) -> None:
+        """Replaces the result by the call. Raises Declined without having changed the program."""
+        self.make.forget()
+        before = set(self.gm.graph.nodes)
+        try:
+            with self.gm.graph.inserting_before(result.dynamo):
+                value = self.value(site, result, training)
+        except Exception:
+            for node in reversed([n for n in self.gm.graph.nodes if n not in before]):
+                self.gm.graph.erase_node(node)
+            raise
+        result.dynamo.replace_all_uses_with(value, propagate_meta=True)
+
+    def value(self, site: Site, result: Result, training: bool) -> fx.Node:
+        """The new nodes; the last has the result's value."""
+        device = result.node.meta["val"].device
+        query, key, value = operands(self.make, site, self.storage)
+        score_mod, score_reads = self.module("score_mod", score_of(site), site, True)
+        mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
+        blocks = block_mask(self.make, mask_mod, device)
+        options = compat.kernel_options(device, training)
+        call = self.make.call(
+            compat.flex_attention_hop, query, key, value, score_mod, blocks, site.scale, options, score_reads, mask_reads
+        )
+        out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
+        wanted = result.node.meta["val"].dtype
+        out = out if wanted == dtype_of(site) else self.make.graph.call_method("to", (out, wanted))
+        return self.make.graph.call_method("contiguous", (out,)) if needs_strides(result.dynamo) else out
+
+    def module(self, name: str, expr: Expr, site: Site, with_score: bool) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+        """A mod as a submodule of the graph, and the nodes that it captures."""
+        writer = ModWriter(site.at, with_score)
+        module = writer.finish(expr, name, sizes_of)
+        attribute = f"flex_{name}_{self.count}"
+        self.count += 1
+        self.gm.add_submodule(attribute, module)
+        return self.make.graph.get_attr(attribute), self.reads(writer)
+
+    def reads(self, writer: ModWriter) -> tuple[fx.Node, ...]:
+        """The captured tensors and sizes, in the order of the placeholders."""
+        nodes = {place: self.buffer(*key) for key, place in writer.captured.tensors.items()}
+        nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
+        return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
+
+    def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...]) -> fx.Node:
+        value = self.make.value(node)
+        for dim, place in reversed(selected):
+            value = self.make.call(aten.select.int, value, dim, self.make.size(place))
+        return value
+
+
+def sizes_of(captured: Captured) -> set[sympy.Symbol]:
+    """All symbols in the shapes of captured tensors: torch's C++ template must be told of each."""
+    shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node, _ in captured.tensors]
+    return {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
+
+
+def needs_strides(node: fx.Node) -> bool:
+    """Whether the program may notice other strides than eager's: by a view that cannot copy, or outside the graph."""
+    for user in node.users:
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if user.op == "output" or name in VIEWS_IN_PLACE or name in ("stride", "as_strided", "is_contiguous"):
+            return True
+        if name in ("transpose", "permute", "unsqueeze", "squeeze", "getitem", "movedim", "swapaxes", "t", "mT", "expand"):
+            if needs_strides(user):
+                return True
+    return False

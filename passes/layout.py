@@ -1,0 +1,192 @@
+"""From an index map back to a tensor: which view of a tensor has its element [b, h, s, d] at the mapped index?
+
+The entries of the map are digits of positions: with `h = kv * G + g`, keys that are shared by groups have the entry `h // G`,
+heads that were split have `h // G` and `h % G`. Digits can be put into any order by a permutation, absent ones by an
+expansion, and neighbours merged by a reshape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.indices import Sizes, same, size_expr
+from flex_inductor.passes.lift_rules.views import INDEX_MAPS
+from flex_inductor.passes.lift import NoRule, rule_name
+from flex_inductor.passes.site import Operand
+from flex_inductor.passes.storage import Storage
+
+TRANSPARENT = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
+    "alias", "clone",
+})  # fmt: skip
+
+
+END = 1 << 62
+
+
+@dataclass(frozen=True)
+class Digit:
+    """(symbol // unit) % size, of a position symbol."""
+
+    symbol: sympy.Symbol
+    unit: sympy.Expr
+    size: sympy.Expr
+
+
+def digit(entry: sympy.Expr, size: sympy.Expr) -> Digit | None:
+    """One entry of an index map as a digit; None if it is anything else."""
+    unit: sympy.Expr = sympy.S.One
+    while isinstance(entry, (FloorDiv, Mod)):
+        inner, divisor = entry.args
+        if isinstance(entry, FloorDiv):
+            unit = unit * divisor
+        entry = inner
+    return Digit(entry, unit, size) if entry.is_Symbol else None
+
+
+def digits(operand: Operand) -> list[Digit | None] | None:
+    """The digits of an index map, None for constant entries; None in all if some entry is no digit."""
+    found: list[Digit | None] = []
+    for entry, size in zip(operand.index, operand.node.meta["val"].shape):
+        if not entry.free_symbols:
+            found.append(None)
+            continue
+        one = digit(entry, size_expr(size))
+        if one is None:
+            return None
+        found.append(one)
+    return found
+
+
+def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operand]:
+    """The operand, and the tensors that it is a view (or an unchanged copy) of, upward."""
+    yield operand
+    node, index = operand.node, operand.index
+    while node.op == "call_function" and rule_name(node) in TRANSPARENT and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        if storage.writes(source, node.meta["position"], END) or source.meta["grad"] != node.meta["grad"]:
+            return
+        try:
+            index = INDEX_MAPS[rule_name(node)](_Sizes(sizes), node, index)  # type: ignore[arg-type]
+        except NoRule:
+            return
+        node = source
+        yield Operand(node, tuple(index))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """All that index maps need of a lifter."""
+
+    sizes: Sizes
+
+
+def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
+    """The furthest source whose entries are digits, with the `whole` positions undivided."""
+    best = operand
+    for source in sources(operand, storage, sizes):
+        found = digits(source)
+        if found is None:
+            continue
+        if all(d is None or d.symbol not in whole or same(d.size, sizes[d.symbol]) for d in found):
+            best = source
+    return best
+
+
+def uses(operand: Operand, symbol: sympy.Symbol) -> list[Digit]:
+    return [d for d in digits(operand) or () if d is not None and d.symbol == symbol]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the wanted tensor: the positions symbol // unit."""
+
+    symbol: sympy.Symbol
+    size: sympy.Expr
+    unit: sympy.Expr = sympy.S.One
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How to get the wanted view: select constant dimensions, permute, expand to `expanded`, reshape to `shape`.
+
+    added: places at which dimensions of size one are inserted after the permutation, before expanding."""
+
+    selected: tuple[tuple[int, sympy.Expr], ...]
+    order: tuple[int, ...]
+    added: tuple[int, ...]
+    expanded: tuple[sympy.Expr, ...]
+    shape: tuple[sympy.Expr, ...]
+
+
+def arrange(operand: Operand, axes: Sequence[Axis]) -> Arrangement | None:
+    """The view of the operand whose dimensions are the axes; None if there is none."""
+    found = digits(operand)
+    if found is None:
+        return None
+    selected = tuple((i, operand.index[i]) for i, d in enumerate(found) if d is None)
+    kept = [d for d in found if d is not None]
+    order: list[int] = []
+    added: list[int] = []
+    expanded: list[sympy.Expr] = []
+    for axis in axes:
+        mine = sorted((i for i, d in enumerate(kept) if d.symbol == axis.symbol), key=lambda i: _rank(kept[i].unit))
+        levels = _levels([kept[i] for i in mine], axis)
+        if levels is None:
+            return None
+        places = iter(mine)
+        for present, size in levels:
+            if present:
+                order.append(next(places))
+            else:
+                added.append(len(expanded))
+            expanded.append(size)
+    if len(order) != len(kept):
+        return None
+    return Arrangement(selected, tuple(order), tuple(added), tuple(expanded), tuple(a.size for a in axes))
+
+
+def _rank(unit: sympy.Expr) -> tuple[int, int]:
+    """Larger units first; sizes that are not known count as larger than any number."""
+    symbols = len(unit.free_symbols)
+    return (-symbols, -int(unit.as_coeff_Mul()[0]))
+
+
+def _levels(mine: Sequence[Digit], axis: Axis) -> list[tuple[bool, sympy.Expr]] | None:
+    """(present, size) of the digits that make up an axis, the absent ones included."""
+    levels: list[tuple[bool, sympy.Expr]] = []
+    top = axis.size * axis.unit
+    for d in mine:
+        gap = sympy.cancel(top / (d.unit * d.size))
+        if sympy.denom(gap) != 1 or (gap.is_Integer and gap < 1):
+            return None
+        if gap != 1:
+            levels.append((False, gap))
+        levels.append((True, d.size))
+        top = d.unit
+    rest = sympy.cancel(top / axis.unit)
+    if sympy.denom(rest) != 1 or (rest.is_Integer and rest < 1):
+        return None
+    return levels if rest == 1 and levels else [*levels, (False, rest)]
+
+
+def radix(entry: sympy.Expr, sizes: Mapping[sympy.Symbol, sympy.Expr]) -> list[sympy.Symbol] | None:
+    """The positions that make up a number, most significant first: `a * n + b` for b < n."""
+    terms: dict[sympy.Symbol, sympy.Expr] = {}
+    for term in sympy.Add.make_args(sympy.expand(entry)):
+        symbols = [s for s in term.free_symbols if s in sizes]
+        if len(symbols) != 1:
+            return [] if term == 0 else None
+        terms[symbols[0]] = sympy.cancel(term / symbols[0])
+    ordered = sorted(terms, key=lambda s: _rank(terms[s]))
+    weight: sympy.Expr = sympy.S.One
+    for symbol in reversed(ordered):
+        if not same(terms[symbol], weight):
+            return None
+        weight = weight * sizes[symbol]
+    return ordered

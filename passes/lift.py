@@ -1,0 +1,194 @@
+"""lift: what is the element of this tensor at this index, as a scalar expression?
+
+    mask = torch.arange(S)[:, None] >= torch.arange(S)      at (q, k)   ->   q >= k
+    bias = table(bucket).permute(2, 0, 1)                   at (h, q, k) ->   load(table, bucket(k - q), h)
+
+Views remap the index, pointwise operators map through, creation operators become closed forms, gathers become loads at a
+lifted index, joins become case distinctions: one small function an operator, in the tables of `lift_rules`. What has no rule
+is a leaf: a captured buffer, loaded at the lifted index. A product of something of the rows with something of the columns
+is a `dot`. Values are read at a position of the program, and writes before that position are applied in order.
+
+Declines: when a buffer is written to after the score read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from flex_inductor import scalar
+from flex_inductor.indices import Sizes, size_expr
+from flex_inductor.passes.site import Declined
+from flex_inductor.passes.regions import written_region
+from flex_inductor.passes.storage import Storage, Write, written
+from flex_inductor.scalar import Expr
+
+Index = tuple[sympy.Expr, ...]
+Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
+"""(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
+ARITHMETIC = frozenset({"const", "index", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+
+
+class NoRule(Exception):
+    """An operator, or this use of it, is not understood: the value becomes a leaf."""
+
+
+@dataclass
+class Lifter:
+    """Lifts values of one graph, as one site reads them.
+
+    rows, cols: the position symbols that number the queries and the keys. batch symbols belong to neither.
+    sizes: the number of values of every position symbol.
+    until: the program position at which captured buffers will be read.
+    grad: the grad mode of the site. What was computed in another mode is not lifted through where gradients could flow.
+    leaves: nodes that must not be lifted through.
+    store: whether arithmetic that does not vary with both rows and columns is left to the program, and loaded.
+    anchor: the operator whose element is named `probabilities` instead of lifted.
+    """
+
+    storage: Storage
+    rules: Mapping[str, Rule]
+    sizes: Sizes
+    rows: frozenset[sympy.Symbol]
+    cols: frozenset[sympy.Symbol]
+    until: int
+    grad: bool
+    leaves: frozenset[fx.Node] = frozenset()
+    anchor: fx.Node | None = None
+    store: bool = True
+    memo: dict[tuple[fx.Node, Index, int], Expr] = field(default_factory=dict)
+
+    def lift(self, node: fx.Node, index: Sequence[sympy.Expr], at: int | None = None) -> Expr:
+        """The element of node at index, as read at a program position (default: when it was made)."""
+        at = node.meta["position"] + 1 if at is None else at
+        if not self.storage.is_written(node):
+            at = node.meta["position"] + 1
+        key = (node, tuple(index), at)
+        if key not in self.memo:
+            self.memo[key] = self._lift(node, self.clip(node, index), at)
+        return self.memo[key]
+
+    def arg(self, value: Any, index: Sequence[sympy.Expr], at: int) -> Expr:
+        """An operator's argument: a tensor, broadcast to the index, or a number."""
+        if isinstance(value, fx.Node):
+            own = index[len(index) - value.meta["val"].dim() :]
+            return self.lift(value, own, at)
+        return number(value)
+
+    def clip(self, node: fx.Node, index: Sequence[sympy.Expr]) -> Index:
+        """The index, with 0 in dimensions of size one: broadcasting."""
+        shape = node.meta["val"].shape
+        return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
+
+    def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
+        if node is self.anchor:
+            return Expr("probabilities", (index,), node.meta["val"].dtype)
+        try:
+            for target in written(node):  # an in-place operator returns what it wrote to
+                return self.lift(target, index, at)
+            writes = self.storage.writes(node, node.meta["position"], at)
+            if writes:
+                return self._after_write(writes[-1], node, index, at)
+            return self._by_rule(node, index, at)
+        except NoRule:
+            return self.leaf(node, index, at)
+
+    def _after_write(self, write: Write, node: fx.Node, index: Index, at: int) -> Expr:
+        """The value after a write: the operator's where it wrote to this tensor or to a region of it."""
+        region = written_region(write.target, node, index)
+        if region is not None:
+            condition, own = region
+            new = self.apply(write.node, own, write.position)
+            if condition != scalar.TRUE and scalar.has_load(new):
+                sizes = map(size_expr, write.target.meta["val"].shape)
+                new = self.apply(write.node, tuple(map(scalar.clamp, own, sizes)), write.position)
+            return scalar.where(condition, *same_kind(new, self.lift(node, index, write.position)))
+        if self.is_view(node):
+            return self._by_rule(node, index, at)
+        raise NoRule
+
+    def is_view(self, node: fx.Node) -> bool:
+        return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])
+
+    def _by_rule(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """A view is read when it is read; anything else read its arguments when it was made."""
+        value = self.apply(node, index, at if self.is_view(node) else node.meta["position"])
+        if self.store and self.better_stored(value, index):
+            raise NoRule
+        return value
+
+    def apply(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """The element that an operator computes from arguments read at a program position."""
+        if node in self.leaves or node.op != "call_function" or self.stops_gradient(node):
+            raise NoRule
+        rule = self.rules.get(rule_name(node))
+        if rule is None:
+            raise NoRule
+        return rule(self, node, index, at)
+
+    def stops_gradient(self, node: fx.Node) -> bool:
+        """Lifting through an operator of another grad mode would let gradients through, or stop them."""
+        return self.grad != node.meta["grad"] and node.meta["val"].dtype.is_floating_point
+
+    def better_stored(self, value: Expr, index: Index) -> bool:
+        """Arithmetic on something that does not vary with both q and k is better done once than for every score."""
+        symbols = set().union(*(i.free_symbols for i in index)) if index else set()
+        if self.varies(symbols, self.rows) and self.varies(symbols, self.cols):
+            return False
+        if not value.dtype.is_floating_point:
+            return False
+        return any(x.op not in ARITHMETIC for x in scalar.walk(value)) and scalar.has_load(value)
+
+    def varies(self, symbols: set[sympy.Symbol], over: frozenset[sympy.Symbol]) -> bool:
+        """Whether any of these symbols, or the loads among them, depend on a set of positions."""
+        for s in symbols:
+            inner = scalar.positions(s.expr) if isinstance(s, scalar.Atom) else {s}
+            if inner & over:
+                return True
+        return False
+
+    def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """A load from the value itself, which must still be there when the attention runs."""
+        if self.storage.writes(node, at - 1, self.until):
+            raise Declined("a tensor that the score reads is written to before the attention runs", node)
+        value = node.meta["val"]
+        known = value.constant if isinstance(value, FakeTensor) else value
+        if known is not None and known.numel() == 1:
+            return scalar.const(known.item(), value.dtype)
+        if value.dtype.is_complex:
+            raise Declined("the score reads a complex tensor", node)
+        return scalar.load(node, index, value.dtype)
+
+    def depends(self, index: Sequence[sympy.Expr]) -> tuple[bool, bool]:
+        """Whether an index varies with the rows, and with the columns."""
+        symbols: set[sympy.Symbol] = set().union(*(i.free_symbols for i in index)) if index else set()
+        return self.varies(symbols, self.rows), self.varies(symbols, self.cols)
+
+
+def rule_name(node: fx.Node) -> str:
+    """The name by which rules know an operator: its overloads and its in-place form are one."""
+    packet = getattr(node.target, "_overloadpacket", None)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
+    return name.removesuffix("_") if not name.startswith("_") and not name.endswith("__") else name
+
+
+def same_kind(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """Two values of one dtype: that of the second, which was there before."""
+    return scalar.cast(a, b.dtype), b
+
+
+def number(value: Any) -> Expr:
+    """A Python or symbolic number."""
+    if isinstance(value, bool):
+        return scalar.const(value, torch.bool)
+    if isinstance(value, (int, torch.SymInt)):
+        return scalar.index(size_expr(value))
+    if isinstance(value, float):
+        return scalar.const(value, torch.float64)
+    raise NoRule

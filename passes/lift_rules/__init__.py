@@ -1,0 +1,15 @@
+"""The lift rules: operator name -> function, one table a kind of operator."""
+
+from collections.abc import Mapping
+
+from flex_inductor.passes.lift import Rule
+from flex_inductor.passes.lift_rules import create, gather, joins, pointwise, products, views
+
+RULES: Mapping[str, Rule] = {
+    **views.RULES,
+    **pointwise.RULES,
+    **create.RULES,
+    **gather.RULES,
+    **joins.RULES,
+    **products.RULES,
+}

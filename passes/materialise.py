@@ -1,0 +1,104 @@
+"""Values of the ATen view as nodes of the Dynamo graph.
+
+Most have a Dynamo node of their own. A value in between (the cast that autocast made inside a matmul, the product inside an
+einsum) is computed once more by its ATen operator; what was computed twice, AOTAutograd's common subexpression elimination
+merges again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor import compat
+from flex_inductor.indices import size_expr
+from flex_inductor.passes.normalize import AtenGraph, opaque
+from flex_inductor.passes.site import Declined
+from flex_inductor.passes.storage import written
+
+aten = torch.ops.aten
+
+
+class Materialiser:
+    """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
+
+    def __init__(self, graph: fx.Graph, aten_graph: AtenGraph) -> None:
+        self.graph, self.aten_graph = graph, aten_graph
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.sizes: dict[sympy.Expr, Any] = {}
+        self.symbols = symbol_nodes(graph)
+
+    def forget(self) -> None:
+        """Nodes made for one site may come too late for another."""
+        self.made, self.sizes = {}, {}
+
+    def value(self, node: fx.Node) -> fx.Node:
+        if node in self.aten_graph.value_of:
+            return self.aten_graph.value_of[node]
+        if node not in self.made:
+            self.made[node] = self.make(node)
+        return self.made[node]
+
+    def make(self, node: fx.Node) -> fx.Node:
+        target: Any = node.target
+        random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+        if node.op != "call_function" or target is opaque or random or any(True for _ in written(node)):
+            raise Declined("a value inside an operator is needed, and cannot be computed again", node)
+        convert = lambda x: self.argument(x)  # noqa: E731
+        args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
+        return self.graph.call_function(target, args, kwargs)
+
+    def argument(self, x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return self.value(x)
+        if isinstance(x, torch.SymInt):
+            return self.size(size_expr(x))
+        return x
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
+
+    def size(self, expr: sympy.Expr) -> Any:
+        """A size as a number, or as the node that has it."""
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self.sizes:
+            self.sizes[expr] = self.make_size(expr)
+        return self.sizes[expr]
+
+    def make_size(self, expr: sympy.Expr) -> fx.Node:
+        if expr.is_Symbol:
+            if expr not in self.symbols:
+                raise Declined(f"the size {expr} is no input of the graph")
+            return self.symbols[expr]
+        functions = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
+        for kind, function in functions.items():
+            if isinstance(expr, kind):
+                first, *rest = [self.size(a) for a in expr.args]
+                for x in rest:
+                    first = self.call(function, first, x)
+                return first
+        raise Declined(f"the size {expr} cannot be computed in the graph")
+
+    def shape(self, sizes: Sequence[sympy.Expr]) -> list[Any]:
+        return [self.size(s) for s in sizes]
+
+
+def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
+    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that it is named after: only that is
+    known to the C++ template."""
+    found: dict[sympy.Symbol, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):
+            size = node.meta["example_value"]
+            expr = size_expr(size)
+            if expr.is_Symbol and (expr not in found or compat.own_symbol(size) == expr):
+                found[expr] = node
+    return found

@@ -1,0 +1,206 @@
+"""Scalar expressions as graphs: the bodies of score_mod and mask_mod.
+
+    where(q >= k, dot + bias[h, k], -inf)   ->   def forward(score, b, h, q_idx, kv_idx, bias): ...
+
+Written the way Dynamo writes them: captured tensors are read by `getitem` with scalar tensors, sizes are captured integers.
+All arithmetic is in float32 at least.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.passes.site import Coordinates, Declined
+from flex_inductor.scalar import Atom, Expr
+
+Selected = tuple[tuple[int, sympy.Expr], ...]
+"""Dimensions of a captured tensor that are read at one place only, and that place."""
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    **{op: getattr(operator, op) for op in ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne", "pow")},
+    "div": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": torch.logical_not,
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+    "elu": torch.nn.functional.elu,
+    "softplus": torch.nn.functional.softplus,
+    **{
+        op: getattr(torch, op)
+        for op in (
+            "abs exp exp2 expm1 log log2 log1p sqrt rsqrt reciprocal tanh sigmoid sin cos tan atan erf sign floor ceil "
+            "round minimum maximum"
+        ).split()
+    },
+}
+SWAPPED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne", "minimum": "minimum", "maximum": "maximum"}
+
+
+@dataclass
+class Captured:
+    """What a mod reads besides its arguments, in order of its placeholders."""
+
+    tensors: dict[tuple[fx.Node, Selected], fx.Node] = field(default_factory=dict)
+    symbols: dict[sympy.Symbol, fx.Node] = field(default_factory=dict)
+
+
+class ModWriter:
+    """Writes one expression into a graph of its own."""
+
+    def __init__(self, at: Coordinates, with_score: bool) -> None:
+        self.graph = fx.Graph()
+        self.captured = Captured()
+        self.memo: dict[Any, Any] = {}
+        names = ("score",) * with_score + ("b", "h", "q_idx", "kv_idx")
+        inputs = [self.graph.placeholder(n) for n in names]
+        self.score = inputs[0] if with_score else None
+        self.positions = dict(zip((at.b, at.h, at.q, at.k), inputs[with_score:]))
+        self.last = inputs[-1]
+
+    def finish(self, expr: Expr, name: str, also: Callable[[Captured], set[sympy.Symbol]]) -> fx.GraphModule:
+        """The graph that returns the expression. also: sizes to capture although the expression does not read them."""
+        value = self.value(expr)
+        for symbol in sorted(also(self.captured), key=str):
+            self.size(symbol)
+        if not isinstance(value, fx.Node):
+            value = self.constant(value, expr.dtype)
+        self.graph.output(value)
+        self.graph.lint()
+        return fx.GraphModule({}, self.graph, name)
+
+    def constant(self, value: Any, dtype: torch.dtype) -> fx.Node:
+        """A number as a scalar tensor."""
+        kind = torch.bool if dtype == torch.bool else torch.float32
+        one = self.positions[next(iter(self.positions))]
+        return self.call(torch.full_like, one, value, dtype=kind)
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(function, args, kwargs)
+
+    def placeholder(self, name: str) -> fx.Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.placeholder(name)
+        return self.last
+
+    def value(self, x: Expr) -> Any:
+        if x not in self.memo:
+            self.memo[x] = self.write(x)
+        return self.memo[x]
+
+    def write(self, x: Expr) -> Any:
+        if x.op == "const":
+            return x.value
+        if x.op == "index":
+            return self.integer(x.args[0])
+        if x.op == "dot":
+            return self.score
+        if x.op == "load":
+            return self.load(x)
+        if x.op in ("float", "trunc"):
+            value = self.value(x.args[0])
+            dtype = torch.float32 if x.op == "float" else torch.int64
+            return self.graph.call_method("to", (value, dtype)) if isinstance(value, fx.Node) else value
+        if x.op == "where":
+            return self.where(x)
+        return self.function(x)
+
+    def where(self, x: Expr) -> Any:
+        condition, a, b = (self.value(arg) for arg in x.args)
+        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
+            a = self.constant(a, x.dtype) if x.dtype.is_floating_point else self.call(torch.full_like, self.tensor(), a)
+        return self.call(torch.where, condition, a, b)
+
+    def tensor(self) -> fx.Node:
+        return self.positions[next(iter(self.positions))]
+
+    def function(self, x: Expr) -> Any:
+        """An operator; a number on the left of one that wants a tensor there changes sides."""
+        if x.op not in FUNCTIONS:
+            raise Declined(f"no code for `{x.op}` in a score_mod")
+        args = [self.value(a) for a in x.args]
+        if x.op in SWAPPED and not isinstance(args[0], fx.Node) and isinstance(args[1], fx.Node):
+            return self.function_of(SWAPPED[x.op], args[::-1])
+        if len(args) > 2 and x.op in ("and", "or"):
+            result = args[0]
+            for arg in args[1:]:
+                result = self.call(FUNCTIONS[x.op], result, arg)
+            return result
+        return self.function_of(x.op, args)
+
+    def function_of(self, op: str, args: list[Any]) -> Any:
+        if op in ("minimum", "maximum") and not isinstance(args[1], fx.Node):
+            side = "max" if op == "minimum" else "min"
+            return self.call(torch.clamp, args[0], **{side: args[1]})
+        if len(args) == 1 and not isinstance(args[0], fx.Node):
+            args = [self.constant(args[0], torch.float32)]
+        return self.call(FUNCTIONS[op], *args)
+
+    def load(self, x: Expr) -> fx.Node:
+        buffer, index = x.args
+        selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
+        key = (buffer, selected)
+        if key not in self.captured.tensors:
+            self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
+        value = self.captured.tensors[key]
+        places = [self.integer(i) for d, i in enumerate(index) if not self.is_fixed(i)]
+        if places:
+            value = self.call(operator.getitem, value, tuple(places))
+        if x.dtype in (torch.bfloat16, torch.float16):
+            value = self.graph.call_method("to", (value, torch.float32))
+        return value
+
+    def is_fixed(self, place: sympy.Expr) -> bool:
+        """Whether a place is the same for every score."""
+        return not (place.free_symbols & self.positions.keys()) and not place.has(Atom)
+
+    def integer(self, e: sympy.Expr) -> Any:
+        """Index arithmetic."""
+        if e not in self.memo:
+            self.memo[e] = self.write_integer(e)
+        return self.memo[e]
+
+    def write_integer(self, e: sympy.Expr) -> Any:
+        if e.is_Integer:
+            return int(e)
+        if isinstance(e, Atom):
+            return self.value(e.expr)
+        if e.is_Symbol:
+            return self.positions[e] if e in self.positions else self.size(e)
+        if isinstance(e, (sympy.Add, sympy.Mul)):
+            return self.fold(operator.add if e.is_Add else operator.mul, e)
+        if isinstance(e, (FloorDiv, Mod)):
+            function = operator.floordiv if isinstance(e, FloorDiv) else operator.mod
+            return self.call(function, *map(self.integer, e.args))
+        if e.is_Pow and e.exp.is_Integer and e.exp > 0:
+            return self.call(operator.pow, self.integer(e.base), int(e.exp))
+        raise Declined(f"no code for the index {e}")
+
+    def fold(self, function: Callable[..., Any], e: sympy.Expr) -> Any:
+        """A sum or product, the terms with positions first, so that the result is a tensor; -1 * x is written as x - ..."""
+        terms = sorted(e.args, key=lambda t: (not t.free_symbols & self.positions.keys(), t.is_Integer, str(t)))
+        if e.is_Add:
+            terms.sort(key=lambda t: bool(t.could_extract_minus_sign()))
+        result = self.integer(terms[0])
+        for term in terms[1:]:
+            if e.is_Add and term.could_extract_minus_sign():
+                result = self.call(operator.sub, result, self.integer(-term))
+            else:
+                result = self.call(function, result, self.integer(term))
+        return result
+
+    def size(self, symbol: sympy.Symbol) -> fx.Node:
+        """A tensor size that is not known at compile time: a captured integer."""
+        if symbol not in self.captured.symbols:
+            self.captured.symbols[symbol] = self.placeholder(f"size_{symbol}")
+        return self.captured.symbols[symbol]

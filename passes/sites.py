@@ -1,0 +1,138 @@
+"""sites: from an anchor to a site that is understood, in the coordinates (b, h, q, k).
+
+Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands found
+there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the score.
+
+Declines: softmax over anything but the keys, a score without a product of queries and keys, dropout, scores or
+probabilities that something else reads, scores that depend on statistics of themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.indices import Sizes, position, size_expr
+from flex_inductor.passes import heads, privacy
+from flex_inductor.passes.lift import Lifter, rule_name
+from flex_inductor.passes.lift_rules import RULES
+from flex_inductor.passes.lift_rules.products import product
+from flex_inductor.passes.scores import drop_statistics, merge_dots
+from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
+from flex_inductor.passes.softmax import columns, probabilities
+from flex_inductor.passes.storage import Storage
+from flex_inductor.scalar import Expr
+
+
+@dataclass(frozen=True)
+class View:
+    """Coordinates of the product with the values: the index of its result, and what the positions mean."""
+
+    index: tuple[sympy.Expr, ...]
+    row: sympy.Symbol
+    key: sympy.Symbol
+    channel: sympy.Symbol
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What one round of lifting finds."""
+
+    value: Operand
+    score: Expr
+    extra: tuple[Expr, ...]
+    zeroed: Expr | None
+    dots: tuple[Expr, ...]
+
+
+def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    """The site of a candidate, its score not yet parted, and the condition under which probabilities are kept.
+
+    until: the position in the program at which the attention will run. Raises Declined."""
+    outer, row = position("c"), position("m")
+    first = view_of(candidate, outer, row)
+    found = lift(candidate, first, storage, until)
+    privacy.check([d.args[0] for d in found.dots], candidate.result)
+    plan = heads.plan(
+        heads.Operands(
+            [d.args[1] for d in found.dots], [d.args[2] for d in found.dots], found.value, outer, row, first.key, storage,
+            first.sizes,
+        )
+    )
+    keys = {first.key: first.sizes[first.key]}
+    index = tuple(e.xreplace({outer: plan.outer, row: plan.row}) for e in first.index)
+    sizes = {**plan.sizes, **keys, first.channel: first.sizes[first.channel]}
+    exact = lift(candidate, View(index, plan.q, first.key, first.channel, sizes), storage, until)
+    site = Site(
+        candidate=candidate,
+        at=Coordinates(plan.b, plan.h, plan.q, first.key, {**plan.sizes, **keys}),
+        group=plan.group,
+        products=tuple(d.args[1:] for d in exact.dots),
+        value=exact.value,
+        channel=first.channel,
+        channels=first.sizes[first.channel],
+        score=exact.score,
+        extra=exact.extra,
+        merged=plan.merged,
+        row_first=plan.row_first,
+    )
+    return site, exact.zeroed
+
+
+def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
+    """The coordinates of the product itself."""
+    node, name = candidate.result, rule_name(candidate.result)
+    if name not in ("mm", "bmm"):
+        raise Declined(f"the product with the values is a {name}", node)
+    channel, key, first = position("e"), position("k"), candidate.probabilities == 0
+    index = (*((outer,) if name == "bmm" else ()), *((row, channel) if first else (channel, row)))
+    weights: fx.Node = node.args[candidate.probabilities]  # type: ignore[assignment]
+    sizes = {
+        outer: sympy.S.One,
+        **dict(zip(index, map(size_expr, node.meta["val"].shape))),
+        key: size_expr(weights.meta["val"].shape[-1 if first else -2]),
+    }
+    return View(index, row, key, channel, sizes)
+
+
+def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lifted:
+    """Probabilities, then scores, in the given coordinates."""
+    result = product(candidate.result, rule_name(candidate.result), view.index)
+    swap = {result.inner: view.key}
+    factors = [Operand(o.node, tuple(e.xreplace(swap) for e in o.index)) for o in (result.left, result.right)]
+    weights, value = factors if candidate.probabilities == 0 else factors[::-1]
+    lifter = Lifter(
+        storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
+    )
+    index, zeroed = probabilities(replace(lifter, anchor=candidate.anchor), weights, candidate.anchor)
+    found = columns(lifter, candidate.anchor, index, view.key)
+    dots = dots_of(found.score)
+    merged = merge_dots(found.score) if len(dots) > 1 else found.score
+    if len(dots) > 1 and len(dots_of(merged)) > 1:  # one raw score stays; the others are computed as they were, and loaded
+        lifter = replace(lifter, leaves=frozenset(d.args[0] for d in dots[1:]), memo={})
+        found = columns(lifter, candidate.anchor, index, view.key)
+        merged, dots = found.score, dots_of(found.score)
+    check_scores(candidate, dots, found.extra)
+    downstream = privacy.reachable([d.args[0] for d in dots], upward=False)
+    score, extra = drop_statistics(merged, found.extra, view.key, downstream)
+    return Lifted(value, score, extra, zeroed, dots)
+
+
+def dots_of(score: Expr) -> tuple[Expr, ...]:
+    """The raw scores in an expression, in program order."""
+    return tuple(sorted((x for x in scalar.walk(score) if x.op == "dot"), key=lambda x: x.args[0].meta["position"]))
+
+
+def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
+    if not dots:
+        raise Declined("the scores are no product of queries and keys", candidate.anchor)
+    for column in extra:
+        if dots_of(column):
+            raise Declined("a column that the values do not see is a product itself", candidate.anchor)
+    if candidate.anchor.meta["val"].dtype == torch.float64:
+        raise Declined("the softmax is computed in float64", candidate.anchor)

@@ -1,0 +1,154 @@
+"""What a normalisation means: scores, by column, for every spelling of softmax.
+
+    _softmax(x, -1)                          score x
+    exp(log_softmax(x)), exp(x - logsumexp)  score x
+    exp(x - m) / sum(exp(x - m))             score x - m
+    exp(x - m) / (exp(-m) + sum(...))        score x, and a column of score 0: softmax-one
+    _softmax(cat([x, sink], -1))[..., :-1]   score x, and a column of score sink
+
+Columns that the values do not see are `extra`: keys of their own with a given score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import sympy
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.indices import join, same, size_expr
+from flex_inductor.passes.find import SOFTMAX
+from flex_inductor.passes.lift import Index, Lifter, rule_name
+from flex_inductor.passes.lift_rules.views import argument
+from flex_inductor.passes.site import Declined, Operand
+from flex_inductor.scalar import Expr, const
+
+MAX_EXTRA = 8
+DROPOUT = {"native_dropout", "bernoulli", "rand_like", "rand"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The score of the key column, and of the columns beyond."""
+
+    score: Expr
+    extra: tuple[Expr, ...] = ()
+
+
+def probabilities(lifter: Lifter, operand: Operand, anchor: fx.Node) -> tuple[Index, Expr | None]:
+    """Where in the anchor's result the weights of the values lie, and under which condition they are kept (None: always)."""
+    value = lifter.lift(operand.node, operand.index)
+    if value.op == "probabilities":
+        return value.args[0], None
+    if value.op == "where" and value.args[1].op == "probabilities" and _is(value.args[2], 0):
+        return value.args[1].args[0], value.args[0]
+    if value.op == "mul":
+        for weights, kept in (value.args, value.args[::-1]):
+            options = scalar.cases(kept)
+            if weights.op == "probabilities" and options and all(v.value in (0, 1) for _, v in options):
+                return weights.args[0], scalar.logical_or(*(c for c, v in options if v.value == 1))
+    raise Declined(*_changed(value, anchor))
+
+
+def _is(x: Expr, value: float) -> bool:
+    return x.is_const and x.value == value
+
+
+def _changed(value: Expr, anchor: fx.Node) -> tuple[str, fx.Node]:
+    """Why the weights of the values are not the probabilities."""
+    read = [x.args[0] for x in scalar.walk(value) if x.op == "load"]
+    upstream = [n for r in read for n in (r, *r.all_input_nodes)]
+    if any(rule_name(n) in DROPOUT for n in upstream):
+        return "dropout is active", next(n for n in upstream if rule_name(n) in DROPOUT)
+    return "the probabilities are changed between the softmax and the values", read[0] if read else anchor
+
+
+def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+    """The scores that an anchor normalises, at an index of its result."""
+    if rule_name(anchor) in SOFTMAX:
+        return _of_softmax(lifter, anchor, index, key)
+    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be seen, not loaded
+    value = lifter.apply(anchor, index, anchor.meta["position"])
+    if value.op == "exp":
+        return _of_log(lifter, value.args[0], anchor, key)
+    if value.op in ("div", "mul"):
+        return _of_quotient(lifter, value, anchor, key)
+    raise Declined("the exponential is normalised in a way that is not understood", anchor)
+
+
+def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+    source: fx.Node = softmax.args[0]  # type: ignore[assignment]
+    dim = int(softmax.args[1]) % len(index)  # type: ignore[call-overload]
+    entry = join(index[dim])
+    offset = sympy.expand(entry - key)
+    if offset.free_symbols & lifter.sizes.keys() or any(key in i.free_symbols for d, i in enumerate(index) if d != dim):
+        raise Declined("the softmax runs over another dimension than the keys", softmax)
+    size = size_expr(source.meta["val"].shape[dim])
+    behind = sympy.expand(size - offset - lifter.sizes[key])
+    if not (offset.is_Integer and behind.is_Integer and 0 <= offset + behind <= MAX_EXTRA):
+        raise Declined("columns of the scores are cut off behind the softmax", softmax)
+    places = [sympy.Integer(i) for i in range(int(offset))] + [size - behind + i for i in range(int(behind))]
+    whole = replace(lifter, store=False, memo={})  # a shift must be seen in every column
+    score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
+    return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
+
+
+def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
+    """exp of a log_softmax, or of a score less its log-sum-exp"""
+    if logarithm.op == "load" and rule_name(logarithm.args[0]) == "_log_softmax":
+        return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key)
+    if logarithm.op == "sub" and logarithm.args[1].op == "load":
+        score, (total, at) = logarithm.args[0], logarithm.args[1].args
+        if rule_name(total) == "logsumexp" and _reduced(lifter, total, at, key) == score:
+            return Columns(score)
+    raise Declined("the exponential is normalised in a way that is not understood", anchor)
+
+
+def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
+    """exp(x) / (sum(exp(x)) + rest)"""
+    above, under = quotient.args
+    if quotient.op == "mul" and under.op != "reciprocal":
+        above, under = under, above
+    if quotient.op == "mul" and under.op == "reciprocal":
+        under = under.args[0]
+    elif quotient.op == "mul":
+        under = const(math.nan, under.dtype)
+    terms = list(under.args) if under.op == "add" else [under]
+    totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
+    rest = [t for t in terms if t not in totals]
+    if above.op != "exp" or len(totals) != 1 or _reduced(lifter, *totals[0].args, key) != above:
+        raise Declined("the exponentials are not divided by their own sum", anchor)
+    return _beside(above.args[0], rest, anchor)
+
+
+def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
+    """The element that a reduction over the keys adds up."""
+    source: fx.Node = reduction.args[0]  # type: ignore[assignment]
+    dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
+    if not isinstance(dims, (list, tuple)) or len(dims) != 1:
+        return None
+    dim = dims[0] % rank
+    rest = list(index) if len(index) < rank else [i for d, i in enumerate(index) if d != dim]
+    if not same(size_expr(source.meta["val"].shape[dim]), lifter.sizes[key]):
+        return None
+    return lifter.lift(source, (*rest[:dim], key, *rest[dim:]))
+
+
+def _beside(score: Expr, rest: list[Expr], anchor: fx.Node) -> Columns:
+    """The scores of what is added to the sum: a number, or `exp(sink - m)` where the score is `x - m`."""
+    if not rest:
+        return Columns(score)
+    shift = score.args[1] if score.op == "sub" else None
+    if len(rest) == 1 and rest[0].is_const and rest[0].value > 0 and shift is None:
+        return Columns(score, (const(math.log(rest[0].value), score.dtype),))
+    if len(rest) == 1 and rest[0].op == "exp" and shift is not None:
+        other = rest[0].args[0]
+        if other.op == "neg" and other.args[0] == shift:
+            return Columns(score.args[0], (const(0.0, score.dtype),))
+        if other.op == "sub" and other.args[1] == shift:
+            return Columns(score.args[0], (other.args[0],))
+    raise Declined("what is added to the sum of the exponentials is not understood", anchor)
+
+

@@ -1,0 +1,145 @@
+"""split: which part of a score is a mask, and which is arithmetic?
+
+    where(q >= k, 0.25 * dot + bias[h], -inf)   ->   mask q >= k, score 0.25 * dot + bias[h]
+    0.25 * dot + where(pad[b, k], 0, finfo.min) ->   mask pad[b, k], score 0.25 * dot
+
+A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf, finfo.min,
+-1e9. A smaller constant (-10000 added) is a bias and stays in the score. Where a row may lose all of its keys, a finite fill
+still has a meaning (the mean of the values), which no mask can express: then everything stays in the score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import sympy
+import torch
+
+from flex_inductor import scalar
+from flex_inductor.indices import below, same
+from flex_inductor.passes.site import Coordinates, Declined, Site
+from flex_inductor.scalar import Expr, logical_and, logical_not
+
+LOW = -1e8
+"""Fills at or below this count as a mask: no score is within 104, where exp underflows to zero, of it by accident."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A score, parted. fills: the constants that hidden scores get."""
+
+    mask: Expr
+    score: Expr
+    fills: tuple[float, ...] = ()
+
+
+def is_fill(x: Expr) -> bool:
+    """Whether a constant hides what it replaces or is added to."""
+    if not x.is_const or x.dtype == torch.bool:
+        return False
+    lowest = torch.finfo(x.dtype).min if x.dtype.is_floating_point else -math.inf
+    return x.value <= LOW or x.value <= lowest / 2
+
+
+def part(x: Expr) -> Masked:
+    """The mask and the arithmetic of a score."""
+    if x.op == "where":
+        return _part_where(*x.args)
+    if x.op in ("add", "sub"):
+        return _part_sum(x)
+    if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:
+        inner = part(x.args[0])
+        return replace(inner, score=Expr(x.op, (inner.score, x.args[1]), x.dtype))
+    if x.op == "mul" and x.args[0].is_const and x.args[0].value > 0:
+        inner = part(x.args[1])
+        return replace(inner, score=Expr(x.op, (x.args[0], inner.score), x.dtype))
+    return Masked(scalar.TRUE, x)
+
+
+def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
+    if is_fill(b):
+        inner = part(a)
+        return Masked(logical_and(condition, inner.mask), inner.score, (*inner.fills, b.value))
+    if is_fill(a):
+        inner = part(b)
+        return Masked(logical_and(logical_not(condition), inner.mask), inner.score, (*inner.fills, a.value))
+    return Masked(scalar.TRUE, Expr("where", (condition, a, b), a.dtype))
+
+
+def _part_sum(x: Expr) -> Masked:
+    """Both sides may hide: a sum is hidden where one of them is."""
+    left, right = part(x.args[0]), Masked(scalar.TRUE, x.args[1])
+    if x.op == "add":
+        right = part(x.args[1])
+    mask, fills = logical_and(left.mask, right.mask), left.fills + right.fills
+    if right.score.is_const and right.score.value == 0:
+        return Masked(mask, left.score, fills)
+    if left.score.is_const and left.score.value == 0 and x.op == "add":
+        return Masked(mask, right.score, fills)
+    return Masked(mask, Expr(x.op, (left.score, right.score), x.dtype), fills)
+
+
+def keeps_a_key(mask: Expr, at: Coordinates) -> bool:
+    """Whether every row provably has a key: a witness (the diagonal, the first key, the last) satisfies the mask."""
+    witnesses = [sympy.S.Zero, sympy.expand(at.sizes[at.k] - 1)]
+    offset = sympy.expand(at.sizes[at.k] - at.sizes[at.q])
+    if below(at.q, at.sizes[at.k], at.sizes) or same(at.sizes[at.q], at.sizes[at.k]):
+        witnesses.append(at.q)
+    if offset.is_nonnegative:
+        witnesses.append(at.q + offset)
+    return any(at_key(mask, at, w) == scalar.TRUE for w in witnesses)
+
+
+def at_key(x: Expr, at: Coordinates, key: sympy.Expr) -> Expr:
+    """An expression at one key of each row."""
+    return scalar.substitute(x, lambda e: sympy.expand(e.xreplace({at.k: key})) if e.has(at.k) else e)
+
+
+def pull_scale(x: Expr) -> tuple[Expr, float]:
+    """Constant factors right at the raw score become the scale of the attention."""
+    if x.op in ("mul", "div") and x.args[1].is_const and x.args[0].op in ("dot", "mul", "div"):
+        inner, scale = pull_scale(x.args[0])
+        factor = float(x.args[1].value)
+        if inner.op == "dot" and factor != 0:
+            return inner, scale * factor if x.op == "mul" else scale / factor
+    if x.op == "mul" and x.args[0].is_const and x.args[1].op == "dot":
+        return x.args[1], float(x.args[0].value)
+    return x, 1.0
+
+
+def scaled(site: Site) -> Site:
+    """The site with the factors at its raw score in `scale`."""
+    scales: list[float] = []
+
+    def visit(x: Expr) -> Expr:
+        inner, scale = pull_scale(x)
+        if inner.op == "dot":
+            scales.append(scale)
+            return inner
+        return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
+
+    score = visit(site.score)
+    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 else site
+
+
+def split(site: Site, zeroed: Expr | None, safe: bool) -> Site:
+    """Parts a site's score into mask and arithmetic, as far as exactness allows.
+
+    zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
+    safe: whether the original gives 0 for a row without keys (SDPA)."""
+    found = part(site.score)
+    if zeroed is not None and zeroed != found.mask:
+        raise Declined("the probabilities are masked after the softmax", site.candidate.result)
+    if found.mask == scalar.TRUE:
+        return site
+    rows_give_zero = safe or zeroed is not None or bool(site.extra)
+    proven = keeps_a_key(found.mask, site.at)
+    if proven or rows_give_zero or all(f == -math.inf for f in found.fills):
+        notes = site.notes
+        if not (proven or rows_give_zero):
+            notes = (*notes, "a row without any key gives 0, where eager gives NaN")
+        return replace(site, score=found.score, mask=found.mask, notes=notes)
+    return replace(site, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))
+
+

@@ -1,0 +1,69 @@
+"""Scalar expressions as Python-like text, for people."""
+
+from __future__ import annotations
+
+import sympy
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.passes.site import Coordinates
+from flex_inductor.scalar import Atom, Expr
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
+         "ne": "!=", "and": "and", "or": "or", "floor_divide": "//", "remainder": "%", "pow": "**"}  # fmt: skip
+RANK = {"or": 1, "and": 2, "lt": 4, "le": 4, "gt": 4, "ge": 4, "eq": 4, "ne": 4, "add": 5, "sub": 5, "mul": 6, "div": 6,
+        "floor_divide": 6, "remainder": 6, "pow": 8}  # fmt: skip
+
+
+class Writer:
+    """Text of expressions over the four positions, which are written b, h, q, k."""
+
+    def __init__(self, at: Coordinates) -> None:
+        self.names = {at.b: "b", at.h: "h", at.q: "q", at.k: "k"}
+
+    def text(self, x: Expr, rank: int = 0) -> str:
+        if x.op == "const":
+            return _number(x.value)
+        if x.op == "index":
+            return self.integer(x.args[0], rank)
+        if x.op == "dot":
+            return "score"
+        if x.op == "load":
+            places = ", ".join(self.integer(i) for i in x.args[1])
+            return f"{x.args[0].name}[{places}]" if places else x.args[0].name
+        if x.op in INFIX:
+            own = RANK[x.op]
+            body = f" {INFIX[x.op]} ".join(self.text(a, own + (i > 0)) for i, a in enumerate(x.args))
+            return f"({body})" if own < rank else body
+        if x.op == "not":
+            return f"not {self.text(x.args[0], 3)}"
+        if x.op == "neg":
+            return f"-{self.text(x.args[0], 7)}"
+        name = {"trunc": "int"}.get(x.op, x.op)
+        return f"{name}({', '.join(self.text(a) for a in x.args)})"
+
+    def integer(self, e: sympy.Expr, rank: int = 0) -> str:
+        if isinstance(e, Atom):
+            return self.text(e.expr, rank)
+        if e.is_Symbol:
+            return self.names.get(e, str(e))
+        if isinstance(e, (FloorDiv, Mod)):
+            sign, own = ("//", 6) if isinstance(e, FloorDiv) else ("%", 6)
+            body = f"{self.integer(e.args[0], own)} {sign} {self.integer(e.args[1], own + 1)}"
+            return f"({body})" if own < rank else body
+        if e.is_Add:
+            terms = sorted(e.args, key=lambda t: (bool(t.could_extract_minus_sign()), t.is_Integer, self.integer(t)))
+            body = self.integer(terms[0], 5)
+            for term in terms[1:]:
+                minus = term.could_extract_minus_sign()
+                body += f" - {self.integer(-term, 6)}" if minus else f" + {self.integer(term, 6)}"
+            return f"({body})" if rank > 5 else body
+        if e.is_Mul:
+            body = " * ".join(self.integer(a, 6) for a in e.args)
+            return f"({body})" if rank > 6 else body
+        return str(e)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return str(value)

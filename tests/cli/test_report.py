@@ -1,0 +1,104 @@
+"""The views, on records made by hand: what is said, and that nothing is said twice."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+
+from flex_inductor.decisions import Decision, Fallback, GraphReport
+from flex_inductor.explain import Report
+from flex_inductor.report.drawing import drawing
+from flex_inductor.report.graphs import regions, write_graphs
+
+MOD = "def score_mod(score, b, h, q, k):\n    return score * 0.125 + bias[b, 0, q, k]"
+
+
+def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(q @ k.transpose(-2, -1), dim=-1) @ v
+
+
+def rewritten(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def site(i: int, **fields: object) -> Decision:
+    return Decision(**{"site": f"site{i}", "verdict": "rewritten", "source": "m.py:3", "matched": "softmax", **fields})
+
+
+@pytest.fixture
+def report() -> Report:
+    before, after = fx.symbolic_trace(plain), fx.symbolic_trace(rewritten)
+    alike = [site(i, score_mod=MOD) for i in range(3)]
+    odd = site(3, verdict="declined", reason="dropout is active", node="softmax_3 (2, 4, 8, 8) float32")
+    first = GraphReport((*alike, odd), before, after, {"find": 0.001, "lift": 0.002})
+    second = GraphReport((), before, before, {"find": 0.004}, Fallback("lift", "ValueError: boom"))
+    return Report((first, second), {"call to print\nmore": 2})
+
+
+def test_the_text_says_what_why_and_where(report: Report) -> None:
+    text = str(report)
+    assert text.startswith("4 attention sites in 2 graphs: 3 rewritten, 1 declined.")
+    for needed in ("dropout is active", "softmax_3 (2, 4, 8, 8) float32", "m.py:3", "passes in ms: find 5.0, lift 2.0"):
+        assert needed in text
+    assert "fallback: lift failed (ValueError: boom)" in text
+    assert "graph break (2x): call to print" in text
+
+
+def test_brackets_are_not_taken_for_markup(report: Report) -> None:
+    assert "bias[b, 0, q, k]" in str(report)
+
+
+def test_sites_alike_are_shown_once(report: Report) -> None:
+    text = str(report)
+    assert "site0 .. site2 (3 alike)  rewritten" in text
+    assert text.count("def score_mod") == 1
+
+
+def test_sites_that_differ_in_anything_are_shown_apart() -> None:
+    module = fx.symbolic_trace(plain)
+    both = Report((GraphReport((site(0), site(1, notes=("an empty row gives 0",))), module, module),))
+    assert "alike" not in str(both)
+    assert "an empty row gives 0" in str(both)
+
+
+def test_no_attention_is_said_plainly() -> None:
+    assert str(Report(())).startswith("No attention found: 0 attention sites in 0 graphs.")
+
+
+def test_json_holds_every_record(report: Report) -> None:
+    data = json.loads(report.to_json())
+    assert (data["rewritten"], data["declined"], data["graphs"]) == (3, 1, 2)
+    assert data["sites"][3]["reason"] == "dropout is active"
+    assert data["sites"][0]["graph"] == 0
+    assert data["seconds"] == {"find": 0.005, "lift": 0.002}
+
+
+def test_graphs_are_written_as_text_dot_and_svg(report: Report, tmp_path: Path) -> None:
+    names = [p.name for p in report.graphs(tmp_path / "new" / "folder")]
+    first = [f"graph0.{side}.{kind}" for side in ("before", "after") for kind in ("txt", "dot", "svg")]
+    assert names == [*first, "graph1.before.txt", "graph1.before.dot", "graph1.before.svg"]
+    for path in (tmp_path / "new" / "folder").glob("*.svg"):
+        ET.parse(path)
+
+
+def test_the_rewritten_region_is_marked_in_both_graphs(report: Report, tmp_path: Path) -> None:
+    gone, new = regions(report.reports[0])
+    assert gone == {"transpose", "matmul", "softmax", "matmul_1"}
+    assert new == {"scaled_dot_product_attention"}
+    write_graphs(report.reports, tmp_path)
+    assert (tmp_path / "graph0.before.dot").read_text().count("gold") == 4
+    assert (tmp_path / "graph0.after.svg").read_text().count("#ffe08a") == 1
+    assert "gold" not in (tmp_path / "graph1.before.dot").read_text()
+
+
+def test_the_layout_puts_inputs_above_and_nothing_on_top_of_anything() -> None:
+    picture = drawing(fx.symbolic_trace(plain).graph, set())
+    for above, below in picture.edges:
+        assert picture.boxes[above].row < picture.boxes[below].row
+    places = [(b.row, b.place) for b in picture.boxes.values()]
+    assert len(set(places)) == len(places)
