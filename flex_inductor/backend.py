@@ -77,11 +77,10 @@ def run(
         publish(GraphReport((), gm, gm))
         return compiler(gm, inputs)
     report = GraphReport((), gm, gm)
-    spare = passes.copy_of(gm)  # the compiler may change what it is given
     stage = "codegen"
     try:
-        report = passes.rewrite(spare, refuse)
-        if report.rewritten:
+        report = passes.rewrite(gm, refuse)
+        if report.after is not gm:
             compiled = compiler(passes.copy_of(report.after), inputs)
             publish(report)
             return compiled

@@ -84,8 +84,8 @@ def demo(repeats: int) -> None:
     run_demo(repeats)
 
 
-def run(target: str, rewrite: str, backend: str, train: bool) -> Any:
-    """The report of one run of the target."""
+def run(target: str, rewrite: Any, backend: Any, train: bool) -> Any:
+    """The report of one run of the target; click has checked the choices."""
     import torch
 
     from flex_inductor.explain import explain as explain_model

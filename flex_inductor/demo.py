@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def variants(subject: Subject) -> tuple[dict[str, Model], list[GraphReport]]:
         "inductor": torch.compile(subject.module, backend="inductor"),
         "flex": torch.compile(subject.module, backend=backend.flex, options={"rewrite": "always"}),
     }
-    runs = {name: lambda module=module: subject.call(module) for name, module in compiled.items()}
+    runs: dict[str, Model] = {name: partial(subject.call, module) for name, module in compiled.items()}
     with listen() as reports, torch.no_grad():
         for run in runs.values():
             run()

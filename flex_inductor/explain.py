@@ -8,15 +8,18 @@ The run is isolated: code that is already compiled keeps its cache entries and i
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch._dynamo.eval_frame import innermost_fn
+from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
@@ -105,8 +108,7 @@ def explain(
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **_isolation())
-        # automatic dynamic shapes: Dynamo would remember these inputs, and later compilations would turn dynamic
-        with listen() as reports, torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        with listen() as reports, _shapes_forgotten():
             compiled(*args, **kwargs)
         breaks = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
         return Report(tuple(reports), {why: n for why, n in breaks.items() if n})
@@ -136,6 +138,18 @@ def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
     if getattr(inner, "_compiled_call_impl", None) is not None:
         return inner._call_impl
     return innermost_fn(inner)
+
+
+@contextlib.contextmanager
+def _shapes_forgotten() -> Iterator[None]:
+    """Dynamo remembers the sizes of all inputs it saw, and makes those dynamic that changed; ours must not count."""
+    state = get_code_state()
+    saved = copy.deepcopy(dict(state))
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(saved)
 
 
 def _isolation() -> dict[str, Any]:

@@ -117,6 +117,11 @@ def has_load(x: Expr) -> bool:
     return any(node.op == "load" for node in walk(x))
 
 
+def has_gradient(x: Expr) -> bool:
+    """Whether gradients could flow through x: it reads floating-point numbers."""
+    return any(node.op in ("load", "dot", "probabilities") and node.dtype.is_floating_point for node in walk(x))
+
+
 # ---------------------------------------------------------------- logic
 def logical_not(x: Expr) -> Expr:
     if x.is_const:
@@ -223,6 +228,9 @@ def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
         folded = _fold(op, [a.value for a in args], dtype)
         if folded is not None:
             return folded
+    same = _neutral(op, args)
+    if same is not None:
+        return same
     spread = [cases(a) for a in args]
     if op in FOLD and all(s is not None for s in spread) and sum(len(s) > 1 for s in spread if s) >= 1:
         return _spread(op, args, spread, dtype)  # type: ignore[arg-type]
@@ -240,9 +248,26 @@ def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]
 
 
 def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
-    if op not in FOLD or any(isinstance(v, float) and math.isnan(v) for v in values):
+    """A constant, computed in the dtype in which the program would."""
+    if any(isinstance(v, float) and math.isnan(v) for v in values):
         return None
-    return const(FOLD[op](*values), dtype)
+    if op in FOLD:
+        return const(FOLD[op](*values), dtype)
+    function = getattr(torch, op, None)
+    if function is None or not dtype.is_floating_point:
+        return None
+    return const(function(*(torch.tensor(v, dtype=dtype) for v in values)).item(), dtype)
+
+
+def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:
+    """x where the other argument changes nothing: x + 0, x - 0, x * 1, x / 1."""
+    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(op)
+    if neutral is None:
+        return None
+    first, second = args
+    if second.is_const and second.value == neutral:
+        return first
+    return second if op in ("add", "mul") and first.is_const and first.value == neutral else None
 
 
 def cast(x: Expr, dtype: torch.dtype) -> Expr:

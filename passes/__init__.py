@@ -1,6 +1,6 @@
 """The passes: from a Dynamo graph to one whose attention is torch's flex_attention operator.
 
-    normalize -> find -> lift -> split -> decide -> emit -> clean
+    normalize -> find -> lift -> split -> decide -> emit -> clean -> guard
 
 Each is a function of the state before it, in a file of its own. `rewrite` runs them, takes the time of each, and says which
 one failed if one does. The given graph is never changed.
@@ -18,6 +18,7 @@ from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import clean as clean_pass
 from flex_inductor.passes import emit as emit_pass
 from flex_inductor.passes import find as find_pass
+from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
 from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
@@ -57,6 +58,7 @@ class Work:
     site: Site | None = None
     zeroed: Expr | None = None
     why: Declined | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def emit(state: State) -> State:
         emitter.emit(work.site, work.result, trains(work.result))
         return work
 
-    return replace(state.each(step), changed=True)
+    state = state.each(step)
+    return replace(state, changed=any(w.why is None for w in state.work))
 
 
 def clean(state: State) -> State:
@@ -176,6 +179,22 @@ def clean(state: State) -> State:
     if replaced and state.aten is not None and state.storage is not None:
         clean_pass.clean(state.gm.graph, state.aten, state.storage, replaced)
     return state
+
+
+def guard(state: State) -> State:
+    """Protects what was declined from being rewritten wrongly by others."""
+    if state.aten is None:
+        return state
+
+    def step(work: Work) -> Work:
+        assert state.aten is not None
+        exposed = work.why is not None and guard_pass.endangered(work.found)
+        if exposed and guard_pass.guard(Materialiser(state.gm.graph, state.aten), work.found.anchor):
+            return replace(work, notes=(guard_pass.NOTE,))
+        return work
+
+    work = tuple(step(w) for w in state.work)
+    return replace(state, work=work, changed=state.changed or any(w.notes for w in work))
 
 
 PIPELINE: tuple[tuple[str, Callable[[State], State]], ...] = (
@@ -186,6 +205,7 @@ PIPELINE: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("decide", decide),  # before emit: what cannot be lowered must not be rewritten
     ("emit", emit),
     ("clean", clean),
+    ("guard", guard),  # after clean, which looks at the nodes that this one replaces
 )
 
 
@@ -196,6 +216,7 @@ class Run:
     refuse: Refusal
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
+    changed: bool = False
 
     def rewrite(self, gm: fx.GraphModule) -> fx.GraphModule:
         """The rewritten copy of a graph."""
@@ -212,6 +233,7 @@ class Run:
             finally:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.decisions += [self.record(i, w) for i, w in enumerate(state.work, len(self.decisions))]
+        self.changed |= state.changed
         copy.graph.lint()
         copy.recompile()
         return copy
@@ -219,7 +241,7 @@ class Run:
     def record(self, number: int, work: Work) -> Decision:
         name = f"site{number}"
         if work.why is not None:
-            return records.declined(name, work.found, work.why, work.site)
+            return records.declined(name, work.found, work.why, work.site, work.notes)
         assert work.site is not None
         return records.rewritten(name, work.found, work.site)
 
@@ -239,8 +261,7 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
 
 def rewrite(gm: fx.GraphModule, refuse: Refusal) -> GraphReport:
     """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph, or gm
-    itself if nothing was rewritten."""
+    itself if nothing was changed."""
     run = Run(refuse)
     after = run.rewrite(gm)
-    changed = any(d.rewritten for d in run.decisions)
-    return GraphReport(tuple(run.decisions), gm, after if changed else gm, run.seconds)
+    return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

@@ -56,9 +56,8 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
     units: set[sympy.Expr] = {sympy.S.One}
     for operand in operands:
         for source in sources(operand, o.storage, o.sizes):
-            for d in digits(source) or ():
-                if d is not None and d.symbol == symbol:
-                    units |= {d.unit, sympy.cancel(d.unit * d.size)}
+            for d in (d for ds in digits(source, o.sizes) or () for d in ds if d.symbol == symbol):
+                units |= {d.unit, sympy.cancel(d.unit * d.size)}
     whole = o.sizes[symbol]
     ladder = sorted((u for u in units if not same(u, whole)), key=_magnitude)
     steps = [*ladder, whole]

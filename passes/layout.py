@@ -38,25 +38,51 @@ class Digit:
     size: sympy.Expr
 
 
-def digit(entry: sympy.Expr, size: sympy.Expr) -> Digit | None:
-    """One entry of an index map as a digit; None if it is anything else."""
+def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
+    """symbol // unit % size; None if an expression is anything else."""
     unit: sympy.Expr = sympy.S.One
+    limit: sympy.Expr | None = None
     while isinstance(entry, (FloorDiv, Mod)):
         inner, divisor = entry.args
-        if isinstance(entry, FloorDiv):
-            unit = unit * divisor
+        if isinstance(entry, Mod):
+            limit = divisor if limit is None else limit
+        else:
+            unit, limit = unit * divisor, None if limit is None else limit
         entry = inner
-    return Digit(entry, unit, size) if entry.is_Symbol else None
+    if entry not in sizes:
+        return None
+    return Digit(entry, unit, limit if limit is not None else sympy.cancel(sizes[entry] / unit))
 
 
-def digits(operand: Operand) -> list[Digit | None] | None:
-    """The digits of an index map, None for constant entries; None in all if some entry is no digit."""
-    found: list[Digit | None] = []
+def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
+    """The digits of one entry of an index map, most significant first; None if it is no number of digits."""
+    if not entry.free_symbols & sizes.keys():
+        return []
+    found: list[tuple[sympy.Expr, Digit]] = []
+    for term in sympy.Add.make_args(entry):
+        weight, rest = sympy.S.One, term
+        if term.is_Mul:
+            varying = [f for f in term.args if f.free_symbols & sizes.keys()]
+            rest = varying[0] if len(varying) == 1 else term
+            weight = sympy.Mul(*(f for f in term.args if f is not rest))
+        one = digit(rest, sizes)
+        if one is None:
+            return None
+        found.append((weight, one))
+    found.sort(key=lambda pair: _rank(pair[0]))
+    expected: sympy.Expr = sympy.S.One
+    for weight, one in reversed(found):
+        if not same(weight, expected):
+            return None
+        expected = expected * one.size
+    return [d for _, d in found] if same(expected, size) else None
+
+
+def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
+    """The digits of every entry of an index map, none for constants; None in all if some entry is no number of digits."""
+    found = []
     for entry, size in zip(operand.index, operand.node.meta["val"].shape):
-        if not entry.free_symbols:
-            found.append(None)
-            continue
-        one = digit(entry, size_expr(size))
+        one = number(entry, size_expr(size), sizes)
         if one is None:
             return None
         found.append(one)
@@ -87,19 +113,18 @@ class _Sizes:
 
 
 def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
-    """The furthest source whose entries are digits, with the `whole` positions undivided."""
-    best = operand
+    """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there is none,
+    the nearest one with the positions divided."""
+    best, divided = None, None
     for source in sources(operand, storage, sizes):
-        found = digits(source)
+        found = digits(source, sizes)
         if found is None:
             continue
-        if all(d is None or d.symbol not in whole or same(d.size, sizes[d.symbol]) for d in found):
+        if all(d.symbol not in whole or (len(ds) == 1 and same(d.size, sizes[d.symbol])) for ds in found for d in ds):
             best = source
-    return best
-
-
-def uses(operand: Operand, symbol: sympy.Symbol) -> list[Digit]:
-    return [d for d in digits(operand) or () if d is not None and d.symbol == symbol]
+        elif divided is None:
+            divided = source
+    return best or divided or operand
 
 
 @dataclass(frozen=True)
@@ -113,24 +138,27 @@ class Axis:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How to get the wanted view: select constant dimensions, permute, expand to `expanded`, reshape to `shape`.
+    """How to get the wanted view: select constant dimensions, split to `digits`, permute, expand to `expanded`, reshape to
+    `shape`.
 
-    added: places at which dimensions of size one are inserted after the permutation, before expanding."""
+    digits: the shape after splitting, None where no dimension is split. added: places at which dimensions of size one are inserted after the permutation, before expanding."""
 
     selected: tuple[tuple[int, sympy.Expr], ...]
+    digits: tuple[sympy.Expr, ...] | None
     order: tuple[int, ...]
     added: tuple[int, ...]
     expanded: tuple[sympy.Expr, ...]
     shape: tuple[sympy.Expr, ...]
 
 
-def arrange(operand: Operand, axes: Sequence[Axis]) -> Arrangement | None:
+def arrange(operand: Operand, axes: Sequence[Axis], sizes: Sizes) -> Arrangement | None:
     """The view of the operand whose dimensions are the axes; None if there is none."""
-    found = digits(operand)
+    found = digits(operand, sizes)
     if found is None:
         return None
-    selected = tuple((i, operand.index[i]) for i, d in enumerate(found) if d is None)
-    kept = [d for d in found if d is not None]
+    selected = tuple((i, operand.index[i]) for i, ds in enumerate(found) if not ds)
+    kept = [d for ds in found for d in ds]
+    split = tuple(d.size for d in kept) if any(len(ds) > 1 for ds in found) else None
     order: list[int] = []
     added: list[int] = []
     expanded: list[sympy.Expr] = []
@@ -148,7 +176,7 @@ def arrange(operand: Operand, axes: Sequence[Axis]) -> Arrangement | None:
             expanded.append(size)
     if len(order) != len(kept):
         return None
-    return Arrangement(selected, tuple(order), tuple(added), tuple(expanded), tuple(a.size for a in axes))
+    return Arrangement(selected, split, tuple(order), tuple(added), tuple(expanded), tuple(a.size for a in axes))
 
 
 def _rank(unit: sympy.Expr) -> tuple[int, int]:

@@ -33,6 +33,7 @@ Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
 ARITHMETIC = frozenset({"const", "index", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+SCORES = frozenset({"dot", "probabilities"})
 
 
 class NoRule(Exception):
@@ -125,12 +126,15 @@ class Lifter:
 
     def apply(self, node: fx.Node, index: Index, at: int) -> Expr:
         """The element that an operator computes from arguments read at a program position."""
-        if node in self.leaves or node.op != "call_function" or self.stops_gradient(node):
+        if node in self.leaves or node.op != "call_function":
             raise NoRule
         rule = self.rules.get(rule_name(node))
         if rule is None:
             raise NoRule
-        return rule(self, node, index, at)
+        value = rule(self, node, index, at)
+        if self.stops_gradient(node) and scalar.has_gradient(value):
+            raise NoRule
+        return value
 
     def stops_gradient(self, node: fx.Node) -> bool:
         """Lifting through an operator of another grad mode would let gradients through, or stop them."""
@@ -143,7 +147,8 @@ class Lifter:
             return False
         if not value.dtype.is_floating_point:
             return False
-        return any(x.op not in ARITHMETIC for x in scalar.walk(value)) and scalar.has_load(value)
+        names = {x.op for x in scalar.walk(value)}
+        return "load" in names and not names <= ARITHMETIC and not names & SCORES
 
     def varies(self, symbols: set[sympy.Symbol], over: frozenset[sympy.Symbol]) -> bool:
         """Whether any of these symbols, or the loads among them, depend on a set of positions."""

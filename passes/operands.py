@@ -42,7 +42,7 @@ def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, 
     source = natural(wanted.operand, [wanted.row, wanted.channel], storage, sizes)
     heads = Axis(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
     rows, channels = Axis(wanted.row, at.size(wanted.row)), Axis(wanted.channel, wanted.channels)
-    return source, arrange(source, [Axis(at.b, at.size(at.b)), heads, rows, channels])
+    return source, arrange(source, [Axis(at.b, at.size(at.b)), heads, rows, channels], sizes)
 
 
 def dtype_of(site: Site) -> torch.dtype:
@@ -58,6 +58,8 @@ def view(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
     """Carries an arrangement out."""
     for dim, place in reversed(how.selected):
         x = make.call(aten.select.int, x, dim, make.size(place))
+    if how.digits is not None:
+        x = make.call(aten.reshape.default, x, make.shape(how.digits))
     if how.order != tuple(range(len(how.order))):
         x = make.call(aten.permute.default, x, list(how.order))
     for place in how.added:

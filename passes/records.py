@@ -40,11 +40,11 @@ def node_text(node: fx.Node | None) -> str:
     return f"{node.name} = {rule_name(node) or node.op} {describe(node.meta.get('val'))}"
 
 
-def declined(name: str, found: Found, why: Declined, site: Site | None = None) -> Decision:
+def declined(name: str, found: Found, why: Declined, site: Site | None, notes: tuple[str, ...]) -> Decision:
     score_mod, mask_mod = mods(site) if site is not None else ("", "")
     return Decision(
         site=name, verdict="declined", source=source_of(found.anchor), matched=matched(found), reason=why.reason,
-        node=node_text(why.node), score_mod=score_mod, mask_mod=mask_mod,
+        node=node_text(why.node), score_mod=score_mod, mask_mod=mask_mod, notes=notes,
     )  # fmt: skip
 
 

@@ -18,25 +18,29 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, position, size_expr
 from flex_inductor.passes import heads, privacy
+from flex_inductor.passes.find import SOFTMAX
 from flex_inductor.passes.lift import Lifter, rule_name
 from flex_inductor.passes.lift_rules import RULES
 from flex_inductor.passes.lift_rules.products import product
 from flex_inductor.passes.scores import drop_statistics, merge_dots
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
-from flex_inductor.passes.softmax import columns, probabilities
+from flex_inductor.passes.softmax import columns, dimension, probabilities, reordered
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import Expr
 
 
 @dataclass(frozen=True)
 class View:
-    """Coordinates of the product with the values: the index of its result, and what the positions mean."""
+    """Coordinates of the product with the values: the index of its result, and what the positions mean.
+
+    inner: the number of a key in the order of the product, where that is not the key itself."""
 
     index: tuple[sympy.Expr, ...]
     row: sympy.Symbol
     key: sympy.Symbol
     channel: sympy.Symbol
     sizes: Sizes
+    inner: sympy.Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,17 @@ def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> Vie
 def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lifted:
     """Probabilities, then scores, in the given coordinates."""
     result = product(candidate.result, rule_name(candidate.result), view.index)
-    swap = {result.inner: view.key}
+    swap = {result.inner: view.inner if view.inner is not None else view.key}
     factors = [Operand(o.node, tuple(e.xreplace(swap) for e in o.index)) for o in (result.left, result.right)]
     weights, value = factors if candidate.probabilities == 0 else factors[::-1]
     lifter = Lifter(
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
     index, zeroed = probabilities(replace(lifter, anchor=candidate.anchor), weights, candidate.anchor)
+    if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
+        order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
+        if order is not None:
+            return lift(candidate, replace(view, inner=order), storage, until)
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score) if len(dots) > 1 else found.score

@@ -18,8 +18,9 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.indices import join, same, size_expr
+from flex_inductor.indices import Sizes, floordiv, join, mod, same, size_expr
 from flex_inductor.passes.find import SOFTMAX
+from flex_inductor.passes.layout import number
 from flex_inductor.passes.lift import Index, Lifter, rule_name
 from flex_inductor.passes.lift_rules.views import argument
 from flex_inductor.passes.site import Declined, Operand
@@ -80,9 +81,9 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
 
 def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
     source: fx.Node = softmax.args[0]  # type: ignore[assignment]
-    dim = int(softmax.args[1]) % len(index)  # type: ignore[call-overload]
+    dim = dimension(softmax)
     entry = join(index[dim])
-    offset = sympy.expand(entry - key)
+    offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
     if offset.free_symbols & lifter.sizes.keys() or any(key in i.free_symbols for d, i in enumerate(index) if d != dim):
         raise Declined("the softmax runs over another dimension than the keys", softmax)
     size = size_expr(source.meta["val"].shape[dim])
@@ -93,6 +94,23 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     whole = replace(lifter, store=False, memo={})  # a shift must be seen in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
+
+
+def dimension(softmax: fx.Node) -> int:
+    """The dimension that a softmax normalises."""
+    return int(softmax.args[1]) % softmax.meta["val"].dim()  # type: ignore[call-overload]
+
+
+def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
+    """Where the values enumerate the keys in another order of digits (columns before rows): the values' number of a key."""
+    found = number(entry, sizes[key], sizes)
+    if not found or len(found) < 2 or any(d.symbol != key for d in found):
+        return None
+    place, below = sympy.S.Zero, sympy.S.One
+    for d in reversed(found):
+        place = place + mod(floordiv(key, below, sizes), d.size, sizes) * d.unit
+        below = below * d.size
+    return sympy.expand(place)
 
 
 def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flex_inductor.explain import Report
 
 WIDTH = 120
+DYNAMO_NAME = re.compile(r"\bl_(?:kwargs_)?(\w+?)_(?!\w)")
 
 
 def to_text(report: Report) -> str:
@@ -53,7 +55,8 @@ def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
 def footer(report: Report) -> Iterator[RenderableType]:
     yield Text()
     for fallback in report.fallbacks:
-        yield Text(f"fallback: {fallback}", style="red")
+        brief = dataclasses.replace(fallback, error=_first_line(fallback.error))
+        yield Text(f"fallback: {brief}", style="red")
     for reason, count in report.graph_breaks.items():
         yield Text(f"graph break ({count}x): {_first_line(reason)}", style="yellow")
     times = ", ".join(f"{name} {spent * 1e3:.1f}" for name, spent in report.seconds.items())
@@ -68,10 +71,11 @@ def _labelled(report: Report) -> Iterator[tuple[str, Decision]]:
 
 
 def _title(members: list[tuple[str, Decision]]) -> Text:
-    (first, decision), (last, _) = members[0], members[-1]
-    names = first if len(members) == 1 else f"{first} .. {last} ({len(members)} alike)"
+    names = [label for label, _ in members]
+    shown = ", ".join(names) if len(names) < 5 else f"{names[0]} .. {names[-1]} ({len(names)} alike)"
+    decision = members[0][1]
     style = "bold green" if decision.rewritten else "bold yellow"
-    return Text.assemble("\n", (names, "bold"), "  ", (decision.verdict, style))
+    return Text.assemble("\n", (shown, "bold"), "  ", (decision.verdict, style))
 
 
 def _details(decision: Decision) -> Table:
@@ -90,8 +94,14 @@ def _details(decision: Decision) -> Table:
     table.add_column(overflow="fold")
     for label, value in rows:
         if value:
-            table.add_row(Text(label, style="dim"), Text(value))
+            table.add_row(Text(label, style="dim"), Text(readable(value)))
     return table
+
+
+def readable(text: str) -> str:
+    """Dynamo's names for inputs and parameters as the user wrote them, l_self_modules_attn_parameters_bias_ as
+    self.attn.bias."""
+    return DYNAMO_NAME.sub(lambda m: re.sub(r"_(?:modules|parameters|buffers)_", ".", m[1]), text)
 
 
 def _count(n: int, what: str) -> str:

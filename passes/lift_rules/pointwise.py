@@ -30,6 +30,15 @@ def dtype_of(node: fx.Node) -> torch.dtype:
     return dtype
 
 
+def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype) -> Expr:
+    """An argument of arithmetic in dtype. A number is not rounded to a narrow dtype: eager's kernels compute in float32."""
+    value = lifter.arg(x, at_index, at)
+    scalar_like = not isinstance(x, fx.Node) or x.meta["val"].dim() == 0
+    if scalar_like and value.op == "const" and value.dtype.is_floating_point and dtype.is_floating_point:
+        return Expr("const", scalar.const(value.value, torch.promote_types(dtype, torch.float32)).args, dtype)
+    return cast(value, dtype)
+
+
 def integers(op: str, a: sympy.Expr, b: sympy.Expr, sizes: Any) -> Expr | None:
     """Integer arithmetic that sympy understands."""
     if op in ("add", "sub", "mul"):
@@ -42,10 +51,10 @@ def integers(op: str, a: sympy.Expr, b: sympy.Expr, sizes: Any) -> Expr | None:
 def binary(op: str) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
-        a, b = (cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
+        a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
         alpha = node.kwargs.get("alpha", 1)
         if alpha != 1:
-            b = result("mul", (b, cast(lifter.arg(alpha, (), at), dtype)), dtype)
+            b = result("mul", (b, operand(lifter, alpha, (), at, dtype)), dtype)
         if is_integer(dtype):
             known = integers(op, integer(a), integer(b), lifter.sizes)
             if known is not None:
@@ -59,7 +68,7 @@ def binary(op: str) -> Rule:
 
 def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     dtype = dtype_of(node)
-    a, b = (cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
+    a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
     if argument(node, 2, "alpha", 1) != 1:
         raise NoRule
     return index(sympy.expand(integer(b) - integer(a))) if is_integer(dtype) else result("sub", (b, a), dtype)
@@ -82,7 +91,7 @@ def unary(op: str) -> Rule:
         x = cast(lifter.arg(node.args[0], at_index, at), dtype)
         if is_integer(dtype) and op == "neg":
             return index(sympy.expand(-integer(x)))
-        if dtype == torch.bool or (is_integer(dtype) and op not in ("abs",)):
+        if dtype == torch.bool or (is_integer(dtype) and op not in ("abs", "sign")):
             raise NoRule
         return result(op, (x,), dtype)
 

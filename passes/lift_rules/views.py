@@ -176,9 +176,10 @@ def to_copy(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def detach(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-    if lifter.grad and node.meta["val"].dtype.is_floating_point:
+    value = lifter.lift(source_of(node), index, at)
+    if lifter.grad and node.meta["val"].dtype.is_floating_point and scalar.has_gradient(value):
         raise NoRule
-    return lifter.lift(source_of(node), index, at)
+    return value
 
 
 RULES: dict[str, Rule] = {name: _moves(f) for name, f in INDEX_MAPS.items()} | {"_to_copy": to_copy, "detach": detach}

@@ -14,6 +14,7 @@ from flex_inductor.decisions import Decision, Fallback, GraphReport
 from flex_inductor.explain import Report
 from flex_inductor.report.drawing import drawing
 from flex_inductor.report.graphs import regions, write_graphs
+from flex_inductor.report.text import readable
 
 MOD = "def score_mod(score, b, h, q, k):\n    return score * 0.125 + bias[b, 0, q, k]"
 
@@ -36,7 +37,7 @@ def report() -> Report:
     alike = [site(i, score_mod=MOD) for i in range(3)]
     odd = site(3, verdict="declined", reason="dropout is active", node="softmax_3 (2, 4, 8, 8) float32")
     first = GraphReport((*alike, odd), before, after, {"find": 0.001, "lift": 0.002})
-    second = GraphReport((), before, before, {"find": 0.004}, Fallback("lift", "ValueError: boom"))
+    second = GraphReport((), before, before, {"find": 0.004}, Fallback("lift", "ValueError: boom\nand so on"))
     return Report((first, second), {"call to print\nmore": 2})
 
 
@@ -55,15 +56,33 @@ def test_brackets_are_not_taken_for_markup(report: Report) -> None:
 
 def test_sites_alike_are_shown_once(report: Report) -> None:
     text = str(report)
-    assert "site0 .. site2 (3 alike)  rewritten" in text
+    assert "site0, site1, site2  rewritten" in text
     assert text.count("def score_mod") == 1
+
+
+def test_many_sites_alike_are_counted() -> None:
+    module = fx.symbolic_trace(plain)
+    assert "site0 .. site11 (12 alike)" in str(Report((GraphReport(tuple(map(site, range(12))), module, module),)))
 
 
 def test_sites_that_differ_in_anything_are_shown_apart() -> None:
     module = fx.symbolic_trace(plain)
     both = Report((GraphReport((site(0), site(1, notes=("an empty row gives 0",))), module, module),))
-    assert "alike" not in str(both)
+    assert "site0, site1" not in str(both)
     assert "an empty row gives 0" in str(both)
+
+
+@pytest.mark.parametrize(
+    ("dynamo", "shown"),
+    [
+        ("l_self_modules_layer_modules_0_parameters_bias_[h, k - q]", "self.layer.0.bias[h, k - q]"),
+        ("where(l_kwargs_attention_mask_[b, k] != 0", "where(attention_mask[b, k] != 0"),
+        ("l_mask_", "mask"),
+        ("all_ones_[q]", "all_ones_[q]"),
+    ],
+)
+def test_names_of_dynamo_are_shown_as_the_user_wrote_them(dynamo: str, shown: str) -> None:
+    assert readable(dynamo) == shown
 
 
 def test_no_attention_is_said_plainly() -> None:
