@@ -18,6 +18,7 @@ from torch import fx
 from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import support
+from flex_inductor.lowering.cpu import mended
 from flex_inductor.options import Options, read
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,15 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours)
 
-    return run(gm, example_inputs, ours, refuse, lambda g, x: compat.inductor(g, x, settings))
+    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings))
+
+
+def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    """A graph without flex_attention goes to Inductor as it is. torch's C++ template for the other cannot take anything fused
+    behind it (torch 2.13), so fusion into templates is off for it on CPU."""
+    if not compat.uses_flex_attention(gm) or not compat.on_cpu(inputs):
+        return compat.inductor(gm, inputs, settings)
+    return compat.inductor(gm, inputs, {"epilogue_fusion": False, **settings}, around=mended)
 
 
 def flex_eager(
@@ -84,6 +93,8 @@ def run(
             compiled = compiler(passes.copy_of(report.after), inputs)
             publish(report)
             return compiled
+    except compat.RESTARTS:  # Dynamo's way of starting over, no failure
+        raise
     except Exception as error:
         if options.on_failure == "raise":
             raise
@@ -95,9 +106,9 @@ def run(
 
 def fallen_back(report: GraphReport, stage: str, cause: BaseException | None) -> GraphReport:
     """The report of a graph on which we failed; says so in a warning."""
-    fallback = Fallback(stage, f"{type(cause).__name__}: {cause}"[:2000])
+    fallback = Fallback(stage, f"{type(cause).__name__}: {cause}".splitlines()[0][:500])
     warnings.warn(f"flex_inductor: {fallback}", FallbackWarning, stacklevel=3)
-    log.warning("%s", fallback, exc_info=cause)
+    log.debug("the failure of %s", stage, exc_info=cause)
     kept = tuple(
         replace(d, verdict="declined", reason=f"{stage} failed on the rewritten graph") if d.rewritten else d
         for d in report.decisions

@@ -7,9 +7,12 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import sympy
 import torch
+import torch._dynamo.exc
 import torch.nn.functional as F
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
+from torch._higher_order_ops.flex_attention import flex_attention_backward as flex_attention_backward_hop
 from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE, BlockMask
 
 __all__ = ["BlockMask", "SDPA", "flex_attention_hop", "getitem", "kernel_options", "no_autocast_cache", "one_block"]
@@ -23,6 +26,9 @@ SDPA = frozenset({
     torch.ops.aten.scaled_dot_product_attention.default,
 })  # fmt: skip
 """What a Dynamo graph calls for scaled dot product attention."""
+
+RESTARTS = (torch._dynamo.exc.RestartAnalysis, torch._dynamo.exc.SkipFrame)
+"""Exceptions by which a compiler asks Dynamo to begin again, or to leave a frame alone."""
 
 ONE_BLOCK = _LARGE_SPARSE_BLOCK_SIZE
 """The block size that makes any mask a single block."""
@@ -82,14 +88,26 @@ def cpu_has_template() -> bool:
     return bool(check_cpu_supported())
 
 
-def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any]) -> Any:
-    """Inductor, as backend="inductor" calls it. The C++ template for flex_attention cannot take anything fused behind it in
-    torch 2.13, so fusion into templates is off for a graph that uses it on CPU."""
-    from torch._inductor.compile_fx import compile_fx
+def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:
+    """Inductor, as backend="inductor" calls it. around: a context for the compilation of each graph that it makes of this
+    one, the backward's included, which comes later."""
+    from torch._inductor import compile_fx
 
-    if uses_flex_attention(gm) and "epilogue_fusion" not in settings and on_cpu(inputs):
-        settings = {**settings, "epilogue_fusion": False}
-    return compile_fx(gm, inputs, config_patches=settings)
+    if around is None:
+        return compile_fx.compile_fx(gm, inputs, config_patches=settings)
+
+    def inner_compile(*args: Any, **kwargs: Any) -> Any:
+        with around():
+            return compile_fx.compile_fx_inner(*args, **kwargs)
+
+    return compile_fx.compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=settings)
+
+
+def cpu_template() -> Any:
+    """The class of the C++ template for flex_attention."""
+    from torch._inductor.codegen.cpp_flex_attention_template import CppFlexAttentionTemplate
+
+    return CppFlexAttentionTemplate
 
 
 def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
@@ -102,7 +120,55 @@ def on_cpu(inputs: Any) -> bool:
 
 
 def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-    """AOTAutograd without code generation."""
-    from torch._dynamo.backends.debugging import aot_eager as backend
+    """AOTAutograd without code generation: torch's backend of that name, with gradients for every captured buffer."""
+    from functorch.compile import min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.backends.debugging import boxed_nop
 
-    return backend(gm, inputs)
+    def backward(graph: torch.fx.GraphModule, examples: Any) -> Any:
+        mark_captured(graph)
+        return boxed_nop(graph, examples)
+
+    compile_both = aot_autograd(
+        fw_compiler=boxed_nop,
+        bw_compiler=backward,
+        partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True,
+    )
+    return compile_both(gm, inputs)
+
+
+CAPTURED = 12
+"""The place of score_mod's buffers among the arguments of flex_attention_backward, and GRADIENTS of theirs among its results."""
+GRADIENTS = 3
+
+
+def mark_captured(graph: torch.fx.GraphModule) -> None:
+    """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when it
+    runs (torch 2.13), which a value saved from the forward graph does not."""
+    for node in graph.graph.find_nodes(op="call_function", target=flex_attention_backward_hop):
+        results = [u for u in node.users if u.target is getitem and u.args[1] == GRADIENTS]
+        wanted = {u.args[1] for r in results for u in r.users}
+        with graph.graph.inserting_before(node):
+            buffers = [
+                graph.graph.call_function(requiring_gradient, (x,)) if i in wanted else x
+                for i, x in enumerate(node.args[CAPTURED])
+            ]
+        node.update_arg(CAPTURED, tuple(buffers))
+
+
+def requiring_gradient(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().requires_grad_()
+
+
+def specialise(symbols: Any, value: torch.Tensor) -> bool:
+    """Makes symbolic sizes the numbers that they are now, by guards."""
+    shape_env = next((n.node.shape_env for n in value.shape if isinstance(n, torch.SymInt)), None)
+    if shape_env is None:
+        return False
+    for symbol in symbols:
+        if shape_env.is_unbacked_symint(symbol):
+            continue
+        hint = shape_env.size_hint(symbol)
+        shape_env.evaluate_expr(sympy.Eq(symbol, hint))
+    return True

@@ -88,11 +88,12 @@ def show(subject: Subject, repeats: int) -> torch.Tensor:
 def variants(subject: Subject) -> tuple[dict[str, Model], list[GraphReport]]:
     """Three ways to run the model, the compiled ones warm, and what flex did.
 
-    rewrite="always": the demo shows the rewriting, whether or not it pays at these small sizes."""
-    compiled = {
+    rewrite="always": the demo shows the rewriting, whether or not it pays at these small sizes. dynamic=False: the
+    models share wrapper code of transformers, and Dynamo would take their different lengths for a changing one."""
+    compiled: dict[str, Callable[..., Any]] = {
         "eager": subject.module,
-        "inductor": torch.compile(subject.module, backend="inductor"),
-        "flex": torch.compile(subject.module, backend=backend.flex, options={"rewrite": "always"}),
+        "inductor": torch.compile(subject.module, backend="inductor", dynamic=False),
+        "flex": torch.compile(subject.module, backend=backend.flex, options={"rewrite": "always"}, dynamic=False),
     }
     runs: dict[str, Model] = {name: partial(subject.call, module) for name, module in compiled.items()}
     with listen() as reports, torch.no_grad():

@@ -23,7 +23,16 @@ def position(name: str) -> sympy.Symbol:
 
 def size_expr(size: int | torch.SymInt) -> sympy.Expr:
     """A tensor's size or stride as a sympy expression."""
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    if not isinstance(size, torch.SymInt):
+        return sympy.Integer(size)
+    expr = size.node.expr
+    return expr.replace(FloorDiv, _exact) if expr.has(FloorDiv) else expr
+
+
+def _exact(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """A division without a remainder, where that can be seen: view sizes come out as `s * t // s`."""
+    ratio = sympy.cancel(a / b)
+    return ratio if sympy.denom(ratio) == 1 else FloorDiv(a, b)
 
 
 def is_zero(expr: sympy.Expr) -> bool:
@@ -65,7 +74,9 @@ def _parts(expr: sympy.Expr, divisor: sympy.Expr) -> tuple[sympy.Expr, sympy.Exp
     """expr = quotient * divisor + rest, with all terms that divisor divides in the quotient."""
     quotient, rest = sympy.S.Zero, sympy.S.Zero
     for term in sympy.Add.make_args(sympy.expand(expr)):
-        ratio = sympy.cancel(term / divisor) if not term.is_Integer or divisor.is_Integer else term / divisor
+        ratio = term / divisor  # a product over a product: sympy has shortened it already
+        if divisor.is_Add:
+            ratio = sympy.cancel(ratio)
         if ratio.is_integer and not ratio.has(sympy.Pow) and sympy.denom(ratio) == 1:
             quotient += ratio
         else:
@@ -97,11 +108,15 @@ def join(expr: sympy.Expr) -> sympy.Expr:
     """Puts quotient and remainder together again: `(x // n) * n + x % n` becomes `x`."""
     for remainder in expr.atoms(Mod):
         value, divisor = remainder.args
-        whole = FloorDiv(value, divisor) * divisor
-        rest = sympy.expand(expr - remainder - whole)
-        if not rest.has(remainder) and len(sympy.Add.make_args(rest)) <= len(sympy.Add.make_args(expr)) - 2 + (rest == 0):
-            return join(rest + value)
+        factor = expr.coeff(remainder)
+        rest = sympy.expand(expr - factor * remainder - factor * divisor * FloorDiv(value, divisor))
+        if factor != 0 and _terms(rest) <= _terms(expr) - 2:
+            return join(sympy.expand(rest + factor * value))
     return expr
+
+
+def _terms(expr: sympy.Expr) -> int:
+    return len(sympy.Add.make_args(expr)) if expr != 0 else 0
 
 
 def flatten(index: Sequence[sympy.Expr], shape: Sequence[sympy.Expr]) -> sympy.Expr:

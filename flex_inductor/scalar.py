@@ -122,6 +122,19 @@ def has_gradient(x: Expr) -> bool:
     return any(node.op in ("load", "dot", "probabilities") and node.dtype.is_floating_point for node in walk(x))
 
 
+def differentiable(x: Expr) -> set[Leaf]:
+    """The buffers through whose elements gradients flow: not those that are only compared."""
+    found, todo, seen = set(), [x], {x}
+    while todo:
+        node = todo.pop()
+        if node.op == "load":
+            found.add(node.args[0])
+        inner = {a for a in node.args if isinstance(a, Expr) and a.dtype.is_floating_point} - seen
+        seen |= inner
+        todo += inner
+    return found
+
+
 # ---------------------------------------------------------------- logic
 def logical_not(x: Expr) -> Expr:
     if x.is_const:

@@ -18,13 +18,13 @@ def refusal(device: str, dtype: object, training: bool, head_dims: Sequence[obje
     device: "cpu" or "cuda". head_dims: of queries and keys, and of values; ints, or symbolic where not known."""
     if dtype not in DTYPES:
         return f"flex_attention has no kernel for {str(dtype).removeprefix('torch.')}"
-    if not all(is_number(n) for n in (*head_dims, heads)):
-        return "the number of heads or the head dimension is dynamic"
     if device == "cpu":
         if training:
             return "flex_attention has no backward on CPU in this torch"
         return None if compat.cpu_has_template() else "flex_attention needs AVX2 on this CPU"
     if device == "cuda":
+        if not all(is_number(n) for n in (*head_dims, heads)):
+            return "the number of heads or the head dimension is dynamic"
         small = [n for n in head_dims if int(n) < compat.SMALLEST_HEAD_DIM]  # type: ignore[call-overload]
         return f"flex_attention has no kernel for head dimension {small[0]} on CUDA" if small else None
     return f"flex_attention has no kernel for device {device!r} (supported: cpu, cuda)"

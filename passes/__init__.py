@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import clean as clean_pass
 from flex_inductor.passes import emit as emit_pass
@@ -119,11 +120,22 @@ def lift(state: State) -> State:
         assert isinstance(work.found.site, Candidate) and work.result is not None and state.storage is not None
         until = work.result.node.meta["position"]
         if find_pass.is_sdpa(work.found.anchor):
-            return replace(work, site=sdpa.build(work.found.site, state.storage, until))
-        site, zeroed = sites.build(work.found.site, state.storage, until)
+            build = lambda: (sdpa.build(work.found.site, state.storage, until), None)  # noqa: E731
+        else:
+            build = lambda: sites.build(work.found.site, state.storage, until)  # noqa: E731
+        site, zeroed = build()
+        if specialise(site):  # sizes are other expressions now
+            site, zeroed = build()
         return replace(work, site=site, zeroed=zeroed)
 
     return state.each(step)
+
+
+def specialise(site: Site) -> bool:
+    """Fixes head dimensions and the number of heads, as torch's own flex_attention does; whether any was dynamic."""
+    sizes = [*(n for *_, n in site.products), site.channels, site.at.size(site.at.h)]
+    symbols = set().union(*(n.free_symbols for n in sizes))
+    return compat.specialise(symbols, site.candidate.result.meta["val"]) if symbols else False
 
 
 def split(state: State) -> State:

@@ -15,6 +15,7 @@ from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
+from flex_inductor.passes import heads
 from flex_inductor.passes.blocks import block_mask
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
@@ -90,7 +91,16 @@ class Emitter:
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.graph.call_method("to", (out, wanted))
-        return self.make.graph.call_method("contiguous", (out,)) if needs_strides(result.dynamo) else out
+        return self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out
+
+    def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
+        """The value in the memory layout of the original: the order of its strides."""
+        strides = [heads.magnitude(size_expr(n)) for n in original.meta["example_value"].stride()]
+        order = sorted(range(len(strides)), key=lambda d: -strides[d])
+        if order == list(range(len(order))):
+            return self.make.graph.call_method("contiguous", (out,))
+        dense = self.make.graph.call_method("contiguous", (self.make.call(aten.permute.default, out, order),))
+        return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def module(self, name: str, expr: Expr, site: Site, with_score: bool) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """A mod as a submodule of the graph, and the nodes that it captures."""
@@ -99,16 +109,19 @@ class Emitter:
         attribute = f"flex_{name}_{self.count}"
         self.count += 1
         self.gm.add_submodule(attribute, module)
-        return self.make.graph.get_attr(attribute), self.reads(writer)
+        return self.make.graph.get_attr(attribute), self.reads(writer, scalar.differentiable(expr) if with_score else set())
 
-    def reads(self, writer: ModWriter) -> tuple[fx.Node, ...]:
+    def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
         """The captured tensors and sizes, in the order of the placeholders."""
-        nodes = {place: self.buffer(*key) for key, place in writer.captured.tensors.items()}
+        nodes = {place: self.buffer(*key, gradients) for key, place in writer.captured.tensors.items()}
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 
-    def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...]) -> fx.Node:
+    def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...], gradients: set[fx.Node]) -> fx.Node:
+        """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a comparison."""
         value = self.make.value(node)
+        if node not in gradients and node.meta["val"].dtype.is_floating_point:
+            value = self.make.graph.call_method("detach", (value,))
         for dim, place in reversed(selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
         return value

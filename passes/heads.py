@@ -59,7 +59,7 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
             for d in (d for ds in digits(source, o.sizes) or () for d in ds if d.symbol == symbol):
                 units |= {d.unit, sympy.cancel(d.unit * d.size)}
     whole = o.sizes[symbol]
-    ladder = sorted((u for u in units if not same(u, whole)), key=_magnitude)
+    ladder = sorted((u for u in units if not same(u, whole)), key=magnitude)
     steps = [*ladder, whole]
     parts = [sympy.cancel(b / a) for a, b in zip(steps, steps[1:])]
     if any(sympy.denom(p) != 1 for p in parts):
@@ -67,7 +67,7 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
     return [p for p in reversed(parts) if p != 1] or [whole]
 
 
-def _magnitude(unit: sympy.Expr) -> float:
+def magnitude(unit: sympy.Expr) -> float:
     """Orders sizes, those that are not known as if they were large."""
     return float(unit.subs(dict.fromkeys(unit.free_symbols, 7919)))
 

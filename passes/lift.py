@@ -196,4 +196,7 @@ def number(value: Any) -> Expr:
         return scalar.index(size_expr(value))
     if isinstance(value, float):
         return scalar.const(value, torch.float64)
+    if isinstance(value, torch.SymFloat):
+        expr = value.node.expr
+        return Expr("real", (expr,), torch.float64) if expr.free_symbols else scalar.const(float(expr), torch.float64)
     raise NoRule

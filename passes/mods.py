@@ -62,6 +62,7 @@ class ModWriter:
         self.graph = fx.Graph()
         self.captured = Captured()
         self.memo: dict[Any, Any] = {}
+        self.numbers: set[fx.Node] = set()  # captured sizes, and what is computed of them
         names = ("score",) * with_score + ("b", "h", "q_idx", "kv_idx")
         inputs = [self.graph.placeholder(n) for n in names]
         self.score = inputs[0] if with_score else None
@@ -73,7 +74,7 @@ class ModWriter:
         value = self.value(expr)
         for symbol in sorted(also(self.captured), key=str):
             self.size(symbol)
-        if not isinstance(value, fx.Node):
+        if not self.is_tensor(value):
             value = self.constant(value, expr.dtype)
         self.graph.output(value)
         self.graph.lint()
@@ -86,7 +87,14 @@ class ModWriter:
         return self.call(torch.full_like, one, value, dtype=kind)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.graph.call_function(function, args, kwargs)
+        node = self.graph.call_function(function, args, kwargs)
+        if all(n in self.numbers for n in node.all_input_nodes):
+            self.numbers.add(node)
+        return node
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether a value is a scalar tensor: not a number, nor a captured size."""
+        return isinstance(value, fx.Node) and value not in self.numbers
 
     def placeholder(self, name: str) -> fx.Node:
         with self.graph.inserting_after(self.last):
@@ -110,14 +118,14 @@ class ModWriter:
         if x.op in ("float", "trunc"):
             value = self.value(x.args[0])
             dtype = torch.float32 if x.op == "float" else torch.int64
-            return self.graph.call_method("to", (value, dtype)) if isinstance(value, fx.Node) else value
+            return self.graph.call_method("to", (value, dtype)) if self.is_tensor(value) else value
         if x.op == "where":
             return self.where(x)
         return self.function(x)
 
     def where(self, x: Expr) -> Any:
         condition, a, b = (self.value(arg) for arg in x.args)
-        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
+        if not self.is_tensor(a) and not self.is_tensor(b):
             a = self.constant(a, x.dtype) if x.dtype.is_floating_point else self.call(torch.full_like, self.tensor(), a)
         return self.call(torch.where, condition, a, b)
 
@@ -129,7 +137,7 @@ class ModWriter:
         if x.op not in FUNCTIONS:
             raise Declined(f"no code for `{x.op}` in a score_mod")
         args = [self.value(a) for a in x.args]
-        if x.op in SWAPPED and not isinstance(args[0], fx.Node) and isinstance(args[1], fx.Node):
+        if x.op in SWAPPED and not self.is_tensor(args[0]) and self.is_tensor(args[1]):
             return self.function_of(SWAPPED[x.op], args[::-1])
         if len(args) > 2 and x.op in ("and", "or"):
             result = args[0]
@@ -139,10 +147,10 @@ class ModWriter:
         return self.function_of(x.op, args)
 
     def function_of(self, op: str, args: list[Any]) -> Any:
-        if op in ("minimum", "maximum") and not isinstance(args[1], fx.Node):
+        if op in ("minimum", "maximum") and not self.is_tensor(args[1]):
             side = "max" if op == "minimum" else "min"
             return self.call(torch.clamp, args[0], **{side: args[1]})
-        if len(args) == 1 and not isinstance(args[0], fx.Node):
+        if len(args) == 1 and not self.is_tensor(args[0]):
             args = [self.constant(args[0], torch.float32)]
         return self.call(FUNCTIONS[op], *args)
 
@@ -156,7 +164,7 @@ class ModWriter:
         places = [self.integer(i) for d, i in enumerate(index) if not self.is_fixed(i)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
-        if x.dtype in (torch.bfloat16, torch.float16):
+        if buffer.meta["val"].dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
             value = self.graph.call_method("to", (value, torch.float32))
         return value
 
@@ -203,4 +211,5 @@ class ModWriter:
         """A tensor size that is not known at compile time: a captured integer."""
         if symbol not in self.captured.symbols:
             self.captured.symbols[symbol] = self.placeholder(f"size_{symbol}")
+            self.numbers.add(self.captured.symbols[symbol])
         return self.captured.symbols[symbol]

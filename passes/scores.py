@@ -16,29 +16,42 @@ from flex_inductor.scalar import Expr
 Factors = tuple[tuple[str, Expr], ...]
 
 
-def linear(x: Expr) -> tuple[Expr, Factors] | None:
-    """x as its first dot with factors applied, where all of x is a sum of dots with the same factors."""
+def linear(x: Expr) -> tuple[tuple[Expr, ...], Factors] | None:
+    """The dots of x and their factors, where all of x is a sum of dots with the same factors."""
     if x.op == "dot":
-        return x, ()
+        return (x,), ()
     if x.op in ("mul", "div") and x.args[1].is_const:
         inner = linear(x.args[0])
         return (inner[0], (*inner[1], (x.op, x.args[1]))) if inner else None
     if x.op == "add":
         left, right = linear(x.args[0]), linear(x.args[1])
         if left and right and left[1] == right[1]:
-            return left
+            return left[0] + right[0], left[1]
     return None
 
 
-def merge_dots(x: Expr) -> Expr:
-    """Sums of raw scores as one raw score, wherever they stand in x. The first dot stands for the sum."""
+def sums(x: Expr) -> list[tuple[Expr, ...]]:
+    """The dots of every sum of raw scores in x, index arithmetic included."""
+    found = linear(x)
+    return [found[0]] if found else [s for a in scalar.children(x) for s in sums(a)]
+
+
+def merge_dots(x: Expr, dots: tuple[Expr, ...]) -> Expr:
+    """The sum of all raw scores as one, wherever it stands in x; the first dot stands for it. x itself where anything else is
+    made of them: a part of the sum, one of them twice."""
+    if any(len(s) != len(dots) or set(s) != set(dots) for s in sums(x)):
+        return x
+    return _merged(x, dots[0])
+
+
+def _merged(x: Expr, value: Expr) -> Expr:
     found = linear(x)
     if found is not None:
-        value, factors = found
+        _, factors = found
         for op, factor in factors:
             value = Expr(op, (value, factor), x.dtype)
         return value
-    return Expr(x.op, tuple(merge_dots(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
+    return Expr(x.op, tuple(_merged(a, value) if isinstance(a, Expr) else a for a in x.args), x.dtype)
 
 
 def drop_statistics(

@@ -120,7 +120,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
             return lift(candidate, replace(view, inner=order), storage, until)
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
-    merged = merge_dots(found.score) if len(dots) > 1 else found.score
+    merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     if len(dots) > 1 and len(dots_of(merged)) > 1:  # one raw score stays; the others are computed as they were, and loaded
         lifter = replace(lifter, leaves=frozenset(d.args[0] for d in dots[1:]), memo={})
         found = columns(lifter, candidate.anchor, index, view.key)

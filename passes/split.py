@@ -24,6 +24,9 @@ from flex_inductor.scalar import Expr, logical_and, logical_not
 LOW = -1e8
 """Fills at or below this count as a mask: no score is within 104, where exp underflows to zero, of it by accident."""
 
+STILL_LOW = -1e3
+"""The same after the scores were scaled down, fills and all (finfo.min of float16, divided by sqrt(d))."""
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -49,11 +52,19 @@ def part(x: Expr) -> Masked:
     if x.op in ("add", "sub"):
         return _part_sum(x)
     if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:
-        inner = part(x.args[0])
-        return replace(inner, score=Expr(x.op, (inner.score, x.args[1]), x.dtype))
+        inner, factor = part(x.args[0]), x.args[1].value
+        whole = Expr(x.op, (inner.score, x.args[1]), x.dtype)
+        return _rescaled(x, inner, whole, factor if x.op == "mul" else 1 / factor)
     if x.op == "mul" and x.args[0].is_const and x.args[0].value > 0:
         inner = part(x.args[1])
-        return replace(inner, score=Expr(x.op, (x.args[0], inner.score), x.dtype))
+        return _rescaled(x, inner, Expr(x.op, (x.args[0], inner.score), x.dtype), x.args[0].value)
+    return Masked(scalar.TRUE, x)
+
+
+def _rescaled(x: Expr, inner: Masked, score: Expr, factor: float) -> Masked:
+    """A score times a factor, which must not bring its fills within reach of other scores."""
+    if all(f * factor <= STILL_LOW for f in inner.fills):
+        return replace(inner, score=score, fills=tuple(f * factor for f in inner.fills))
     return Masked(scalar.TRUE, x)
 
 
@@ -120,24 +131,25 @@ def scaled(site: Site) -> Site:
         return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
 
     score = visit(site.score)
-    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 else site
+    inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))  # not visited
+    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 and not inside else site
 
 
 def split(site: Site, zeroed: Expr | None, safe: bool) -> Site:
     """Parts a site's score into mask and arithmetic, as far as exactness allows.
 
     zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
-    safe: whether the original gives 0 for a row without keys (SDPA)."""
+    safe: whether the original gives 0 for a row whose scores are all -inf (SDPA)."""
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     if found.mask == scalar.TRUE:
         return site
-    rows_give_zero = safe or zeroed is not None or bool(site.extra)
+    rows_give_zero = zeroed is not None or bool(site.extra)
     proven = keeps_a_key(found.mask, site.at)
     if proven or rows_give_zero or all(f == -math.inf for f in found.fills):
         notes = site.notes
-        if not (proven or rows_give_zero):
+        if not (proven or rows_give_zero or safe):
             notes = (*notes, "a row without any key gives 0, where eager gives NaN")
         return replace(site, score=found.score, mask=found.mask, notes=notes)
     return replace(site, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))

@@ -27,6 +27,8 @@ class Writer:
             return self.integer(x.args[0], rank)
         if x.op == "dot":
             return "score"
+        if x.op == "real":
+            return str(x.args[0])
         if x.op == "load":
             places = ", ".join(self.integer(i) for i in x.args[1])
             return f"{x.args[0].name}[{places}]" if places else x.args[0].name

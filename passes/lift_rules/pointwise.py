@@ -60,10 +60,19 @@ def binary(op: str) -> Rule:
             if known is not None:
                 return known
         if dtype == torch.bool:
-            raise NoRule
+            return logical(op, a, b)
         return result(op, (a, b), dtype)
 
     return rule
+
+
+def logical(op: str, a: Expr, b: Expr) -> Expr:
+    """Arithmetic on truth values."""
+    if op in ("mul", "minimum"):
+        return scalar.logical_and(a, b)
+    if op in ("add", "maximum"):
+        return scalar.logical_or(a, b)
+    raise NoRule
 
 
 def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:

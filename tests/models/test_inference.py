@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
-import flex_inductor
+from tests.models import zoo
+from tests.support.exactness import check
 
 
-def support(name: str):
-    """A helper module beside this file (pytest imports by path, so there is no package)."""
-    key = f"models_{name}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, Path(__file__).with_name(f"{name}.py"))
-        sys.modules[key] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[key]
+@pytest.mark.parametrize(("name", "scenario"), zoo.EVERY)
+def test_every_site_is_rewritten_and_right(name: str, scenario: str) -> None:
+    decisions = check(zoo.build(name), (zoo.inputs(name, scenario),), sites=zoo.CASES[name].sites)
+    assert not [str(d) for d in decisions if not d.rewritten and "router" not in d.source]

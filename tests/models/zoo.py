@@ -1,19 +1,16 @@
-"""Tiny random-weight Hugging Face models with eager attention, their inputs, and the rule their numbers are held to."""
+"""Tiny random-weight Hugging Face models with eager attention, and their inputs."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch import nn
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -21,12 +18,6 @@ transformers.logging.set_verbosity_error()
 BATCH, LENGTH, SHORT, VOCAB, WIDTH, HEADS, LAYERS, HEAD = 2, 28, 19, 96, 64, 4, 2, 16
 Inputs = dict[str, torch.Tensor]
 
-NAMES = {
-    "width": ("hidden_size", WIDTH),
-    "layers": ("num_hidden_layers", LAYERS),
-    "heads": ("num_attention_heads", HEADS),
-    "inner": ("intermediate_size", 96),
-}
 BERT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 96}
 LLAMA = {**BERT, "num_key_value_heads": 2, "head_dim": HEAD}
 SEQ2SEQ = {
@@ -100,28 +91,32 @@ HARDEST = [(name, case.scenarios[-1]) for name, case in CASES.items()]
 """Of each model, the scenario with the most masking."""
 
 
-def build(name: str, layers: int = LAYERS) -> torch.nn.Module:
+def build(name: str, layers: int = LAYERS) -> Tensors:
     """The model, in float32 and eval mode, without dropout, its weights larger than at initialisation so that attention is far
     from uniform."""
-    case, probability = CASES[name], {}
-    settings = {**case.settings, **dict.fromkeys(case.layers, layers)}
-    if "layer_types" in settings:
-        settings["layer_types"] = settings["layer_types"][-layers:]
-    if "vocab_size" not in settings and case.reads not in ("image", "text+image"):
-        settings["vocab_size"] = VOCAB
-    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    known = transformers.AutoConfig.for_model(name).to_dict()
-    probability = {k: 0.0 for k in known if "dropout" in k and isinstance(known[k], float)} | ({"drop_path_rate": 0.0} if name == "swin" else {})
-    tokens |= {k: 2 for k in ("decoder_start_token_id",) if k in known}
-    config = transformers.AutoConfig.for_model(name, **tokens, **probability, **settings)
-    config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModel.from_config(configuration(name, layers), attn_implementation="eager").eval()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.dim() == 2 and "embed" not in key:
                 weight.mul_(4.0)
-    return model
+    return Tensors(model)
+
+
+def configuration(name: str, layers: int) -> Any:
+    case = CASES[name]
+    settings = {**case.settings, **dict.fromkeys(case.layers, layers)}
+    if "layer_types" in settings:
+        settings["layer_types"] = settings["layer_types"][-layers:]
+    if case.reads not in ("image", "text+image"):
+        settings["vocab_size"] = VOCAB
+    known = transformers.AutoConfig.for_model(name).to_dict()
+    dropout = {k: 0.0 for k, v in known.items() if isinstance(v, float) and ("drop" in k)}
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "use_cache": False}
+    tokens |= {"decoder_start_token_id": 2} if "decoder_start_token_id" in known else {}
+    config = transformers.AutoConfig.for_model(name, **{**tokens, **dropout, **settings})
+    config._experts_implementation = "batched_mm"  # the default has no float64
+    return config
 
 
 def inputs(name: str, scenario: str = "default") -> Inputs:
@@ -149,82 +144,13 @@ def inputs(name: str, scenario: str = "default") -> Inputs:
     }[case.reads]
 
 
-def call(model: Callable[..., Any], given: Inputs) -> dict[str, torch.Tensor]:
-    """All floating-point outputs by name, caches left out."""
-    out = model(**given)
-    found = {}
-    for key, value in out.items():
-        for i, x in enumerate(value if isinstance(value, tuple) else (value,)):
-            if isinstance(x, torch.Tensor) and x.is_floating_point():
-                found[f"{key}.{i}"] = x
-    return found
+class Tensors(nn.Module):
+    """A model as a function from its inputs to a list of tensors."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-# ---------------------------------------------------------------- the rule for numbers
-class Wide(TorchFunctionMode):
-    """Computes in float64 what the program asks to be computed in float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        widen = lambda x: torch.float64 if x is torch.float32 else x  # noqa: E731
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        return func(*tree_map(widen, tuple(args)), **tree_map(widen, kwargs or {}))
-
-
-@contextlib.contextmanager
-def in_float64(dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """A program runs in float64, but keeps the constants (finfo) that it has in dtype."""
-    finfo = torch.finfo
-
-    def same_constants(kind: torch.dtype | None = None) -> Any:
-        return finfo(dtype if kind in (None, torch.float64) else kind)
-
-    torch.finfo = same_constants  # type: ignore[assignment, misc]
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Wide():
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-        torch.finfo = finfo  # type: ignore[misc]
-
-
-def widened(given: Inputs) -> Inputs:
-    return {k: v.double() if v.is_floating_point() else v for k, v in given.items()}
-
-
-@dataclass
-class Comparison:
-    """Errors of named tensors against float64, measured by the largest entry."""
-
-    eager: dict[str, torch.Tensor]
-    exact: dict[str, torch.Tensor]
-    floor: float = 8.0
-    failures: list[str] = field(default_factory=list)
-
-    def check(self, got: dict[str, torch.Tensor], live: torch.Tensor | None = None) -> None:
-        """Asserts the exactness rule for every tensor, and once more for the positions that are no padding.
-
-        Where eager itself is far from float64 (a fill that absorbs the scores in float32 only), agreement with eager will do."""
-        assert got.keys() == self.eager.keys() == self.exact.keys()
-        for key in got:
-            self.one(key, got[key], self.eager[key], self.exact[key])
-            if live is not None and got[key].shape[:2] == live.shape:
-                self.one(f"{key} (live)", got[key][live], self.eager[key][live], self.exact[key][live])
-        assert not self.failures, "\n".join(self.failures)
-
-    def one(self, key: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor) -> None:
-        assert got.dtype == eager.dtype and got.shape == eager.shape, f"{key}: {got.dtype} {tuple(got.shape)}"
-        size = exact.abs().max().item()
-        own, ours, apart = distance(eager, exact), distance(got, exact), distance(got, eager.double())
-        small = self.floor * torch.finfo(eager.dtype).eps * size
-        if not (ours <= 2 * own + small or (own > 1e-2 * size and apart <= 16 * small)):
-            self.failures.append(f"{key}: error {ours:.3g}, eager's {own:.3g}, apart {apart:.3g}, largest {size:.3g}")
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference; not a number in both is no difference, in one of them an infinite one."""
-    a, b = a.detach().double(), b.detach().double()
-    if not torch.equal(a.isnan(), b.isnan()):
-        return float("inf")
-    return (a - b).nan_to_num(0.0).abs().max().item() if a.numel() else 0.0
+    def forward(self, given: Inputs) -> list[torch.Tensor]:
+        values = [y for x in self.model(**given).values() for y in (x if isinstance(x, tuple) else (x,))]
+        return [x for x in values if isinstance(x, torch.Tensor)]

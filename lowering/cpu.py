@@ -1,0 +1,62 @@
+"""torch's C++ template for flex_attention, with two faults of torch 2.13 mended while our graphs compile.
+
+- It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a linear
+  layer's output, viewed as heads).
+- It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in `ks77`).
+
+Where stock torch compiles at all, the mended template makes the same code, so nobody else can tell the difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from flex_inductor import compat
+
+_lock = threading.RLock()
+BROKEN_NAME = re.compile(r"\bcur_(?:q|kv)SplitSize(\d+)\b")
+
+
+@contextlib.contextmanager
+def mended() -> Iterator[None]:
+    """The template without its faults, for the time of a compilation."""
+    template = compat.cpu_template()
+    with (
+        _lock,
+        mock.patch.object(template, "choose_flex_template", _choose(template.choose_flex_template)),
+        mock.patch.object(template, "modification", _modification(template.modification)),
+    ):
+        yield
+
+
+def _choose(original: Callable[..., Any]) -> Callable[..., Any]:
+    def choose_flex_template(self: Any, query: Any, key: Any, num_threads: Any) -> Any:
+        first, second = (_shaped(node) for node in self.input_nodes[:2])
+        return original(self, first, second, num_threads)
+
+    return choose_flex_template
+
+
+def _shaped(node: Any) -> Any:
+    """All that the original looks at: a shape, below two layers of views."""
+    return SimpleNamespace(data=SimpleNamespace(data=SimpleNamespace(layout=SimpleNamespace(size=node.get_size()))))
+
+
+def _modification(original: Callable[..., Any]) -> Callable[..., Any]:
+    def modification(self: Any, *args: Any, **kwargs: Any) -> str:
+        names = [f"k{symbol}" for symbol in self.extra_sizevars]
+        return BROKEN_NAME.sub(lambda found: _restored(found, names), original(self, *args, **kwargs))
+
+    return modification
+
+
+def _restored(found: re.Match[str], names: list[str]) -> str:
+    """The name that was cut: the only one that ends like what is left of it."""
+    whole = [n for n in names if n.endswith(found[1]) and re.fullmatch(r"ks\d+", n[: -len(found[1])])]
+    return whole[0] if len(whole) == 1 else found[0]

@@ -1,0 +1,93 @@
+"""Several lengths: no more recompiles than torch's own backends have, and right numbers at each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from flex_inductor import listen
+from tests.models import zoo
+from tests.support.exactness import compare_all, outcome, reference
+from tests.support.programs import randn
+
+LENGTHS = (20, 28, 24, 17)
+
+
+def cut(inputs: zoo.Inputs, length: int) -> zoo.Inputs:
+    return {k: v[:, :length] for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["llama", "bloom", "t5", "bert"])
+def test_no_more_recompiles_than_aot_eager(name: str, dynamic: bool | None) -> None:
+    case, model = zoo.CASES[name], zoo.build(name)
+    batches = [cut(zoo.inputs(name, case.scenarios[-1]), n) for n in LENGTHS]
+    counts = {}
+    with torch.no_grad():
+        for backend in ("aot_eager", "flex_eager"):
+            torch._dynamo.reset()
+            counter = CompileCounterWithBackend(backend)
+            compiled = torch.compile(model, backend=counter, dynamic=dynamic)
+            with listen() as reports:
+                for batch in batches:
+                    got = outcome(compiled, model, (batch,), False)
+                    if backend == "flex_eager":
+                        expected = outcome(model, model, (batch,), False)
+                        compare_all(got, expected, reference(model, (batch,), False), 16)
+            counts[backend] = counter.frame_count
+    assert counts["flex_eager"] == counts["aot_eager"]
+    assert all(r.rewritten == case.sites and r.fallback is None for r in reports)
+
+
+class Decoder(nn.Module):
+    """Causal attention with padding, attention sinks and ALiBi, at any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(32, 96)
+        self.sinks = nn.Parameter(torch.randn(4))
+        self.register_buffer("slopes", 2.0 ** -torch.arange(1, 5))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.project(x).view(batch, length, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        at = torch.arange(length)
+        scores = q @ k.mT * 8**-0.5 + self.slopes[:, None, None] * (at[None, :] - at[:, None])
+        visible = (at[None, :] <= at[:, None]) & keep[:, None, None, :]
+        scores = scores.masked_fill(~visible, torch.finfo(x.dtype).min)
+        sinks = self.sinks[None, :, None, None].expand(batch, -1, length, 1)
+        return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1] @ v
+
+
+def batch(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    keep = torch.ones(2, length, dtype=torch.bool)
+    keep[1, : length // 3] = False
+    return randn(2, length, 32), keep
+
+
+@pytest.mark.parametrize("backend", ["flex_eager", pytest.param("flex", marks=pytest.mark.compile)])
+def test_causal_padding_sinks_and_alibi_with_one_compile(backend: str) -> None:
+    torch._dynamo.reset()
+    model = Decoder()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, backend=counter, dynamic=True)
+    with listen() as reports:
+        for length in (20, 33, 130):
+            got = outcome(compiled, model, batch(length), False)
+            compare_all(got, outcome(model, model, batch(length), False), reference(model, batch(length), False), 16)
+    assert counter.frame_count == 1
+    assert [(r.rewritten, r.fallback) for r in reports] == [(1, None)]
+
+
+def test_training_at_several_lengths() -> None:
+    torch._dynamo.reset()
+    model = Decoder()
+    compiled = torch.compile(model, backend="flex_eager", dynamic=True)
+    with listen() as reports:
+        for length in (20, 33):
+            got = outcome(compiled, model, batch(length), True)
+            compare_all(got, outcome(model, model, batch(length), True), reference(model, batch(length), True), 16)
+    assert [r.rewritten for r in reports] == [1]

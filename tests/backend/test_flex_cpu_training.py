@@ -1,0 +1,65 @@
+"""Training on CPU with backend="flex": torch has no backward kernel there, so the site is left alone and the model trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flex_inductor import listen
+from tests.support.programs import attend, causal, randn
+
+REASON = "flex_attention has no backward on CPU in this torch"
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(32, 96)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).view(2, 12, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        return attend(q, k, v, causal)
+
+
+def step(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Loss and gradients of one training step."""
+    model.zero_grad()
+    loss = model(x).square().sum()
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.compile
+def test_training_is_declined_with_the_reason_and_trains() -> None:
+    torch._dynamo.reset()
+    model, x = Tiny(), randn(2, 12, 32)
+    expected = step(model, x)
+    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise"})
+    with listen() as reports:
+        got = step(compiled, x)
+    (decision,) = [d for r in reports for d in r.decisions]
+    assert (decision.verdict, decision.reason) == ("declined", REASON)
+    assert all(r.fallback is None for r in reports)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.compile
+def test_the_same_model_in_inference_is_rewritten() -> None:
+    torch._dynamo.reset()
+    model, x = Tiny().eval(), randn(2, 12, 32)
+    with torch.no_grad(), listen() as reports:
+        got = torch.compile(model, backend="flex", options={"on_failure": "raise"})(x)
+        torch.testing.assert_close(got, model(x))
+    assert sum(r.rewritten for r in reports) == 1
+
+
+def test_with_flex_eager_the_same_model_trains_rewritten() -> None:
+    torch._dynamo.reset()
+    model, x = Tiny(), randn(2, 12, 32)
+    expected = step(model, x)
+    with listen() as reports:
+        got = step(torch.compile(model, backend="flex_eager", options={"on_failure": "raise"}), x)
+    assert sum(r.rewritten for r in reports) == 1
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,74 @@
+"""backend="inductor" generates the same code whether or not flex was used before, in this process or from a warmed cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.compile
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import hashlib, json, re, sys
+import torch
+from torch._inductor.utils import run_and_get_code
+
+def attention(q, k, v, keep):
+    scores = (q @ k.mT * 0.25).masked_fill(~keep, -1e9)
+    return torch.softmax(scores, -1) @ v
+
+def user(q, k, v, keep):
+    from torch.nn.attention.flex_attention import flex_attention
+    return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + i - j)
+
+inputs = [torch.randn(2, 4, 32, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+inputs.append(torch.ones(32, 32, dtype=torch.bool).tril())
+result = {}
+for step in sys.argv[1:]:
+    name, backend = step.split(":")
+    torch._dynamo.reset()
+    with torch.no_grad():
+        out, code = run_and_get_code(torch.compile(globals()[name], backend=backend), *inputs)
+    exact = globals()[name](*inputs)
+    assert torch.allclose(out, exact, atol=1e-5), (out - exact).abs().max()
+    result.setdefault(step, []).append(code)
+print("RESULT" + json.dumps(result))
+"""
+
+
+def run(cache: Path, *steps: str) -> dict[str, list[list[str]]]:
+    """The code generated at each step, in a process of its own with this cache."""
+    env = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *steps], env=env, cwd=cache.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.split("RESULT")[1])
+    return {
+        step: [[code.replace(str(cache), "CACHE") for code in codes] for codes in runs] for step, runs in result.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["attention", "user"])
+def test_inductors_code_is_the_same_before_and_after(tmp_path: Path, name: str) -> None:
+    plain, ours = f"{name}:inductor", f"{name}:flex"
+    alone = run(tmp_path / "alone", plain)[plain][0]
+    assert alone and all(alone), "code was generated"
+    both = run(tmp_path / "both", plain, ours, plain)
+    first, after = both[plain]
+    assert first == alone and after == alone
+    if name == "attention":
+        assert both[ours][0] != alone, "flex makes another program of it"
+    warmed = run(tmp_path / "warm", ours)[ours][0]
+    with_warm_cache = run(tmp_path / "warm", plain, ours)
+    assert with_warm_cache[plain][0] == alone, "a cache that flex warmed"
+    assert with_warm_cache[ours][0] == warmed
+    assert run(tmp_path / "alone", ours)[ours][0] == warmed, "a cache that Inductor warmed"

@@ -1,0 +1,168 @@
+"""Tables of small tensor programs, one for each operator that can be lifted. Each makes something that broadcasts to (B, H, S, S):
+a bias that is added to the scores, or a mask of the keys that stay. `x` is a dict of leaves made by `leaves`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tests.support.programs import B, H, S, randn
+
+I = torch.arange  # noqa: E741
+DISTANCE = lambda: torch.arange(S)[:, None] - torch.arange(S)  # noqa: E731
+
+
+def leaves() -> dict[str, torch.Tensor]:
+    return {
+        "qk": randn(S, S, seed=3), "hqk": randn(H, S, S, seed=4), "bk": randn(B, S, seed=5), "q": randn(S, seed=6),
+        "h": randn(H, seed=7), "table": randn(2 * S, H, seed=8), "bhqk": randn(B, H, S, S, seed=9), "wide": randn(H, S, 2 * S, seed=10),
+        "keep": torch.arange(S).expand(B, S) < torch.tensor([[S], [S - 3]]), "ids": torch.arange(S).expand(B, S) // 5 + torch.tensor([[0], [1]]),
+        "order": torch.randperm(S, generator=torch.Generator().manual_seed(1)),
+        "buckets": torch.randint(0, 2 * S, (S, S), generator=torch.Generator().manual_seed(2)),
+    }  # fmt: skip
+
+
+VIEWS = {
+    "view": lambda x: x["hqk"].view(H * S, S).view(H, S, S),
+    "view_split": lambda x: x["bhqk"].view(B * H, S, S).view(B, H, S, S),
+    "reshape": lambda x: x["hqk"].reshape(-1).reshape(H, S, S),
+    "reshape_copies": lambda x: x["qk"].t().reshape(S * S).reshape(S, S),
+    "permute": lambda x: x["hqk"].permute(0, 2, 1),
+    "transpose": lambda x: x["hqk"].transpose(-1, -2),
+    "t": lambda x: x["qk"].t(),
+    "expand": lambda x: x["q"][:, None].expand(B, H, S, S),
+    "unsqueeze": lambda x: x["qk"].unsqueeze(0).unsqueeze(0),
+    "squeeze": lambda x: x["qk"][None, None].squeeze(1).squeeze(0),
+    "squeeze_all": lambda x: x["qk"][None, None].squeeze(),
+    "select": lambda x: x["bhqk"][1],
+    "select_negative": lambda x: x["bhqk"].select(1, -1)[:, None],
+    "slice": lambda x: x["wide"][:, :, 3 : S + 3],
+    "slice_step": lambda x: x["wide"][:, :, ::2],
+    "slice_negative": lambda x: x["wide"][..., -S:],
+    "narrow": lambda x: x["wide"].narrow(2, 5, S),
+    "diagonal": lambda x: x["hqk"].diagonal(dim1=1, dim2=2)[:, None, :],
+    "diagonal_offset": lambda x: x["wide"].diagonal(3, 1, 2)[:, None, :],
+    "split": lambda x: x["wide"].split(S, -1)[1],
+    "chunk": lambda x: x["wide"].chunk(2, -1)[0],
+    "unbind": lambda x: x["bhqk"].unbind(1)[2][:, None],
+    "movedim": lambda x: x["table"][:S].movedim(1, 0)[:, :, None],
+    "flatten": lambda x: x["bhqk"].flatten(0, 1).unflatten(0, (B, H)),
+    "flip": lambda x: x["hqk"].flip(-1, 0),
+    "roll": lambda x: x["hqk"].roll(3, -1),
+    "roll_two": lambda x: x["hqk"].roll((-2, 5), (1, 2)),
+    "repeat": lambda x: x["hqk"][:2].repeat(2, 1, 1),
+    "tile": lambda x: x["qk"][:, :4].tile(1, 3),
+    "repeat_interleave": lambda x: x["hqk"][:2].repeat_interleave(2, 0),
+    "shift": lambda x: F.pad(x["hqk"], (1, 0)).view(H, S + 1, S)[:, 1:],
+}
+
+POINTWISE = {
+    name: (lambda x, name=name: getattr(torch, name)(x["qk"] * 0.7))
+    for name in "neg abs exp exp2 expm1 tanh sigmoid sin cos atan erf relu sign floor ceil round".split()
+} | {
+    name: (lambda x, name=name: getattr(torch, name)(x["qk"].abs() + 0.5))
+    for name in "log log2 log1p sqrt rsqrt reciprocal".split()
+} | {
+    "add": lambda x: x["qk"] + x["bk"][:, None, None],
+    "add_alpha": lambda x: torch.add(x["qk"], x["q"], alpha=3),
+    "sub": lambda x: x["qk"] - x["q"][:, None],
+    "rsub": lambda x: 2 - x["qk"],
+    "mul": lambda x: x["h"][:, None, None] * DISTANCE(),
+    "div": lambda x: x["qk"] / (x["q"].abs() + 1),
+    "div_floor": lambda x: torch.div(x["qk"], 0.4, rounding_mode="floor"),
+    "integers": lambda x: ((DISTANCE() + 2 * S) // 3 % 4 - 2) * 0.5,
+    "remainder": lambda x: torch.remainder(x["qk"], 0.7),
+    "fmod": lambda x: torch.fmod(x["qk"], 0.7),
+    "pow": lambda x: x["qk"] ** 2 + (x["qk"].abs() + 0.1) ** 0.5,
+    "pow_base": lambda x: 2.0 ** -DISTANCE().abs(),
+    "clamp": lambda x: x["qk"].clamp(-0.5, 0.5),
+    "clamp_integers": lambda x: DISTANCE().clamp(-3, 3) * 0.3,
+    "clamp_min": lambda x: x["qk"].clamp_min(0.1),
+    "clamp_max": lambda x: x["qk"].clamp(max=0.1),
+    "minimum": lambda x: torch.minimum(x["qk"], x["q"][:, None]),
+    "maximum": lambda x: torch.maximum(x["qk"], torch.tensor(0.2)),
+    "min_of_integers": lambda x: torch.minimum(DISTANCE().abs(), torch.tensor(4)) * -0.2,
+    "where": lambda x: torch.where(DISTANCE() > 0, x["qk"], x["q"]),
+    "where_numbers": lambda x: torch.where(DISTANCE() > 2, 0.5, -0.5),
+    "masked_fill": lambda x: x["qk"].masked_fill(DISTANCE() > 2, 1.5),
+    "softplus": lambda x: F.softplus(x["qk"]),
+    "silu": lambda x: F.silu(x["qk"]),
+    "gelu": lambda x: F.gelu(x["qk"]),
+    "leaky_relu": lambda x: F.leaky_relu(x["qk"]),
+    "addcmul": lambda x: torch.addcmul(x["qk"], x["qk"], x["qk"], value=0.3),
+    "lerp": lambda x: torch.lerp(x["qk"], x["hqk"], 0.3),
+    "log_bucket": lambda x: torch.log(DISTANCE().abs().float() + 1).long() * 0.4,
+}  # fmt: skip
+
+CREATION = {
+    "zeros": lambda x: torch.zeros(S, S),
+    "ones_like": lambda x: torch.ones_like(x["qk"]) * 0.3,
+    "full": lambda x: torch.full((S, S), 0.2).tril(),
+    "new_full": lambda x: x["qk"].new_full((S, S), 2.0).triu(1),
+    "eye": lambda x: torch.eye(S) * 3,
+    "arange": lambda x: torch.arange(S) * 0.1,
+    "arange_step": lambda x: torch.arange(3, 3 + 2 * S, 2)[:, None] * 0.1,
+    "arange_down": lambda x: torch.arange(S, 0, -1) * 0.1,
+    "arange_float": lambda x: torch.arange(0, S / 2, 0.5),
+    "linspace": lambda x: torch.linspace(-1, 1, S),
+    "tril": lambda x: x["qk"].tril(),
+    "triu": lambda x: x["qk"].triu(2),
+    "tril_negative": lambda x: x["qk"].tril(-1),
+    "alibi": lambda x: 2.0 ** -torch.arange(1, H + 1)[:, None, None] * -DISTANCE().abs(),
+    "tensor": lambda x: torch.tensor(0.5) * DISTANCE(),
+    "meshgrid": lambda x: torch.stack(torch.meshgrid(I(3), I(4), indexing="ij")).flatten(1).sum(0) * 0.1,
+}  # fmt: skip
+
+GATHERS = {
+    "index": lambda x: x["table"][DISTANCE() + S].permute(2, 0, 1),
+    "index_negative": lambda x: x["table"][DISTANCE()].permute(2, 0, 1),
+    "index_two": lambda x: x["bhqk"][:, :, I(S)[:, None], I(S).flip(0)],
+    "index_apart": lambda x: x["bhqk"][0][I(S)[:, None] % 3, :, I(S)].permute(1, 0, 2)[None, :, :, :][:, :H],
+    "index_column": lambda x: x["qk"][:, x["order"]],
+    "gather": lambda x: x["hqk"].gather(-1, ((DISTANCE() + S) % S).expand(H, S, S)),
+    "index_select": lambda x: x["hqk"].index_select(1, x["order"]),
+    "embedding": lambda x: F.embedding(DISTANCE().abs(), x["table"]).permute(2, 0, 1),
+    "loaded_bucket": lambda x: x["table"][x["buckets"]].permute(2, 0, 1),
+    "take_along_dim": lambda x: torch.take_along_dim(x["hqk"], x["order"][None, None, :], 2),
+}  # fmt: skip
+
+JOINS = {
+    "cat": lambda x: torch.cat([x["hqk"][..., :5], x["wide"][..., : S - 5]], -1),
+    "cat_three": lambda x: torch.cat([x["qk"][:2], torch.zeros(3, S), x["qk"][5:]], 0),
+    "stack": lambda x: torch.stack([x["qk"], x["qk"] * 2, x["qk"].t(), torch.eye(S)]),
+    "pad": lambda x: F.pad(x["hqk"][..., : S - 3], (2, 1), value=-1.0),
+    "pad_two": lambda x: F.pad(x["qk"][1:, 2:], (1, 1, 0, 1)),
+    "pad_crops": lambda x: F.pad(x["wide"], (-2, -S + 2)),
+}
+
+CASTS = {
+    "bf16": lambda x: x["qk"].bfloat16().float() * 0 + x["qk"].clone(),
+    "int": lambda x: (DISTANCE() < 2).int() * 0.5,
+    "float": lambda x: DISTANCE().float() * 0.1,
+    "bool": lambda x: DISTANCE().bool().float(),
+    "type_as": lambda x: (DISTANCE() > 1).type_as(x["qk"]),
+    "double": lambda x: DISTANCE().double() * 0.1,
+    "trunc": lambda x: (x["qk"] * 3).int().float() * 0.1,
+}
+
+MASKS = {
+    "causal": lambda x: torch.ones(S, S, dtype=torch.bool).tril(),
+    "compare_le": lambda x: I(S) <= I(S)[:, None],
+    "compare_all": lambda x: (DISTANCE() >= 0) & (DISTANCE() < 4) & (DISTANCE() != 2) | (DISTANCE() == 0),
+    "logical": lambda x: torch.logical_or(torch.logical_not(DISTANCE() < 0), torch.logical_xor(DISTANCE() > 3, DISTANCE() > 5)),
+    "bool_arithmetic": lambda x: (DISTANCE() >= 0) * x["keep"][:, None, None] + torch.eye(S, dtype=torch.bool),
+    "invert": lambda x: ~(DISTANCE() < 0),
+    "zero_one": lambda x: torch.ones(S, S).tril() == 1,
+    "zero_one_int": lambda x: torch.triu(torch.ones(S, S, dtype=torch.int64), 1) == 0,
+    "padding": lambda x: x["keep"][:, None, None, :],
+    "one_minus": lambda x: (1.0 - (1.0 - x["keep"].float()))[:, None, None].bool(),
+    "documents": lambda x: (x["ids"][:, None, :, None] == x["ids"][:, None, None, :]),
+    "chunks": lambda x: I(S)[:, None] // 4 == I(S) // 4,
+    "dilated": lambda x: DISTANCE() % 3 == 0,
+    "wide_table": lambda x: x["qk"] > -0.3,
+    "comparison_of_floats": lambda x: (x["q"][:, None] >= x["q"]) | torch.eye(S, dtype=torch.bool),
+    "cat": lambda x: torch.cat([torch.ones(S, 2, dtype=torch.bool), torch.ones(S, S - 2).tril().bool()], 1),
+    "stack": lambda x: torch.stack([DISTANCE() >= 0, DISTANCE() <= 0, DISTANCE() >= -1, DISTANCE() == 0]),
+    "pad": lambda x: F.pad(torch.ones(S, S - 1, dtype=torch.bool).tril(-1), (1, 0), value=True),
+    "and_mixed": lambda x: (DISTANCE() >= 0) & x["keep"][:, None, None, :],
+}  # fmt: skip
