@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import fx
 
 from flex_inductor import compat
@@ -153,6 +154,8 @@ def decide(state: State) -> State:
     def step(work: Work) -> Work:
         assert work.site is not None and work.result is not None
         reason = state.refuse(request_of(work.site, work.result))
+        if work.result.product.meta["autocast"] and dtype_of(work.site) == torch.float32:
+            reason = "autocast is active, and would round the operands of flex_attention"
         if reason is not None:
             raise Declined(reason, work.found.anchor)
         return work

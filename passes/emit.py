@@ -9,6 +9,8 @@ Declines: operands that no view arranges; values that cannot be computed again.
 
 from __future__ import annotations
 
+import math
+
 import sympy
 import torch
 from torch import fx
@@ -22,10 +24,11 @@ from flex_inductor.passes.mods import Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
 from flex_inductor.passes.site import Site
-from flex_inductor.passes.storage import Storage
+from flex_inductor.passes.storage import Storage, same_memory
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
 aten = torch.ops.aten
+LOWEST = -1.7e38
 VIEWS_IN_PLACE = {"view", "view_as"}
 
 
@@ -39,6 +42,16 @@ def score_of(site: Site) -> Expr:
         beyond = compare("eq", index(site.at.k), index(keys + i))
         score = scalar.where(beyond, scalar.cast(extra, site.score.dtype), score)
     return score
+
+
+def within_range(score: Expr, site: Site, device: torch.device) -> Expr:
+    """The Triton template multiplies scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0 where eager
+    gives the mean of the values. Scores of a finite fill are raised as little as that takes; -inf stays."""
+    if device.type != "cuda" or not site.fills or min(site.fills) > LOWEST:
+        return score
+    low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
+    raised = scalar.where(compare("eq", score, infinite), infinite, low)
+    return scalar.where(compare("lt", score, low), raised, score)
 
 
 def mask_of(site: Site) -> Expr:
@@ -67,13 +80,13 @@ class Emitter:
     def emit(self, site: Site, result: Result, training: bool) -> None:
         """Replaces the result by the call. Raises Declined without having changed the program."""
         self.make.forget()
-        before = set(self.gm.graph.nodes)
+        before = result.dynamo.prev
         try:
             with self.gm.graph.inserting_before(result.dynamo):
                 value = self.value(site, result, training)
         except Exception:
-            for node in reversed([n for n in self.gm.graph.nodes if n not in before]):
-                self.gm.graph.erase_node(node)
+            while result.dynamo.prev is not before:
+                self.gm.graph.erase_node(result.dynamo.prev)
             raise
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
 
@@ -81,7 +94,7 @@ class Emitter:
         """The new nodes; the last has the result's value."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
-        score_mod, score_reads = self.module("score_mod", score_of(site), site, True)
+        score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
         blocks = block_mask(self.make, mask_mod, device)
         options = compat.kernel_options(device, training)
@@ -139,7 +152,12 @@ def needs_strides(node: fx.Node) -> bool:
         name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
         if user.op == "output" or name in VIEWS_IN_PLACE or name in ("stride", "as_strided", "is_contiguous"):
             return True
-        if name in ("transpose", "permute", "unsqueeze", "squeeze", "getitem", "movedim", "swapaxes", "t", "mT", "expand"):
-            if needs_strides(user):
-                return True
+        if is_alias(user, node) and needs_strides(user):
+            return True
     return False
+
+
+def is_alias(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values share memory, as Dynamo saw it."""
+    values = [n.meta.get("example_value") for n in (a, b)]
+    return all(isinstance(v, torch.Tensor) for v in values) and same_memory(*values)

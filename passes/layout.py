@@ -44,10 +44,13 @@ def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
     limit: sympy.Expr | None = None
     while isinstance(entry, (FloorDiv, Mod)):
         inner, divisor = entry.args
-        if isinstance(entry, Mod):
-            limit = divisor if limit is None else limit
+        if isinstance(entry, Mod):  # (x % n) // unit is (x // unit) % (n / unit), and (x % n) % limit is x % limit
+            size = sympy.cancel(divisor / unit)
+            if sympy.denom(size) != 1 or (limit is not None and sympy.denom(sympy.cancel(size / limit)) != 1):
+                return None
+            limit = size if limit is None else limit
         else:
-            unit, limit = unit * divisor, None if limit is None else limit
+            unit = unit * divisor
         entry = inner
     if entry not in sizes:
         return None

@@ -138,18 +138,20 @@ class ModWriter:
             raise Declined(f"no code for `{x.op}` in a score_mod")
         args = [self.value(a) for a in x.args]
         if x.op in SWAPPED and not self.is_tensor(args[0]) and self.is_tensor(args[1]):
-            return self.function_of(SWAPPED[x.op], args[::-1])
+            return self.function_of(SWAPPED[x.op], args[::-1], x.dtype)
         if len(args) > 2 and x.op in ("and", "or"):
             result = args[0]
             for arg in args[1:]:
                 result = self.call(FUNCTIONS[x.op], result, arg)
             return result
-        return self.function_of(x.op, args)
+        return self.function_of(x.op, args, x.dtype)
 
-    def function_of(self, op: str, args: list[Any]) -> Any:
+    def function_of(self, op: str, args: list[Any], dtype: torch.dtype) -> Any:
         if op in ("minimum", "maximum") and not self.is_tensor(args[1]):
             side = "max" if op == "minimum" else "min"
             return self.call(torch.clamp, args[0], **{side: args[1]})
+        if op == "floor_divide" and dtype.is_floating_point:  # the operator `//` has no derivative
+            return self.call(torch.div, *args, rounding_mode="floor")
         if len(args) == 1 and not self.is_tensor(args[0]):
             args = [self.constant(args[0], torch.float32)]
         return self.call(FUNCTIONS[op], *args)

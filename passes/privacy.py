@@ -3,7 +3,7 @@ would compute them twice, or lose a gradient's second path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
@@ -12,31 +12,49 @@ from flex_inductor.passes.site import Declined
 from flex_inductor.passes.storage import written
 
 
-def reachable(start: Iterable[fx.Node], upward: bool) -> set[fx.Node]:
+def reachable(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The start, and all that steps lead to."""
     seen = set(start)
     todo = list(seen)
     while todo:
-        node = todo.pop()
-        for other in node.all_input_nodes if upward else node.users:
+        for other in step(todo.pop()):
             if other not in seen:
                 seen.add(other)
                 todo.append(other)
     return seen
 
 
+def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
+    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together would
+    take time quadratic in their number."""
+    last = result.meta["position"]
+    return reachable(products, lambda n: (u for u in n.users if u.meta["position"] <= last))
+
+
 def is_dead(node: fx.Node) -> bool:
     """Whether nothing that matters comes of a node."""
-    if node.target is opaque or any(True for _ in written(node)):
-        return False
-    return all(is_dead(user) for user in node.users)
+    return not any(n.target is opaque or any(True for _ in written(n)) for n in reachable([node], lambda n: n.users))
 
 
-def chain(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
+def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
     """Everything between the raw scores and the product with the values."""
-    return reachable(products, upward=False) & reachable([result], upward=True) - {result}
+    first = min((p.meta["position"] for p in products), default=0)
+    upstream = reachable([result], lambda n: (i for i in n.all_input_nodes if i.meta["position"] >= first))
+    return downstream(products, result) & upstream - {result}
 
 
-def check(products: Iterable[fx.Node], result: fx.Node) -> None:
+def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
+    """The first of some products that nothing but this attention reads; the first of all if there is none."""
+    for product in products:
+        try:
+            check([product], result)
+            return product
+        except Declined:
+            continue
+    return products[0]
+
+
+def check(products: list[fx.Node], result: fx.Node) -> None:
     """Raises Declined when the chain has a reader outside."""
     inside = chain(products, result)
     for node in sorted(inside, key=lambda n: n.meta["position"]):

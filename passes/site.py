@@ -71,7 +71,8 @@ class Site:
 
     products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
     value: the value operand; channel is the position of its last dimension in the wanted view.
-    score: the lifted score. mask: the keys that may be attended, None for all. extra: scores of columns beyond the keys.
+    score: the lifted score. mask: the keys that may be attended, None for all. fills: what the score
+    itself gives hidden keys. extra: scores of columns beyond the keys.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first: whether they
     come behind the row there.
     """
@@ -88,5 +89,6 @@ class Site:
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
     mask: Expr | None = None
+    fills: tuple[float, ...] = ()
     scale: float = 1.0
     notes: tuple[str, ...] = ()

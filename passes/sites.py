@@ -122,11 +122,12 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     if len(dots) > 1 and len(dots_of(merged)) > 1:  # one raw score stays; the others are computed as they were, and loaded
-        lifter = replace(lifter, leaves=frozenset(d.args[0] for d in dots[1:]), memo={})
+        others = {d.args[0] for d in dots} - {privacy.most_private([d.args[0] for d in dots], candidate.result)}
+        lifter = replace(lifter, leaves=frozenset(others), memo={})
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
     check_scores(candidate, dots, found.extra)
-    downstream = privacy.reachable([d.args[0] for d in dots], upward=False)
+    downstream = privacy.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
     return Lifted(value, score, extra, zeroed, dots)
 

@@ -152,6 +152,6 @@ def split(site: Site, zeroed: Expr | None, safe: bool) -> Site:
         if not (proven or rows_give_zero or safe):
             notes = (*notes, "a row without any key gives 0, where eager gives NaN")
         return replace(site, score=found.score, mask=found.mask, notes=notes)
-    return replace(site, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))
+    return replace(site, fills=found.fills, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))
 
 

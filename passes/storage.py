@@ -30,7 +30,15 @@ class Write:
 
 
 def _memory(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
+    return memory_of(node.meta.get("val"))
+
+
+def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return memory_of(a) is not None and memory_of(a) == memory_of(b)
+
+
+def memory_of(value: Any) -> int | None:
+    """What identifies a tensor's memory."""
     if not isinstance(value, torch.Tensor):
         return None
     try:

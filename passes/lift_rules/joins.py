@@ -74,18 +74,22 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     source, amounts = source_of(node), [size_expr(n) for n in argument(node, 1, "pad")]
     fill, dtype = cast(number(argument(node, 2, "value", 0)), node.meta["val"].dtype), node.meta["val"].dtype
-    shape, own, inside = shape_of(source), list(at_index), scalar.TRUE
+    shape, own, inside, padded = shape_of(source), list(at_index), scalar.TRUE, set()
     for i in range(len(amounts) // 2):
         dim, before = len(shape) - 1 - i, amounts[2 * i]
         if before == 0 and amounts[2 * i + 1] == 0:
             continue
         place = sympy.expand(own[dim] - before)
+        if below(place, shape[dim], lifter.sizes):
+            own[dim] = place
+            continue
         known = (compare("ge", index(place), index(0)), compare("lt", index(place), index(shape[dim])))
         inside = scalar.logical_and(inside, *known)
         own[dim] = place
+        padded.add(dim)
     value = lifter.lift(source, own, at)
     if scalar.has_load(value):
-        own = [o if o == i else clamp(o, n) for o, i, n in zip(own, at_index, shape)]
+        own = [clamp(o, n) if d in padded else o for d, (o, n) in enumerate(zip(own, shape))]
         value = lifter.lift(source, own, at)
     return scalar.where(inside, cast(value, dtype), fill)
 

@@ -87,8 +87,7 @@ CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 EVERY = [(name, scenario) for name, case in CASES.items() for scenario in case.scenarios]
-HARDEST = [(name, case.scenarios[-1]) for name, case in CASES.items()]
-"""Of each model, the scenario with the most masking."""
+
 
 
 def build(name: str, layers: int = LAYERS) -> Tensors:

@@ -18,10 +18,10 @@ BIASES = {
     for kind in ("views", "pointwise", "creation", "gathers", "joins", "casts")
     for name, make in getattr(terms, kind.upper()).items()
 }
-LEAVES = {"fmod", "gelu", "leaky_relu", "lerp", "linspace", "arange_float", "take_along_dim", "addcmul"}
+LEAVES = {"fmod", "gelu", "leaky_relu", "lerp", "linspace", "arange_float", "take_along_dim", "addcmul", "meshgrid"}
 """Operators that have no rule, or whose rule does not cover the case: they are computed, and loaded."""
 KEEPS_A_KEY = {"causal", "compare_le", "compare_all", "invert", "zero_one", "zero_one_int", "chunks", "dilated", "cat", "pad", "logical",
-               "bool_arithmetic", "comparison_of_floats", "stack"}  # fmt: skip
+               "bool_arithmetic", "comparison_of_floats", "stack", "documents"}  # fmt: skip
 """Masks that provably leave a key in every row."""
 
 
@@ -29,7 +29,8 @@ def captured(report: Any) -> list[torch.Tensor]:
     """The tensors that the flex_attention calls of a graph capture and the program did not give."""
     calls = [n for n in report.after.graph.nodes if n.target is flex_attention_hop]
     read = [x for call in calls for x in tree_leaves(call.args[-2:]) if isinstance(x, torch.fx.Node)]
-    return [x for x in read if x.op != "placeholder" and not (x.target == "detach" and x.args[0].op == "placeholder")]
+    selected = ("detach", torch.ops.aten.select.int)
+    return [x for x in read if x.op != "placeholder" and not (x.target in selected and x.args[0].op == "placeholder")]
 
 
 def run(change: Any, train: bool) -> tuple[Any, bool]:

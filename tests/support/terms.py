@@ -141,7 +141,7 @@ CASTS = {
     "float": lambda x: DISTANCE().float() * 0.1,
     "bool": lambda x: DISTANCE().bool().float(),
     "type_as": lambda x: (DISTANCE() > 1).type_as(x["qk"]),
-    "double": lambda x: DISTANCE().double() * 0.1,
+    "double": lambda x: (DISTANCE().double() * 0.1).float(),
     "trunc": lambda x: (x["qk"] * 3).int().float() * 0.1,
 }
 
