@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import sympy
 import torch
@@ -172,3 +174,18 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
         hint = shape_env.size_hint(symbol)
         shape_env.evaluate_expr(sympy.Eq(symbol, hint))
     return True
+
+
+@contextlib.contextmanager
+def sdpa_seen_by(see: Any) -> Iterator[None]:
+    """Inside, SDPA calls that torch's own Python functions make (multi_head_attention_forward) go to see(sdpa, args, kwargs).
+    Only those of this thread: for all others nothing changes."""
+    original, thread = F.scaled_dot_product_attention, threading.get_ident()
+
+    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(*args, **kwargs)
+        return see(original, args, kwargs)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention):
+        yield

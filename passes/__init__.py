@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import clean as clean_pass
 from flex_inductor.passes import emit as emit_pass
+from flex_inductor.passes import expand as expand_pass
 from flex_inductor.passes import find as find_pass
 from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
@@ -172,7 +174,8 @@ def request_of(site: Site, result: Result) -> Request:
 
 def trains(result: Result) -> bool:
     """Whether gradients will flow through a value."""
-    return bool(result.node.meta["grad"] and getattr(result.dynamo.meta.get("example_value"), "requires_grad", False))
+    values = tree_leaves(result.dynamo.meta.get("example_value"))
+    return bool(result.node.meta["grad"] and any(getattr(v, "requires_grad", False) for v in values))
 
 
 def emit(state: State) -> State:
@@ -181,9 +184,13 @@ def emit(state: State) -> State:
     emitter = emit_pass.Emitter(state.gm, Materialiser(state.gm.graph, state.aten), state.storage)
 
     def step(work: Work) -> Work:
-        assert work.site is not None and work.result is not None
-        emitter.emit(work.site, work.result, trains(work.result))
-        return work
+        assert work.site is not None and work.result is not None and state.aten is not None
+        training, result = trains(work.result), work.result
+        if result.hidden and result.product not in state.aten.value_of:
+            expand_pass.expand(emitter.make, result.dynamo)
+        result = locate(state.aten, result.product) if result.hidden else result
+        emitter.emit(work.site, result, training)
+        return replace(work, result=result)
 
     state = state.each(step)
     return replace(state, changed=any(w.why is None for w in state.work))
@@ -269,6 +276,9 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     end = next(n for n in gm.graph.nodes if n.op == "output")
     graph.output(output, type_expr=getattr(end, "type", None))
     list(graph.nodes)[-1].meta.update(end.meta)
+    for node, twin in values.items():
+        if hasattr(node, "_dynamo_source"):  # AOTAutograd reads off it which inputs are parameters, and static
+            twin._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
     copy = fx.GraphModule(gm, graph, type(gm).__name__)
     copy.meta.update(gm.meta)
     return copy

@@ -54,7 +54,7 @@ def clean(graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: li
             for alias in storage.aliases(target):
                 writers[alias.meta["origin"]].add(node.meta["origin"])
     candidates |= {w for node in list(candidates) for w in writers[node]}
-    candidates = {n for n in candidates if n.op.startswith("call") and not has_effect(operators[n])}
+    candidates = {n for n in candidates if n.op.startswith("call") and (n in replaced or not has_effect(operators[n]))}
     live = {n for n in graph.nodes if n not in candidates}
     todo = list(live)
     while todo:

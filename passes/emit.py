@@ -127,6 +127,9 @@ class Emitter:
     def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
         """The captured tensors and sizes, in the order of the placeholders."""
         nodes = {place: self.buffer(*key, gradients) for key, place in writer.captured.tensors.items()}
+        for (node, selected), place in writer.captured.tensors.items():
+            if len(selected) == node.meta["val"].dim() and writer.lifted(node):
+                nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 

@@ -160,7 +160,10 @@ class Lifter:
 
     def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
         """A load from the value itself, which must still be there when the attention runs."""
-        if self.storage.writes(node, at - 1, self.until):
+        writes = self.storage.writes(node, at - 1, self.until)
+        if any(torch.Tag.nondeterministic_seeded in w.node.target.tags for w in writes):  # type: ignore[union-attr]
+            raise Declined("dropout is active", node)
+        if writes:
             raise Declined("a tensor that the score reads is written to before the attention runs", node)
         value = node.meta["val"]
         known = value.constant if isinstance(value, FakeTensor) else value

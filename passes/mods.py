@@ -164,11 +164,17 @@ class ModWriter:
             self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
         value = self.captured.tensors[key]
         places = [self.integer(i) for d, i in enumerate(index) if not self.is_fixed(i)]
+        if not places and self.lifted(buffer):
+            places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
         if buffer.meta["val"].dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
             value = self.graph.call_method("to", (value, torch.float32))
         return value
+
+    def lifted(self, buffer: fx.Node) -> bool:
+        """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads only."""
+        return self.score is not None and buffer.meta["val"].dtype.is_floating_point
 
     def is_fixed(self, place: sympy.Expr) -> bool:
         """Whether a place is the same for every score."""

@@ -16,7 +16,7 @@ Declines: nothing. A node that cannot be run becomes opaque, with the value Dyna
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,20 @@ class Recorder(TorchDispatchMode):
         self.origin: fx.Node | None = None
         self.grad = torch.is_grad_enabled()
         self.count = 0
+        self.away = False
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        self.away = True
+        try:
+            yield
+        finally:
+            self.away = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
+        if not self.away and any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
             self.record(func, args, kwargs, result)
         return result
 
@@ -119,6 +128,7 @@ class Normalizer:
             stack.enter_context(torch.no_grad())
             stack.enter_context(compat.no_autocast_cache())
             stack.callback(self.leave_regions)
+            stack.enter_context(compat.sdpa_seen_by(self.whole))
             stack.enter_context(self.fake_mode)
             for node in self.gm.graph.nodes:
                 self.recorder.origin = node
@@ -163,7 +173,7 @@ class Normalizer:
         load = lambda n: self.env[n]  # noqa: E731
         args, kwargs = fx.map_arg(node.args, load), fx.map_arg(node.kwargs, load)
         if node.target in compat.SDPA:
-            return self.whole(aten.scaled_dot_product_attention.default, node, args, kwargs)
+            return self.whole(node.target, args, kwargs)
         with self.recorder:
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -171,10 +181,11 @@ class Normalizer:
                 return self.gm.get_submodule(str(node.target))(*args, **kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def whole(self, target: Any, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Runs a node without looking into it, and records it as one operator."""
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        self.recorder.record(target, args, kwargs, result)
+    def whole(self, sdpa: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs an SDPA call without looking into it, and records it as one operator."""
+        with self.recorder.looking_away():
+            result = sdpa(*args, **kwargs)
+        self.recorder.record(aten.scaled_dot_product_attention.default, args, kwargs, result)
         return result
 
     def unseen(self, node: fx.Node) -> Any:

@@ -26,11 +26,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Result:
-    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's value."""
+    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's value, or
+    the one that it is inside of, if `hidden`."""
 
     product: fx.Node
     views: tuple[fx.Node, ...]
     dynamo: fx.Node
+    hidden: bool = False
 
     @property
     def node(self) -> fx.Node:
@@ -49,7 +51,7 @@ def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
     while node not in aten_graph.value_of:
         users = list(node.users)
         if len(users) != 1 or rule_name(users[0]) not in TRANSPARENT:
-            raise Declined("the product with the values is inside an operator", node)
+            return Result(product, (), product.meta["origin"], hidden=True)
         node = users[0]
         views.append(node)
     return Result(product, tuple(views), aten_graph.value_of[node])

@@ -48,9 +48,9 @@ def triangle(op: str) -> Rule:
     """tril keeps `column - row <= diagonal`, triu `>=`; the rest is zero."""
 
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-        offset = sympy.expand(at_index[-1] - at_index[-2] - size_expr(argument(node, 1, "diagonal", 0)))
+        limit = sympy.expand(at_index[-2] + size_expr(argument(node, 1, "diagonal", 0)))
         x = lifter.lift(source_of(node), at_index, at)
-        return scalar.where(compare(op, index(offset), index(0)), x, const(0, x.dtype))
+        return scalar.where(compare(op, index(at_index[-1]), index(limit)), x, const(0, x.dtype))
 
     return rule
 
