@@ -80,7 +80,10 @@ def measure(model: str, layers: int, backend: str) -> list[dict[str, Any]]:
     if backend == "flex":
         times |= {"passes": runs[0]["passes"], "passes, warm": runs[1]["passes"]}
     print(model, layers, backend, {k: round(v, 2) for k, v in times.items()}, flush=True)
-    return [{"model": model, "layers": layers, "backend": backend, "what": k, "seconds": f"{v:.3f}"} for k, v in times.items()]
+    return [
+        {"model": model, "layers": layers, "backend": backend, "what": k, "seconds": f"{v:.3f}"}
+        for k, v in times.items()
+    ]
 
 
 def child(model: str, layers: int, backend: str, cache: str) -> dict[str, float]:

@@ -145,7 +145,7 @@ def split(state: State) -> State:
     def step(work: Work) -> Work:
         assert work.site is not None
         safe = rule_name(work.found.anchor) != "_softmax" and not rule_name(work.found.anchor).startswith(("exp", "div"))
-        return replace(work, site=split_pass.scaled(split_pass.split(work.site, work.zeroed, safe)))
+        return replace(work, site=split_pass.scaled(split_pass.split(work.site, work.zeroed, safe, trains(work.result))))
 
     return state.each(step)
 
@@ -276,10 +276,12 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     end = next(n for n in gm.graph.nodes if n.op == "output")
     graph.output(output, type_expr=getattr(end, "type", None))
     list(graph.nodes)[-1].meta.update(end.meta)
-    for node, twin in values.items():
-        if hasattr(node, "_dynamo_source"):  # AOTAutograd reads off it which inputs are parameters, and static
-            twin._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
     copy = fx.GraphModule(gm, graph, type(gm).__name__)
+    for node, twin in values.items():  # AOTAutograd reads off these attributes which inputs are parameters, and static
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+    if hasattr(gm, "_param_name_to_source"):
+        copy._param_name_to_source = gm._param_name_to_source
     copy.meta.update(gm.meta)
     return copy
 

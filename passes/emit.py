@@ -10,6 +10,7 @@ Declines: operands that no view arranges; values that cannot be computed again.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import sympy
 import torch
@@ -17,7 +18,7 @@ from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
-from flex_inductor.passes import heads
+from flex_inductor.passes import heads, rows
 from flex_inductor.passes.blocks import block_mask
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
@@ -94,6 +95,7 @@ class Emitter:
         """The new nodes; the last has the result's value."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
+        site = self.with_rows(site) if site.dead is not None else site
         score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
         blocks = block_mask(self.make, mask_mod, device)
@@ -105,6 +107,18 @@ class Emitter:
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.graph.call_method("to", (out, wanted))
         return self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out
+
+    def with_rows(self, site: Site) -> Site:
+        """A site whose dead rows attend to all keys, with scores of their own."""
+        assert site.mask is not None and site.dead is not None
+        writer = ModWriter(site.at, False)
+        module = writer.finish(site.mask, "alive", sizes_of)
+        node = rows.alive(self.make, site, site.mask, module, self.reads(writer, set()))
+        node.meta["val"] = torch.empty((1, 1, 1), dtype=torch.bool, device="meta")  # all that is asked of it is a dtype
+        self.make.made[node] = node
+        alive = scalar.load(node, rows.index_of(site, site.mask), torch.bool)
+        score = scalar.where(alive, site.score, scalar.cast(site.dead, site.score.dtype))
+        return replace(site, score=score, mask=logical_or(site.mask, scalar.logical_not(alive)), dead=None)
 
     def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""

@@ -161,7 +161,7 @@ class Lifter:
     def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
         """A load from the value itself, which must still be there when the attention runs."""
         writes = self.storage.writes(node, at - 1, self.until)
-        if any(torch.Tag.nondeterministic_seeded in w.node.target.tags for w in writes):  # type: ignore[union-attr]
+        if writes and any(self.is_random(w) for w in self.storage.writes(node, -1, self.until)):
             raise Declined("dropout is active", node)
         if writes:
             raise Declined("a tensor that the score reads is written to before the attention runs", node)
@@ -172,6 +172,9 @@ class Lifter:
         if value.dtype.is_complex:
             raise Declined("the score reads a complex tensor", node)
         return scalar.load(node, index, value.dtype)
+
+    def is_random(self, write: Write) -> bool:
+        return torch.Tag.nondeterministic_seeded in getattr(write.node.target, "tags", ())
 
     def depends(self, index: Sequence[sympy.Expr]) -> tuple[bool, bool]:
         """Whether an index varies with the rows, and with the columns."""

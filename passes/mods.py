@@ -32,6 +32,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "and": operator.and_,
     "or": operator.or_,
     "not": torch.logical_not,
+    "detach": torch.Tensor.detach,
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
     "elu": torch.nn.functional.elu,

@@ -24,16 +24,20 @@ from flex_inductor.scalar import Expr, logical_and, logical_not
 LOW = -1e8
 """Fills at or below this count as a mask: no score is within 104, where exp underflows to zero, of it by accident."""
 
+ABSORBS = -1e30
+"""A fill at or below this makes any score that it is added to disappear, in float64 too."""
+
 STILL_LOW = -1e3
 """The same after the scores were scaled down, fills and all (finfo.min of float16, divided by sqrt(d))."""
 
 
 @dataclass(frozen=True)
 class Masked:
-    """A score, parted. fills: the constants that hidden scores get."""
+    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less the fill."""
 
     mask: Expr
     score: Expr
+    hidden: Expr
     fills: tuple[float, ...] = ()
 
 
@@ -53,42 +57,45 @@ def part(x: Expr) -> Masked:
         return _part_sum(x)
     if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:
         inner, factor = part(x.args[0]), x.args[1].value
-        whole = Expr(x.op, (inner.score, x.args[1]), x.dtype)
-        return _rescaled(x, inner, whole, factor if x.op == "mul" else 1 / factor)
+        whole, hidden = (scalar.pointwise(x.op, (s, x.args[1]), x.dtype) for s in (inner.score, inner.hidden))
+        return _rescaled(x, inner, whole, hidden, factor if x.op == "mul" else 1 / factor)
     if x.op == "mul" and x.args[0].is_const and x.args[0].value > 0:
         inner = part(x.args[1])
-        return _rescaled(x, inner, Expr(x.op, (x.args[0], inner.score), x.dtype), x.args[0].value)
-    return Masked(scalar.TRUE, x)
+        whole, hidden = (scalar.pointwise(x.op, (x.args[0], s), x.dtype) for s in (inner.score, inner.hidden))
+        return _rescaled(x, inner, whole, hidden, x.args[0].value)
+    return _unmasked(x)
 
 
-def _rescaled(x: Expr, inner: Masked, score: Expr, factor: float) -> Masked:
+def _rescaled(x: Expr, inner: Masked, score: Expr, hidden: Expr, factor: float) -> Masked:
     """A score times a factor, which must not bring its fills within reach of other scores."""
     if all(f * factor <= STILL_LOW for f in inner.fills):
-        return replace(inner, score=score, fills=tuple(f * factor for f in inner.fills))
-    return Masked(scalar.TRUE, x)
+        return replace(inner, score=score, hidden=hidden, fills=tuple(f * factor for f in inner.fills))
+    return _unmasked(x)
 
 
 def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
     if is_fill(b):
         inner = part(a)
-        return Masked(logical_and(condition, inner.mask), inner.score, (*inner.fills, b.value))
+        return Masked(logical_and(condition, inner.mask), inner.score, scalar.const(0, a.dtype), (*inner.fills, b.value))
     if is_fill(a):
         inner = part(b)
-        return Masked(logical_and(logical_not(condition), inner.mask), inner.score, (*inner.fills, a.value))
-    return Masked(scalar.TRUE, Expr("where", (condition, a, b), a.dtype))
+        mask = logical_and(logical_not(condition), inner.mask)
+        return Masked(mask, inner.score, scalar.const(0, b.dtype), (*inner.fills, a.value))
+    return _unmasked(Expr("where", (condition, a, b), a.dtype))
+
+
+def _unmasked(x: Expr) -> Masked:
+    return Masked(scalar.TRUE, x, x)
 
 
 def _part_sum(x: Expr) -> Masked:
     """Both sides may hide: a sum is hidden where one of them is."""
-    left, right = part(x.args[0]), Masked(scalar.TRUE, x.args[1])
-    if x.op == "add":
-        right = part(x.args[1])
-    mask, fills = logical_and(left.mask, right.mask), left.fills + right.fills
-    if right.score.is_const and right.score.value == 0:
-        return Masked(mask, left.score, fills)
-    if left.score.is_const and left.score.value == 0 and x.op == "add":
-        return Masked(mask, right.score, fills)
-    return Masked(mask, Expr(x.op, (left.score, right.score), x.dtype), fills)
+    left = part(x.args[0])
+    right = part(x.args[1]) if x.op == "add" else _unmasked(x.args[1])
+    score, hidden = (
+        scalar.pointwise(x.op, pair, x.dtype) for pair in ((left.score, right.score), (left.hidden, right.hidden))
+    )
+    return Masked(logical_and(left.mask, right.mask), score, hidden, left.fills + right.fills)
 
 
 def keeps_a_key(mask: Expr, at: Coordinates) -> bool:
@@ -130,16 +137,25 @@ def scaled(site: Site) -> Site:
             return inner
         return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
 
-    score = visit(site.score)
+    score, dead = visit(site.score), visit(site.dead) if site.dead is not None else None
     inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))  # not visited
-    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 and not inside else site
+    return replace(site, score=score, dead=dead, scale=scales[0]) if len(set(scales)) == 1 and not inside else site
 
 
-def split(site: Site, zeroed: Expr | None, safe: bool) -> Site:
+def of_dead_rows(found: Masked) -> Expr:
+    """The score of a row without keys, less its fill, which softmax cannot see. A fill that absorbs what it is added to leaves
+    a score that is the same for all keys, through which gradients still flow."""
+    if found.hidden.is_const or found.fills[0] > ABSORBS:
+        return found.hidden
+    return Expr("sub", (found.hidden, Expr("detach", (found.hidden,), found.hidden.dtype)), found.hidden.dtype)
+
+
+def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
     """Parts a site's score into mask and arithmetic, as far as exactness allows.
 
     zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
-    safe: whether the original gives 0 for a row whose scores are all -inf (SDPA)."""
+    safe: whether the original gives 0 for a row whose scores are all -inf (SDPA).
+    training: whether gradients flow, for which a fill in the score would not do."""
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
@@ -152,6 +168,11 @@ def split(site: Site, zeroed: Expr | None, safe: bool) -> Site:
         if not (proven or rows_give_zero or safe):
             notes = (*notes, "a row without any key gives 0, where eager gives NaN")
         return replace(site, score=found.score, mask=found.mask, notes=notes)
+    if training:
+        if len(found.fills) > 1:
+            raise Declined("rows may lose all keys, under several fills", site.candidate.anchor)
+        notes = (*site.notes, "rows that lose all keys get the mean of the values")
+        return replace(site, score=found.score, mask=found.mask, dead=of_dead_rows(found), notes=notes)
     return replace(site, fills=found.fills, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))
 
 

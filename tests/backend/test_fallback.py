@@ -19,7 +19,9 @@ def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return attend(q, k, v, causal)
 
 
-def run(fn: Callable[..., Any], *inputs: Any, backend: Any = "flex_eager", **settings: Any) -> tuple[Any, list[GraphReport]]:
+def run(
+    fn: Callable[..., Any], *inputs: Any, backend: Any = "flex_eager", **settings: Any
+) -> tuple[Any, list[GraphReport]]:
     torch._dynamo.reset()
     with listen() as reports:
         return torch.compile(fn, backend=backend, **settings)(*inputs), reports

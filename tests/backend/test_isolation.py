@@ -49,7 +49,9 @@ def run(cache: Path, *steps: str) -> dict[str, list[list[str]]]:
         "OMP_NUM_THREADS": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *steps], env=env, cwd=cache.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *steps], env=env, cwd=cache.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.split("RESULT")[1])
     return {

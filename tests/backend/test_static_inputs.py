@@ -12,7 +12,7 @@ from torch import nn
 from torch._inductor import compile_fx
 
 from flex_inductor import listen
-from tests.support.programs import attend, causal, randn
+from tests.support.programs import attend, randn
 
 
 class Model(nn.Module):

@@ -32,12 +32,14 @@ BOTH = ["sliding_attention", "full_attention"]
 class Case:
     """A model type: what its configuration changes, its attention sites, and what it reads.
 
-    reads: "text", "decoder" (text, causal), "pair" (encoder and decoder text), "image", "audio", "text+image"."""
+    reads: "text", "decoder" (text, causal), "pair" (encoder and decoder text), "image", "audio", "text+image".
+    gain: how much larger the weights are made, so that attention is far from uniform."""
 
     settings: dict[str, Any]
     sites: int = LAYERS
     reads: str = "text"
     layers: tuple[str, ...] = ("num_hidden_layers",)
+    gain: float = 4.0
 
     @property
     def scenarios(self) -> tuple[str, ...]:
@@ -50,22 +52,37 @@ CASES: dict[str, Case] = {
     "bert": Case(BERT),
     "roberta": Case(BERT),
     "distilbert": Case({"dim": WIDTH, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 96}, layers=("n_layers",)),
-    "gpt2": Case({"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}, reads="decoder", layers=("n_layer",)),
+    "gpt2": Case(
+        {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64}, reads="decoder", layers=("n_layer",)
+    ),
     "llama": Case(LLAMA, reads="decoder"),
     "mistral": Case({**LLAMA, "sliding_window": 8}, reads="decoder"),
-    "gemma2": Case(
-        {**LLAMA, "sliding_window": 8, "query_pre_attn_scalar": HEAD, "layer_types": BOTH}, reads="decoder"
-    ),
+    "gemma2": Case({**LLAMA, "sliding_window": 8, "query_pre_attn_scalar": HEAD, "layer_types": BOTH}, reads="decoder"),
     "bloom": Case({"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS}, reads="decoder", layers=("n_layer",)),
     "t5": Case(
-        {"d_model": WIDTH, "d_kv": HEAD, "d_ff": 96, "num_layers": LAYERS, "num_decoder_layers": LAYERS, "num_heads": HEADS},
-        sites=3 * LAYERS, reads="pair", layers=("num_layers", "num_decoder_layers"),
+        {
+            "d_model": WIDTH,
+            "d_kv": HEAD,
+            "d_ff": 96,
+            "num_layers": LAYERS,
+            "num_decoder_layers": LAYERS,
+            "num_heads": HEADS,
+        },
+        sites=3 * LAYERS,
+        reads="pair",
+        layers=("num_layers", "num_decoder_layers"),
+        gain=1.0,  # its scores are not scaled
     ),
     "esm": Case({**BERT, "position_embedding_type": "rotary", "mask_token_id": 3}),
     "vit": Case({**BERT, **IMAGE}, reads="image"),
-    "clip": Case({"text_config": {**BERT, "vocab_size": VOCAB}, "vision_config": {**BERT, **IMAGE}}, 2 * LAYERS, "text+image"),
+    "clip": Case(
+        {"text_config": {**BERT, "vocab_size": VOCAB}, "vision_config": {**BERT, **IMAGE}}, 2 * LAYERS, "text+image"
+    ),
     "whisper": Case(
-        {**SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 24, "max_target_positions": 64}, 3 * LAYERS, "audio", SEQ2SEQ_LAYERS
+        {**SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 24, "max_target_positions": 64},
+        3 * LAYERS,
+        "audio",
+        SEQ2SEQ_LAYERS,
     ),
     "bart": Case(SEQ2SEQ, 3 * LAYERS, "pair", SEQ2SEQ_LAYERS),
     "falcon": Case({**BERT, "num_kv_heads": 2, "new_decoder_architecture": True}, reads="decoder"),
@@ -76,29 +93,36 @@ CASES: dict[str, Case] = {
     "qwen2": Case(LLAMA, reads="decoder"),
     "phi3": Case({**LLAMA, "sliding_window": 8}, reads="decoder"),
     "deberta-v2": Case(
-        {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "max_relative_positions": 32}
+        {
+            **BERT,
+            "relative_attention": True,
+            "pos_att_type": ["c2p", "p2c"],
+            "position_buckets": 8,
+            "max_relative_positions": 32,
+        }
     ),
     "swin": Case(
         {"image_size": 32, "patch_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-        sites=4, reads="image", layers=(),
+        sites=4,
+        reads="image",
+        layers=(),
     ),
     "gpt_oss": Case(
-        {**LLAMA, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": BOTH}, reads="decoder"
+        {**LLAMA, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": BOTH},
+        reads="decoder",
     ),
-}  # fmt: skip
+}
 EVERY = [(name, scenario) for name, case in CASES.items() for scenario in case.scenarios]
 
 
-
 def build(name: str, layers: int = LAYERS) -> Tensors:
-    """The model, in float32 and eval mode, without dropout, its weights larger than at initialisation so that attention is far
-    from uniform."""
+    """The model, in float32 and eval mode, without dropout."""
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(configuration(name, layers), attn_implementation="eager").eval()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.dim() == 2 and "embed" not in key:
-                weight.mul_(4.0)
+                weight.mul_(CASES[name].gain)
     return Tensors(model)
 
 
