@@ -2,8 +2,8 @@
 
     python -m bench.compile_time [--models bert llama] [--layers 3 6 12] [--out bench/results/compile_time.csv]
 
-Models have the shape of BERT base and of a Llama of 12 layers with grouped-query attention, at half width (384) and batch 1, so
-that Inductor's own work, not the weights, is what is timed. Every run is a process of its own. Rows (`what`): passes (ours,
+Models have the shape of BERT base and of a Llama with grouped-query attention, at half width (384): weights
+are no part of what is timed. Every run is a process of its own. Rows (`what`): passes (ours,
 of a cold compile), cold (first call, empty cache), warm (first call of a second process, cache warmed by the first).
 Bars: passes <= 10% of Inductor's cold, warm within 1 s of Inductor's, passes linear in the layers.
 """
@@ -118,8 +118,8 @@ def report(rows: list[dict[str, Any]]) -> None:
             continue
         late = time_of[model, layers, "flex", "warm"] - time_of[model, layers, "inductor", "warm"]
         share = passes / cold
-        print(f"{model:6} {layers:3} layers: passes {passes:.2f} s, {share:.1%} of Inductor's {cold:.1f} s; warm start {late:+.2f} s; "
-              f"{passes / layers * 1000:.0f} ms a layer")  # fmt: skip
+        of = f"{passes:.2f} s, {share:.1%} of Inductor's {cold:.1f} s, {passes / layers * 1000:.0f} ms a layer"
+        print(f"{model:6} {layers:3} layers: passes {of}; warm start {late:+.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what it did."""
+"""flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what
+it did."""
 
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen

@@ -1,7 +1,8 @@
-"""The two backends: `flex` rewrites and hands the graph to Inductor, `flex_eager` rewrites and runs it without code generation.
+"""The two backends: `flex` rewrites and hands the graph to Inductor, `flex_eager` rewrites and runs it without code
+generation.
 
-A model that compiles with Inductor compiles with flex: whatever fails on our side, the graph that Dynamo gave is compiled
-untouched, one warning says so, and the graph's report names the pass.
+A model that compiles with Inductor compiles with flex: whatever fails on our side, the graph that Dynamo gave is
+compiled untouched, one warning says so, and the graph's report names the pass.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch._inductor
 from torch import fx
 
 from flex_inductor import compat, passes
@@ -38,7 +38,8 @@ def flex(
 ) -> Callable[..., Any]:
     """The backend "flex": attention becomes flex_attention, then Inductor compiles the graph.
 
-    mode, options: as for backend="inductor", and our own options (flex_inductor.options). Raises ValueError on unknown ones.
+    mode, options: as for backend="inductor", and our own options (flex_inductor.options). Raises ValueError on unknown
+    ones.
     Source: this is what torch.compile calls with each graph that Dynamo captured.
     """
     ours, settings = read(mode, options)
@@ -51,8 +52,8 @@ def flex(
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """A graph without flex_attention goes to Inductor as it is. torch's C++ template for the other cannot take anything fused
-    behind it (torch 2.13), so fusion into templates is off for it on CPU."""
+    """A graph without flex_attention goes to Inductor as it is. torch's C++ template for the other cannot take
+    anything fused behind it (torch 2.13), so fusion into templates is off for it on CPU."""
     if not compat.uses_flex_attention(gm) or not compat.on_cpu(inputs):
         return compat.inductor(gm, inputs, settings)
     return compat.inductor(gm, inputs, {"epilogue_fusion": False, **settings}, around=mended)
@@ -65,8 +66,8 @@ def flex_eager(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in inference and
-    in training, on any device. For tests and for debugging."""
+    """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in
+    inference and in training, on any device. For tests and for debugging."""
     ours, _ = read(mode, options)
     return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat.aot_eager)
 

@@ -13,11 +13,21 @@ import sympy
 import torch
 import torch._dynamo.exc
 import torch.nn.functional as F
+from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
 from torch._higher_order_ops.flex_attention import flex_attention_backward as flex_attention_backward_hop
 from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE, BlockMask
 
-__all__ = ["BlockMask", "SDPA", "flex_attention_hop", "getitem", "kernel_options", "no_autocast_cache", "one_block"]
+__all__ = [
+    "SDPA",
+    "BlockMask",
+    "enable_python_dispatcher",
+    "flex_attention_hop",
+    "getitem",
+    "kernel_options",
+    "no_autocast_cache",
+    "one_block",
+]
 
 getitem = operator.getitem
 
@@ -91,8 +101,8 @@ def cpu_has_template() -> bool:
 
 
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:
-    """Inductor, as backend="inductor" calls it. around: a context for the compilation of each graph that it makes of this
-    one, the backward's included, which comes later."""
+    """Inductor, as backend="inductor" calls it. around: a context for the compilation of each graph that it makes of
+    this one, the backward's included, which comes later."""
     from torch._inductor import compile_fx
 
     if around is None:
@@ -141,13 +151,14 @@ def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
 
 
 CAPTURED = 12
-"""The place of score_mod's buffers among the arguments of flex_attention_backward, and GRADIENTS of theirs among its results."""
+"""The place of score_mod's buffers among the arguments of flex_attention_backward, and GRADIENTS of theirs among its
+results."""
 GRADIENTS = 3
 
 
 def mark_captured(graph: torch.fx.GraphModule) -> None:
-    """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when it
-    runs (torch 2.13), which a value saved from the forward graph does not."""
+    """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when
+    it runs (torch 2.13), which a value saved from the forward graph does not."""
     for node in graph.graph.find_nodes(op="call_function", target=flex_attention_backward_hop):
         results = [u for u in node.users if u.target is getitem and u.args[1] == GRADIENTS]
         wanted = {u.args[1] for r in results for u in r.users}
@@ -178,7 +189,8 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def sdpa_seen_by(see: Any) -> Iterator[None]:
-    """Inside, SDPA calls that torch's own Python functions make (multi_head_attention_forward) go to see(sdpa, args, kwargs).
+    """Inside, SDPA calls that torch's own Python functions make (multi_head_attention_forward) go to see(sdpa, args,
+    kwargs).
     Only those of this thread: for all others nothing changes."""
     original, thread = F.scaled_dot_product_attention, threading.get_ident()
 

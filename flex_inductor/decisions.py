@@ -1,8 +1,8 @@
 """What was decided about every attention site, and how those who want to know get to hear of it.
 
-A `Decision` is the one record of a site; explain, the command line, logs and tests are views of it. A `GraphReport` holds
-the decisions of one compiled graph together with the graph before and after. Reports are published to whoever listens
-(`with listen() as reports:`) and to the logger `flex_inductor.decisions`.
+A `Decision` is the one record of a site; explain, the command line, logs and tests are views of it. A `GraphReport`
+holds the decisions of one compiled graph together with the graph before and after. Reports are published to whoever
+listens (`with listen() as reports:`) and to the logger `flex_inductor.decisions`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Fallback:
 class GraphReport:
     """All that is known of one compiled graph.
 
-    before, after: the graph as Dynamo gave it and as it went on to the compiler; the same object if nothing was rewritten.
+    before, after: the graph as Dynamo gave it and as it went on to the compiler; the same object if nothing was
+    rewritten.
     seconds: the time each pass took.
     """
 

@@ -1,7 +1,7 @@
 """The options of `torch.compile(model, backend="flex", options={...})`.
 
-Ours have names of their own; everything else goes to Inductor, which knows its own. Each of ours can also be given by an
-environment variable, FLEX_INDUCTOR_ and its name in capitals; what is given in `options` wins.
+Ours have names of their own; everything else goes to Inductor, which knows its own. Each of ours can also be given by
+an environment variable, FLEX_INDUCTOR_ and its name in capitals; what is given in `options` wins.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Options:
 
 
 def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
-    """Ours, and the settings for Inductor: its own options, and what `mode` stands for. `mode` may be a key of options, too,
-    because torch.compile takes only one of the two."""
+    """Ours, and the settings for Inductor: its own options, and what `mode` stands for. `mode` may be a key of
+    options, too, because torch.compile takes only one of the two."""
     given = dict(options or {})
     mode = given.pop("mode", None) or mode
     names = [f.name for f in dataclasses.fields(Options)]

@@ -1,11 +1,11 @@
 """Scalar expressions: the element of a tensor at one position, written out.
 
-The lifter turns tensor programs into these; splitting, sparsity and emission read them. An `Expr` is immutable and compares
-by structure. Constructors fold constants, and distribute operators over `where` with constant branches, so that
-`(1 - mask.float()) * -1e9` becomes `where(mask, 0, -1e9)` and `tril(ones) == 0` becomes `not (q >= k)`.
+The lifter turns tensor programs into these; splitting, sparsity and emission read them. An `Expr` is immutable and
+compares by structure. Constructors fold constants, and distribute operators over `where` with constant branches, so
+that `(1 - mask.float()) * -1e9` becomes `where(mask, 0, -1e9)` and `tril(ones) == 0` becomes `not (q >= k)`.
 
-Integers are sympy expressions (`index`), so that positions can be reasoned about; what sympy cannot know (a loaded integer)
-is an `Atom` in them. Floating-point arithmetic keeps the order in which it was written.
+Integers are sympy expressions (`index`), so that positions can be reasoned about; what sympy cannot know (a loaded
+integer) is an `Atom` in them. Floating-point arithmetic keeps the order in which it was written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import sympy
@@ -30,12 +30,13 @@ class Expr:
     op: str
     args: tuple[Any, ...]
     dtype: torch.dtype
+    _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((self.op, self.args, self.dtype)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined, no-any-return]
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -244,9 +245,9 @@ def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
     same = _neutral(op, args)
     if same is not None:
         return same
-    spread = [cases(a) for a in args]
-    if op in FOLD and all(s is not None for s in spread) and sum(len(s) > 1 for s in spread if s) >= 1:
-        return _spread(op, args, spread, dtype)  # type: ignore[arg-type]
+    spread = [options for a in args if (options := cases(a)) is not None]
+    if op in FOLD and len(spread) == len(args) and any(len(options) > 1 for options in spread):
+        return _spread(op, args, spread, dtype)
     return Expr(op, args, dtype)
 
 
@@ -303,7 +304,8 @@ def cast(x: Expr, dtype: torch.dtype) -> Expr:
 
 
 def compare(op: str, a: Expr, b: Expr) -> Expr:
-    if is_integer(a.dtype) and is_integer(b.dtype) and cases(a) is None and cases(b) is None:
+    plain = all(is_integer(x.dtype) and (x.is_const or cases(x) is None) for x in (a, b))
+    if plain:
         known = _sign(op, sympy.expand(integer(a) - integer(b)))
         if known is not None:
             return TRUE if known else FALSE

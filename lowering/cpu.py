@@ -1,8 +1,10 @@
 """torch's C++ template for flex_attention, with two faults of torch 2.13 mended while our graphs compile.
 
-- It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a linear
+- It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
+linear
   layer's output, viewed as heads).
-- It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in `ks77`).
+- It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in
+`ks77`).
 
 Where stock torch compiles at all, the mended template makes the same code, so nobody else can tell the difference.
 """

@@ -1,10 +1,11 @@
-"""What torch's own flex_attention lowering can do on a device: asked before a site is rewritten, because a graph that cannot be
-lowered cannot be compiled."""
+"""What torch's own flex_attention lowering can do on a device: asked before a site is rewritten, because a graph that
+cannot be lowered cannot be compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import sympy
 import torch
 
 from flex_inductor import compat
@@ -12,10 +13,12 @@ from flex_inductor import compat
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def refusal(device: str, dtype: object, training: bool, head_dims: Sequence[object], heads: object) -> str | None:
+def refusal(
+    device: str, dtype: object, training: bool, head_dims: Sequence[sympy.Expr], heads: sympy.Expr
+) -> str | None:
     """Why a call cannot be lowered; None if it can be.
 
-    device: "cpu" or "cuda". head_dims: of queries and keys, and of values; ints, or symbolic where not known."""
+    device: "cpu" or "cuda". head_dims: of queries and keys, and of values; symbolic where not known."""
     if dtype not in DTYPES:
         return f"flex_attention has no kernel for {str(dtype).removeprefix('torch.')}"
     if device == "cpu":
@@ -23,12 +26,8 @@ def refusal(device: str, dtype: object, training: bool, head_dims: Sequence[obje
             return "flex_attention has no backward on CPU in this torch"
         return None if compat.cpu_has_template() else "flex_attention needs AVX2 on this CPU"
     if device == "cuda":
-        if not all(is_number(n) for n in (*head_dims, heads)):
+        if not all(n.is_Integer for n in (*head_dims, heads)):
             return "the number of heads or the head dimension is dynamic"
-        small = [n for n in head_dims if int(n) < compat.SMALLEST_HEAD_DIM]  # type: ignore[call-overload]
+        small = [n for n in head_dims if int(n) < compat.SMALLEST_HEAD_DIM]
         return f"flex_attention has no kernel for head dimension {small[0]} on CUDA" if small else None
     return f"flex_attention has no kernel for device {device!r} (supported: cpu, cuda)"
-
-
-def is_number(size: object) -> bool:
-    return bool(getattr(size, "is_Integer", isinstance(size, int)))

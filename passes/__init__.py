@@ -2,8 +2,8 @@
 
     normalize -> find -> lift -> split -> decide -> emit -> clean -> guard
 
-Each is a function of the state before it, in a file of its own. `rewrite` runs them, takes the time of each, and says which
-one failed if one does. The given graph is never changed.
+Each is a function of the state before it, in a file of its own. `rewrite` runs them, takes the time of each, and says
+which one failed if one does. The given graph is never changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import sympy
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
@@ -42,10 +43,10 @@ class Request:
     """What is to be lowered: all that a device must be able to do."""
 
     device: str
-    dtype: object
+    dtype: torch.dtype
     training: bool
-    head_dims: tuple[object, object]
-    heads: object
+    head_dims: tuple[sympy.Expr, sympy.Expr]
+    heads: sympy.Expr
     plain: bool
 
 
@@ -121,17 +122,19 @@ def _opened(found: Found, aten: AtenGraph) -> Work:
 def lift(state: State) -> State:
     def step(work: Work) -> Work:
         assert isinstance(work.found.site, Candidate) and work.result is not None and state.storage is not None
-        until = work.result.node.meta["position"]
-        if find_pass.is_sdpa(work.found.anchor):
-            build = lambda: (sdpa.build(work.found.site, state.storage, until), None)  # noqa: E731
-        else:
-            build = lambda: sites.build(work.found.site, state.storage, until)  # noqa: E731
-        site, zeroed = build()
+        given = work.found.site, state.storage, work.result.node.meta["position"]
+        site, zeroed = build(*given)
         if specialise(site):  # sizes are other expressions now
-            site, zeroed = build()
+            site, zeroed = build(*given)
         return replace(work, site=site, zeroed=zeroed)
 
     return state.each(step)
+
+
+def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    if find_pass.is_sdpa(candidate.anchor):
+        return sdpa.build(candidate, storage, until), None
+    return sites.build(candidate, storage, until)
 
 
 def specialise(site: Site) -> bool:
@@ -143,9 +146,10 @@ def specialise(site: Site) -> bool:
 
 def split(state: State) -> State:
     def step(work: Work) -> Work:
-        assert work.site is not None
-        safe = rule_name(work.found.anchor) != "_softmax" and not rule_name(work.found.anchor).startswith(("exp", "div"))
-        return replace(work, site=split_pass.scaled(split_pass.split(work.site, work.zeroed, safe, trains(work.result))))
+        assert work.site is not None and work.result is not None
+        safe = rule_name(work.found.anchor) in ("_safe_softmax", "scaled_dot_product_attention")
+        parted = split_pass.split(work.site, work.zeroed, safe, trains(work.result))
+        return replace(work, site=split_pass.scaled(parted))
 
     return state.each(step)
 
@@ -167,7 +171,7 @@ def decide(state: State) -> State:
 
 def request_of(site: Site, result: Result) -> Request:
     value = result.node.meta["val"]
-    dims = sum(n for *_, n in site.products), site.channels
+    dims = sympy.Add(*(n for *_, n in site.products)), site.channels
     plain = find_pass.is_sdpa(site.candidate.anchor) and sdpa.is_plain(site.candidate)
     return Request(value.device.type, dtype_of(site), trains(result), dims, site.at.size(site.at.h), plain)
 
@@ -279,7 +283,7 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     copy = fx.GraphModule(gm, graph, type(gm).__name__)
     for node, twin in values.items():  # AOTAutograd reads off these attributes which inputs are parameters, and static
         if hasattr(node, "_dynamo_source"):
-            twin._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+            twin._dynamo_source = node._dynamo_source
     if hasattr(gm, "_param_name_to_source"):
         copy._param_name_to_source = gm._param_name_to_source
     copy.meta.update(gm.meta)
@@ -287,8 +291,8 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def rewrite(gm: fx.GraphModule, refuse: Refusal) -> GraphReport:
-    """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph, or gm
-    itself if nothing was changed."""
+    """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph,
+    or gm itself if nothing was changed."""
     run = Run(refuse)
     after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

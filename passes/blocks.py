@@ -1,7 +1,7 @@
 """The block mask of a call: which blocks of scores are computed at all.
 
-The one place where sparsity enters the graph. For now a single block that covers everything, and applies mask_mod everywhere:
-nothing is skipped.
+The one place where sparsity enters the graph. For now a single block that covers everything, and applies mask_mod
+everywhere: nothing is skipped.
 """
 
 from __future__ import annotations

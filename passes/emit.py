@@ -10,6 +10,7 @@ Declines: operands that no view arranges; values that cannot be computed again.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import sympy
@@ -46,8 +47,8 @@ def score_of(site: Site) -> Expr:
 
 
 def within_range(score: Expr, site: Site, device: torch.device) -> Expr:
-    """The Triton template multiplies scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0 where eager
-    gives the mean of the values. Scores of a finite fill are raised as little as that takes; -inf stays."""
+    """The Triton template multiplies scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0
+    where eager gives the mean of the values. Scores of a finite fill are raised as little as that takes; -inf stays."""
     if device.type != "cuda" or not site.fills or min(site.fills) > LOWEST:
         return score
     low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
@@ -64,7 +65,7 @@ def mask_of(site: Site) -> Expr:
     return logical_or(compare("ge", index(site.at.k), index(keys)), scalar.substitute(mask, inside))
 
 
-def _columns(site: Site) -> tuple[object, sympy.Expr]:
+def _columns(site: Site) -> tuple[Callable[[sympy.Expr], sympy.Expr], sympy.Expr]:
     """A map that keeps loads for columns beyond the keys inside their buffers, and the number of keys."""
     k, keys = site.at.k, site.at.size(site.at.k)
     near = clamp(k, keys)
@@ -101,7 +102,16 @@ class Emitter:
         blocks = block_mask(self.make, mask_mod, device)
         options = compat.kernel_options(device, training)
         call = self.make.call(
-            compat.flex_attention_hop, query, key, value, score_mod, blocks, site.scale, options, score_reads, mask_reads
+            compat.flex_attention_hop,
+            query,
+            key,
+            value,
+            score_mod,
+            blocks,
+            site.scale,
+            options,
+            score_reads,
+            mask_reads,
         )
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
@@ -136,7 +146,9 @@ class Emitter:
         attribute = f"flex_{name}_{self.count}"
         self.count += 1
         self.gm.add_submodule(attribute, module)
-        return self.make.graph.get_attr(attribute), self.reads(writer, scalar.differentiable(expr) if with_score else set())
+        return self.make.graph.get_attr(attribute), self.reads(
+            writer, scalar.differentiable(expr) if with_score else set()
+        )
 
     def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
         """The captured tensors and sizes, in the order of the placeholders."""
@@ -148,7 +160,8 @@ class Emitter:
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 
     def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...], gradients: set[fx.Node]) -> fx.Node:
-        """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a comparison."""
+        """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a
+        comparison."""
         value = self.make.value(node)
         if node not in gradients and node.meta["val"].dtype.is_floating_point:
             value = self.make.graph.call_method("detach", (value,))

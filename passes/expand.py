@@ -29,7 +29,7 @@ def expand(make: Materialiser, whole: fx.Node) -> None:
         for node in inside:
             convert = lambda x: made[x] if isinstance(x, fx.Node) and x in made else make.argument(x)  # noqa: E731
             args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
-            made[node] = make.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            made[node] = make.graph.call_function(node.target, args, kwargs)
             made[node].meta.update(example_value=node.meta["val"], stack_trace=whole.meta.get("stack_trace"))
     for user, node in given.items():
         user.replace_all_uses_with(made[node] if node in made else make.value(node))

@@ -2,9 +2,10 @@
 
     scores = bmm(q, kT) ... _softmax(scores) ... bmm(probabilities, v)
 
-A site is anchored on the operator that makes the probabilities: a softmax, its spelled-out forms (`exp(s) / sum(exp(s))`,
-`exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between it and its products is not looked
-at here. An anchor that no product feeds, or that feeds none, is no attention: a classifier, a router.
+A site is anchored on the operator that makes the probabilities: a softmax, its spelled-out forms (`exp(s) /
+sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between it and its
+products is not looked at here. An anchor that no product feeds, or that feeds none, is no attention: a classifier, a
+router.
 
 Declines: operators that run a whole layer natively; probabilities that several products read, or none directly.
 """
@@ -26,7 +27,18 @@ from flex_inductor.passes.site import Candidate, Declined
 aten = torch.ops.aten
 NATIVE = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 SOFTMAX = {"_softmax", "_safe_softmax"}
-CARRIES = {"_to_copy", "clone", "native_dropout", "getitem", "mul", "masked_fill", "where", "div", "bernoulli", "detach"}
+CARRIES = {
+    "_to_copy",
+    "clone",
+    "native_dropout",
+    "getitem",
+    "mul",
+    "masked_fill",
+    "where",
+    "div",
+    "bernoulli",
+    "detach",
+}
 """Operators besides views that probabilities may pass on their way to the values."""
 
 
@@ -46,7 +58,9 @@ def is_sdpa(node: fx.Node) -> bool:
     return node.target is aten.scaled_dot_product_attention.default
 
 
-def reach(start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], stop: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def reach(
+    start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], stop: Callable[[fx.Node], bool]
+) -> set[fx.Node]:
     """All nodes from start on; those at which it stops are included, not passed."""
     seen: set[fx.Node] = set()
     todo = [start]

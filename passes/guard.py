@@ -2,8 +2,9 @@
 
     softmax(s, -2) @ v   ->   softmax(s.transpose(-2, -1), -1).transpose(-2, -1) @ v
 
-Inductor's SDPA patterns do not look at the dimension of a softmax (torch 2.13): what runs over the queries or the heads would
-silently become attention over the keys. The same softmax over a transposed last dimension matches none of them.
+Inductor's SDPA patterns do not look at the dimension of a softmax (torch 2.13): what runs over the queries or the
+heads would silently become attention over the keys. The same softmax over a transposed last dimension matches none of
+them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def guard(make: Materialiser, anchor: fx.Node) -> bool:
     make.forget()
     dim = dimension(anchor)
     with make.graph.inserting_before(node):
-        scores = make.value(anchor.args[0])  # type: ignore[arg-type]
+        scores = make.value(anchor.args[0])
         moved = make.call(aten.transpose.int, scores, dim, -1)
         probabilities = make.call(torch.softmax, moved, -1, dtype=anchor.meta["val"].dtype)
         result = make.call(aten.transpose.int, probabilities, dim, -1)

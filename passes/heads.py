@@ -1,15 +1,16 @@
 """Which part of a product's batch is the batch of the attention, and which its heads?
 
-A matrix product has one batch dimension, into which models merge what they like: (batch, heads), (batch, kv heads, groups),
-(batch * windows, heads). The views that its operands come through show where to cut. Heads are the last part; parts at the
-end that keys and values do not have are query groups that share a key (grouped-query, multi-query attention). Where an
-einsum merged heads into the rows, they are cut off there.
+A matrix product has one batch dimension, into which models merge what they like: (batch, heads), (batch, kv heads,
+groups), (batch * windows, heads). The views that its operands come through show where to cut. Heads are the last part;
+parts at the end that keys and values do not have are query groups that share a key (grouped-query, multi-query
+attention). Where an einsum merged heads into the rows, they are cut off there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sympy
 from torch.utils._sympy.functions import FloorDiv, Mod
@@ -24,7 +25,8 @@ from flex_inductor.passes.storage import Storage
 class Plan:
     """outer, row: the product's batch and row positions in terms of b, h and q.
 
-    group: query heads to a key head. merged: heads that are merged into the rows, and whether the row comes before them."""
+    group: query heads to a key head. merged: heads that are merged into the rows, and whether the row comes before
+    them."""
 
     b: sympy.Symbol
     h: sympy.Symbol
@@ -61,7 +63,7 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
     whole = o.sizes[symbol]
     ladder = sorted((u for u in units if not same(u, whole)), key=magnitude)
     steps = [*ladder, whole]
-    parts = [sympy.cancel(b / a) for a, b in zip(steps, steps[1:])]
+    parts = [sympy.cancel(b / a) for a, b in pairwise(steps)]
     if any(sympy.denom(p) != 1 for p in parts):
         return [whole]
     return [p for p in reversed(parts) if p != 1] or [whole]
@@ -110,7 +112,9 @@ def plan(o: Operands) -> Plan:
     row_first = len(row_sizes) == 2 and same(row_sizes[0], o.sizes[o.key]) and not same(row_sizes[1], o.sizes[o.key])
     rows, merged = (row_sizes[0], row_sizes[1:]) if row_first else (row_sizes[-1], row_sizes[:-1])
     upper, _ = parts_of(merged)  # heads that were merged into the rows: no key has them
-    shared = set.intersection(*(absent(outer_parts, x, o, outer) for x in (*o.keys, o.value))) | {p.symbol for p in upper}
+    shared = set.intersection(*(absent(outer_parts, x, o, outer) for x in (*o.keys, o.value))) | {
+        p.symbol for p in upper
+    }
     parts = [*outer_parts, *upper]
     groups = 0
     while groups < len(parts) and parts[-1 - groups].symbol in shared:

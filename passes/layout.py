@@ -1,8 +1,8 @@
 """From an index map back to a tensor: which view of a tensor has its element [b, h, s, d] at the mapped index?
 
-The entries of the map are digits of positions: with `h = kv * G + g`, keys that are shared by groups have the entry `h // G`,
-heads that were split have `h // G` and `h % G`. Digits can be put into any order by a permutation, absent ones by an
-expansion, and neighbours merged by a reshape.
+The entries of the map are digits of positions: with `h = kv * G + g`, keys that are shared by groups have the entry `h
+// G`, heads that were split have `h // G` and `h % G`. Digits can be put into any order by a permutation, absent ones
+by an expansion, and neighbours merged by a reshape.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.indices import Sizes, same, size_expr
-from flex_inductor.passes.lift_rules.views import INDEX_MAPS
 from flex_inductor.passes.lift import NoRule, rule_name
+from flex_inductor.passes.lift_rules.views import INDEX_MAPS
 from flex_inductor.passes.site import Operand
 from flex_inductor.passes.storage import Storage
 
@@ -82,7 +82,8 @@ def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | N
 
 
 def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
-    """The digits of every entry of an index map, none for constants; None in all if some entry is no number of digits."""
+    """The digits of every entry of an index map, none for constants; None in all if some entry is no number of
+    digits."""
     found = []
     for entry, size in zip(operand.index, operand.node.meta["val"].shape):
         one = number(entry, size_expr(size), sizes)
@@ -101,23 +102,16 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
         if storage.writes(source, node.meta["position"], END) or source.meta["grad"] != node.meta["grad"]:
             return
         try:
-            index = INDEX_MAPS[rule_name(node)](_Sizes(sizes), node, index)  # type: ignore[arg-type]
+            index = INDEX_MAPS[rule_name(node)](sizes, node, index)
         except NoRule:
             return
         node = source
         yield Operand(node, tuple(index))
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """All that index maps need of a lifter."""
-
-    sizes: Sizes
-
-
 def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
-    """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there is none,
-    the nearest one with the positions divided."""
+    """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there
+    is none, the nearest one with the positions divided."""
     best, divided = None, None
     for source in sources(operand, storage, sizes):
         found = digits(source, sizes)
@@ -141,10 +135,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How to get the wanted view: select constant dimensions, split to `digits`, permute, expand to `expanded`, reshape to
-    `shape`.
+    """How to get the wanted view: select constant dimensions, split to `digits`, permute, expand to `expanded`,
+    reshape to `shape`.
 
-    digits: the shape after splitting, None where no dimension is split. added: places at which dimensions of size one are inserted after the permutation, before expanding."""
+    digits: the shape after splitting, None where no dimension is split. added: places at which dimensions of size one
+    are inserted after the permutation, before expanding."""
 
     selected: tuple[tuple[int, sympy.Expr], ...]
     digits: tuple[sympy.Expr, ...] | None

@@ -3,10 +3,12 @@
     mask = torch.arange(S)[:, None] >= torch.arange(S)      at (q, k)   ->   q >= k
     bias = table(bucket).permute(2, 0, 1)                   at (h, q, k) ->   load(table, bucket(k - q), h)
 
-Views remap the index, pointwise operators map through, creation operators become closed forms, gathers become loads at a
-lifted index, joins become case distinctions: one small function an operator, in the tables of `lift_rules`. What has no rule
-is a leaf: a captured buffer, loaded at the lifted index. A product of something of the rows with something of the columns
-is a `dot`. Values are read at a position of the program, and writes before that position are applied in order.
+Views remap the index, pointwise operators map through, creation operators become closed forms, gathers become loads at
+a
+lifted index, joins become case distinctions: one small function an operator, in the tables of `lift_rules`. What has
+no rule
+is a leaf: a captured buffer, loaded at the lifted index. A product of something of the rows with something of the
+columns is a `dot`. Values are read at a position of the program, and writes before that position are applied in order.
 
 Declines: when a buffer is written to after the score read it.
 """
@@ -24,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, size_expr
-from flex_inductor.passes.site import Declined
 from flex_inductor.passes.regions import written_region
+from flex_inductor.passes.site import Declined
 from flex_inductor.passes.storage import Storage, Write, written
 from flex_inductor.scalar import Expr
 
@@ -88,7 +90,7 @@ class Lifter:
         return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
 
     def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
-        if node is self.anchor:
+        if self.anchor is not None and node is self.anchor:
             return Expr("probabilities", (index,), node.meta["val"].dtype)
         try:
             for target in written(node):  # an in-place operator returns what it wrote to

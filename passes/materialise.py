@@ -1,8 +1,8 @@
 """Values of the ATen view as nodes of the Dynamo graph.
 
-Most have a Dynamo node of their own. A value in between (the cast that autocast made inside a matmul, the product inside an
-einsum) is computed once more by its ATen operator; what was computed twice, AOTAutograd's common subexpression elimination
-merges again.
+Most have a Dynamo node of their own. A value in between (the cast that autocast made inside a matmul, the product
+inside an einsum) is computed once more by its ATen operator; what was computed twice, AOTAutograd's common
+subexpression elimination merges again.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Materialiser:
 
 
 def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
-    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that it is named after: only that is
-    known to the C++ template."""
+    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that it is named after: only
+    that is known to the C++ template."""
     found: dict[sympy.Symbol, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):

@@ -2,8 +2,8 @@
 
     where(q >= k, dot + bias[h, k], -inf)   ->   def forward(score, b, h, q_idx, kv_idx, bias): ...
 
-Written the way Dynamo writes them: captured tensors are read by `getitem` with scalar tensors, sizes are captured integers.
-All arithmetic is in float32 at least.
+Written the way Dynamo writes them: captured tensors are read by `getitem` with scalar tensors, sizes are captured
+integers. All arithmetic is in float32 at least.
 """
 
 from __future__ import annotations
@@ -37,15 +37,20 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "silu": torch.nn.functional.silu,
     "elu": torch.nn.functional.elu,
     "softplus": torch.nn.functional.softplus,
-    **{
-        op: getattr(torch, op)
-        for op in (
-            "abs exp exp2 expm1 log log2 log1p sqrt rsqrt reciprocal tanh sigmoid sin cos tan atan erf sign floor ceil "
-            "round minimum maximum"
-        ).split()
-    },
+    **{op: getattr(torch, op) for op in ("abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt")},
+    **{op: getattr(torch, op) for op in ("reciprocal", "tanh", "sigmoid", "sin", "cos", "tan", "atan", "erf", "sign")},
+    **{op: getattr(torch, op) for op in ("floor", "ceil", "round", "minimum", "maximum")},
 }
-SWAPPED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne", "minimum": "minimum", "maximum": "maximum"}
+SWAPPED = {
+    "lt": "gt",
+    "gt": "lt",
+    "le": "ge",
+    "ge": "le",
+    "eq": "eq",
+    "ne": "ne",
+    "minimum": "minimum",
+    "maximum": "maximum",
+}
 
 
 @dataclass
@@ -174,7 +179,8 @@ class ModWriter:
         return value
 
     def lifted(self, buffer: fx.Node) -> bool:
-        """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads only."""
+        """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads
+        only."""
         return self.score is not None and buffer.meta["val"].dtype.is_floating_point
 
     def is_fixed(self, place: sympy.Expr) -> bool:
@@ -204,7 +210,8 @@ class ModWriter:
         raise Declined(f"no code for the index {e}")
 
     def fold(self, function: Callable[..., Any], e: sympy.Expr) -> Any:
-        """A sum or product, the terms with positions first, so that the result is a tensor; -1 * x is written as x - ..."""
+        """A sum or product, the terms with positions first, so that the result is a tensor; -1 * x is written as x -
+        ..."""
         terms = sorted(e.args, key=lambda t: (not t.free_symbols & self.positions.keys(), t.is_Integer, str(t)))
         if e.is_Add:
             terms.sort(key=lambda t: bool(t.could_extract_minus_sign()))

@@ -3,12 +3,12 @@
     s = torch.softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, bmm, view, mul, _softmax
 
 The program itself is not replaced. Each Dynamo node is run on fake tensors under a recorder, and the few hundred ATen
-operators below autograd that it comes down to are written into a second graph, for finding and lifting only; `origin` and
-`value_of` lead back. Rewrites are made in the Dynamo graph, so whatever is not attention (autograd.Function, autocast,
-checkpoint, vmap, random numbers, metadata) reaches Inductor exactly as it would without us.
+operators below autograd that it comes down to are written into a second graph, for finding and lifting only; `origin`
+and `value_of` lead back. Rewrites are made in the Dynamo graph, so whatever is not attention (autograd.Function,
+autocast, checkpoint, vmap, random numbers, metadata) reaches Inductor exactly as it would without us.
 
-Higher-order operators are opaque here; the bodies of those that merely run their body are analysed as graphs of their own
-(`bodies`). What runs under functorch transforms is opaque too. SDPA calls stay whole.
+Higher-order operators are opaque here; the bodies of those that merely run their body are analysed as graphs of their
+own (`bodies`). What runs under functorch transforms is opaque too. SDPA calls stay whole.
 
 Declines: nothing. A node that cannot be run becomes opaque, with the value Dynamo had found for it.
 """
@@ -83,7 +83,9 @@ class Recorder(TorchDispatchMode):
     def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Adds a node, and one more per result where there are several."""
         to_node = lambda x: self.known(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
-        node = self.add("call_function", target, tree_map(to_node, tuple(args)), tree_map(to_node, dict(kwargs)), result)
+        node = self.add(
+            "call_function", target, tree_map(to_node, tuple(args)), tree_map(to_node, dict(kwargs)), result
+        )
         if isinstance(result, torch.Tensor):
             self.name(result, node)
         elif isinstance(result, (tuple, list)):
@@ -130,6 +132,8 @@ class Normalizer:
             stack.callback(self.leave_regions)
             stack.enter_context(compat.sdpa_seen_by(self.whole))
             stack.enter_context(self.fake_mode)
+            if any(isinstance(n.meta.get("example_value"), torch.SymInt) for n in self.gm.graph.nodes):
+                stack.enter_context(compat.enable_python_dispatcher())  # or meta functions refuse symbolic sizes
             for node in self.gm.graph.nodes:
                 self.recorder.origin = node
                 self.env[node] = value = self.value(node)
@@ -154,7 +158,11 @@ class Normalizer:
             return self.attribute(node)
         if node.op == "output":
             return self.unseen(node)
-        if self.changes_mode(node) or self.in_functorch(node) or isinstance(node.target, torch._ops.HigherOrderOperator):
+        if (
+            self.changes_mode(node)
+            or self.in_functorch(node)
+            or isinstance(node.target, torch._ops.HigherOrderOperator)
+        ):
             return self.unseen(node)
         try:
             return self.execute(node)
@@ -179,7 +187,7 @@ class Normalizer:
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             if node.op == "call_module":
                 return self.gm.get_submodule(str(node.target))(*args, **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return node.target(*args, **kwargs)
 
     def whole(self, sdpa: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Runs an SDPA call without looking into it, and records it as one operator."""
@@ -203,11 +211,11 @@ class Normalizer:
             self.recorder.grad = bool(node.args[0])
             return True
         if node.target is torch.amp.autocast_mode._enter_autocast:
-            self.regions[node] = torch.autocast(*node.args)  # type: ignore[arg-type]
+            self.regions[node] = torch.autocast(*node.args)
             self.regions[node].__enter__()
             return True
         if node.target is torch.amp.autocast_mode._exit_autocast:
-            self.regions.pop(node.args[0]).__exit__(None, None, None)  # type: ignore[arg-type]
+            self.regions.pop(node.args[0]).__exit__(None, None, None)
             return True
         return False
 
@@ -241,8 +249,8 @@ def normalize(gm: fx.GraphModule) -> AtenGraph | None:
 
 
 RUNS_ITS_BODY = frozenset({
-    "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast",
-    "invoke_subgraph", "cond", "while_loop", "inductor_compiled_code", "dynamo_bypassing_wrapper", "map_impl", "scan",
+    "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "wrap_with_set_grad_enabled",
+    "wrap_with_autocast", "invoke_subgraph", "cond", "while_loop", "map_impl", "scan",
 })  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     k.repeat_interleave(4, 1)  ->  k, shared by groups of four heads
     q.reshape(B * H, S, D)     ->  q
 
-Each operand is followed up to the tensor that its view came from, and arranged from there. Two raw scores that add up become
-one of concatenated heads. Columns beyond the keys become keys and values of zeros.
+Each operand is followed up to the tensor that its view came from, and arranged from there. Two raw scores that add up
+become one of concatenated heads. Columns beyond the keys become keys and values of zeros.
 
 Declines: an operand that is no view of a tensor.
 """

@@ -1,5 +1,5 @@
-"""Whether anything but the attention reads the scores or the probabilities. If so they are computed anyway, and a rewrite
-would compute them twice, or lose a gradient's second path."""
+"""Whether anything but the attention reads the scores or the probabilities. If so they are computed anyway, and a
+rewrite would compute them twice, or lose a gradient's second path."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def reachable(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.No
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
-    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together would
-    take time quadratic in their number."""
+    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together
+    would take time quadratic in their number."""
     last = result.meta["position"]
     return reachable(products, lambda n: (u for u in n.users if u.meta["position"] <= last))
 

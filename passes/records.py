@@ -65,4 +65,3 @@ def mods(site: Site) -> tuple[str, str]:
     for i, extra in enumerate(site.extra):
         score += f"; column {i} beyond the keys: {writer.text(extra)}"
     return score, writer.text(site.mask) if site.mask is not None else ""
-

@@ -1,7 +1,7 @@
 """Writes to a part of a tensor: `mask[:, :, :, past:] = tree`.
 
-The part is a chain of slices and selections of the tensor. Undone on an index of the whole, it says under which condition
-an element lies in the part, and where there."""
+The part is a chain of slices and selections of the tensor. Undone on an index of the whole, it says under which
+condition an element lies in the part, and where there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ aten = torch.ops.aten
 def slice_bounds(node: fx.Node) -> tuple[int, sympy.Expr, sympy.Expr, sympy.Expr]:
     """dimension, start, length and step of a slice."""
     args = dict(zip(("dim", "start", "end", "step"), node.args[1:])) | dict(node.kwargs)
-    source = node.args[0].meta["val"]  # type: ignore[union-attr]
+    source = node.args[0].meta["val"]
     dim = int(args.get("dim", 0)) % source.dim()
     size = size_expr(source.shape[dim])
     start = args.get("start")
-    begin = size_expr(start) if start is not None else sympy.S.Zero  # type: ignore[arg-type]
+    begin = size_expr(start) if start is not None else sympy.S.Zero
     if begin.is_negative:
         begin = begin + size
         begin = sympy.S.Zero if begin.is_negative else begin
@@ -41,9 +41,11 @@ def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.dtype == b.dtype and a.dim() == b.dim() and layout(a) == layout(b))
 
 
-def written_region(target: fx.Node, node: fx.Node, index: Sequence[sympy.Expr]) -> tuple[Expr, tuple[sympy.Expr, ...]] | None:
-    """When element `index` of node lies in target, a part of it: the condition, and its index there. None if target is not
-    known to be a part of node."""
+def written_region(
+    target: fx.Node, node: fx.Node, index: Sequence[sympy.Expr]
+) -> tuple[Expr, tuple[sympy.Expr, ...]] | None:
+    """When element `index` of node lies in target, a part of it: the condition, and its index there. None if target is
+    not known to be a part of node."""
     chain = []
     while not _same_view(target.meta["val"], node.meta["val"]):
         if target.target not in UNDO or not isinstance(target.args[0], fx.Node):
@@ -71,9 +73,9 @@ def _undo_slice(node: fx.Node, index: list[sympy.Expr]) -> tuple[Expr, list[symp
 
 
 def _undo_select(node: fx.Node, index: list[sympy.Expr]) -> tuple[Expr, list[sympy.Expr]]:
-    source = node.args[0].meta["val"]  # type: ignore[union-attr]
-    dim = int(node.args[1]) % source.dim()  # type: ignore[arg-type]
-    which = size_expr(node.args[2])  # type: ignore[arg-type]
+    source = node.args[0].meta["val"]
+    dim = int(node.args[1]) % source.dim()
+    which = size_expr(node.args[2])
     if which.is_negative:
         which = which + size_expr(source.shape[dim])
     inside = scalar.compare("eq", scalar.index(index[dim]), scalar.index(which))

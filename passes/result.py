@@ -1,8 +1,8 @@
 """The value that an attention replaces, and how to view the attention's result as that value.
 
-A product inside a matmul or an einsum is followed by views before the program sees it. The value is what the program sees;
-its element [r0, r1, ...] is the attention's [b, h, q, e] where these are numbers with the r's as digits, so a reshape that only
-splits, and a permutation, lead there.
+A product inside a matmul or an einsum is followed by views before the program sees it. The value is what the program
+sees; its element [r0, r1, ...] is the attention's [b, h, q, e] where these are numbers with the r's as digits, so a
+reshape that only splits, and a permutation, lead there.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Result:
-    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's value, or
-    the one that it is inside of, if `hidden`."""
+    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's
+    value, or the one that it is inside of, if `hidden`."""
 
     product: fx.Node
     views: tuple[fx.Node, ...]
@@ -37,11 +37,6 @@ class Result:
     @property
     def node(self) -> fx.Node:
         return self.views[-1] if self.views else self.product
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    sizes: dict[sympy.Symbol, sympy.Expr]
 
 
 def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
@@ -100,7 +95,7 @@ def digits_of(
     """The positions of the value that make up b, h, q and e."""
     index: tuple[sympy.Expr, ...] = tuple(s if s in sizes else sympy.S.Zero for s in symbols)
     for step in reversed(result.views):
-        index = INDEX_MAPS[rule_name(step)](_Sizes(sizes), step, index)  # type: ignore[arg-type]
+        index = INDEX_MAPS[rule_name(step)](sizes, step, index)
     at, found = site.at, []
     wanted = (at.size(at.b), at.size(at.h), at.size(at.q), site.channels)
     for entry, size in zip(coordinates(site, index, sizes), wanted):

@@ -2,9 +2,10 @@
 
     mask pad[b, k] and k <= q   ->   alive = (pad[b, k] & (k <= q)).any(-1)      of shape (B, 1, Q)
 
-Needed where gradients flow and a finite fill gives rows without keys a meaning: the mean of the values. A huge fill cannot stand
-in for it there: the backward pass takes exp(fill - logsumexp), in which the logarithm of the length is absorbed. With `alive`
-known, dead rows get small scores instead, which softmax cannot tell from the fill.
+Needed where gradients flow and a finite fill gives rows without keys a meaning: the mean of the values. A huge fill
+cannot stand
+in for it there: the backward pass takes exp(fill - logsumexp), in which the logarithm of the length is absorbed. With
+`alive` known, dead rows get small scores instead, which softmax cannot tell from the fill.
 """
 
 from __future__ import annotations

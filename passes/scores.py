@@ -1,7 +1,7 @@
 """Rewrites of a lifted score: sums of raw scores become one, and what softmax cancels goes.
 
-    0.5 * dot1 + 0.5 * dot2   ->   0.5 * dot     of the operands concatenated along the head dimension
-    (s - amax(s)) * alpha     ->   s * alpha     softmax does not change when a whole row moves
+0.5 * dot1 + 0.5 * dot2   ->   0.5 * dot     of the operands concatenated along the head dimension
+(s - amax(s)) * alpha     ->   s * alpha     softmax does not change when a whole row moves
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def sums(x: Expr) -> list[tuple[Expr, ...]]:
 
 
 def merge_dots(x: Expr, dots: tuple[Expr, ...]) -> Expr:
-    """The sum of all raw scores as one, wherever it stands in x; the first dot stands for it. x itself where anything else is
+    """The sum of all raw scores as one, wherever it stands in x; the first dot stands for it. x itself where anything
+    else is
     made of them: a part of the sum, one of them twice."""
     if any(len(s) != len(dots) or set(s) != set(dots) for s in sums(x)):
         return x

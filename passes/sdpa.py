@@ -2,7 +2,8 @@
 
     sdpa(q, k, v, attn_mask=keep, scale=0.2)   ->   score 0.2 * dot, mask keep[b, q, k]
 
-A row without keys gives 0 there, as it does in flex_attention. A call without a mask, or merely causal, has its best kernel
+A row without keys gives 0 there, as it does in flex_attention. A call without a mask, or merely causal, has its best
+kernel
 already: it is left alone unless everything is to be rewritten.
 
 Declines: dropout, and calls that have their own kernel.

@@ -72,9 +72,10 @@ class Site:
     products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
     value: the value operand; channel is the position of its last dimension in the wanted view.
     score: the lifted score. mask: the keys that may be attended, None for all. fills: what the score
-    itself gives hidden keys. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0. extra: scores of columns beyond the keys.
-    group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first: whether they
-    come behind the row there.
+    itself gives hidden keys. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0.
+    extra: scores of columns beyond the keys.
+    group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
+    whether they come behind the row there.
     """
 
     candidate: Candidate

@@ -1,7 +1,8 @@
 """sites: from an anchor to a site that is understood, in the coordinates (b, h, q, k).
 
-Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands found
-there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the score.
+Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands
+found there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the
+score.
 
 Declines: softmax over anything but the keys, a score without a product of queries and keys, dropout, scores or
 probabilities that something else reads, scores that depend on statistics of themselves.
@@ -64,7 +65,13 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
     privacy.check([d.args[0] for d in found.dots], candidate.result)
     plan = heads.plan(
         heads.Operands(
-            [d.args[1] for d in found.dots], [d.args[2] for d in found.dots], found.value, outer, row, first.key, storage,
+            [d.args[1] for d in found.dots],
+            [d.args[2] for d in found.dots],
+            found.value,
+            outer,
+            row,
+            first.key,
+            storage,
             first.sizes,
         )
     )
@@ -95,7 +102,7 @@ def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> Vie
         raise Declined(f"the product with the values is a {name}", node)
     channel, key, first = position("e"), position("k"), candidate.probabilities == 0
     index = (*((outer,) if name == "bmm" else ()), *((row, channel) if first else (channel, row)))
-    weights: fx.Node = node.args[candidate.probabilities]  # type: ignore[assignment]
+    weights: fx.Node = node.args[candidate.probabilities]
     sizes = {
         outer: sympy.S.One,
         **dict(zip(index, map(size_expr, node.meta["val"].shape))),
@@ -121,7 +128,9 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
-    if len(dots) > 1 and len(dots_of(merged)) > 1:  # one raw score stays; the others are computed as they were, and loaded
+    if (
+        len(dots) > 1 and len(dots_of(merged)) > 1
+    ):  # one raw score stays; the others are computed as they were, and loaded
         others = {d.args[0] for d in dots} - {privacy.most_private([d.args[0] for d in dots], candidate.result)}
         lifter = replace(lifter, leaves=frozenset(others), memo={})
         found = columns(lifter, candidate.anchor, index, view.key)

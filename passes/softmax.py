@@ -39,7 +39,8 @@ class Columns:
 
 
 def probabilities(lifter: Lifter, operand: Operand, anchor: fx.Node) -> tuple[Index, Expr | None]:
-    """Where in the anchor's result the weights of the values lie, and under which condition they are kept (None: always)."""
+    """Where in the anchor's result the weights of the values lie, and under which condition they are kept (None:
+    always)."""
     value = lifter.lift(operand.node, operand.index)
     if value.op == "probabilities":
         return value.args[0], None
@@ -80,7 +81,7 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
 
 
 def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
-    source: fx.Node = softmax.args[0]  # type: ignore[assignment]
+    source: fx.Node = softmax.args[0]
     dim = dimension(softmax)
     entry = join(index[dim])
     offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
@@ -98,11 +99,12 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
 
 def dimension(softmax: fx.Node) -> int:
     """The dimension that a softmax normalises."""
-    return int(softmax.args[1]) % softmax.meta["val"].dim()  # type: ignore[call-overload]
+    return int(softmax.args[1]) % softmax.meta["val"].dim()
 
 
 def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
-    """Where the values enumerate the keys in another order of digits (columns before rows): the values' number of a key."""
+    """Where the values enumerate the keys in another order of digits (columns before rows): the values' number of a
+    key."""
     found = number(entry, sizes[key], sizes)
     if not found or len(found) < 2 or any(d.symbol != key for d in found):
         return None
@@ -136,14 +138,14 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
-    if above.op != "exp" or len(totals) != 1 or _reduced(lifter, *totals[0].args, key) != above:
+    if above.op != "exp" or len(totals) != 1 or _reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined("the exponentials are not divided by their own sum", anchor)
     return _beside(above.args[0], rest, anchor)
 
 
 def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
     """The element that a reduction over the keys adds up."""
-    source: fx.Node = reduction.args[0]  # type: ignore[assignment]
+    source: fx.Node = reduction.args[0]
     dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
         return None
@@ -168,5 +170,3 @@ def _beside(score: Expr, rest: list[Expr], anchor: fx.Node) -> Columns:
         if other.op == "sub" and other.args[1] == shift:
             return Columns(score.args[0], (other.args[0],))
     raise Declined("what is added to the sum of the exponentials is not understood", anchor)
-
-

@@ -3,9 +3,10 @@
     where(q >= k, 0.25 * dot + bias[h], -inf)   ->   mask q >= k, score 0.25 * dot + bias[h]
     0.25 * dot + where(pad[b, k], 0, finfo.min) ->   mask pad[b, k], score 0.25 * dot
 
-A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf, finfo.min,
--1e9. A smaller constant (-10000 added) is a bias and stays in the score. Where a row may lose all of its keys, a finite fill
-still has a meaning (the mean of the values), which no mask can express: then everything stays in the score.
+A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf,
+finfo.min, -1e9. A smaller constant (-10000 added) is a bias and stays in the score. Where a row may lose all of its
+keys, a finite fill still has a meaning (the mean of the values), which no mask can express: then everything stays in
+the score.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ STILL_LOW = -1e3
 
 @dataclass(frozen=True)
 class Masked:
-    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less the fill."""
+    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less the
+    fill."""
 
     mask: Expr
     score: Expr
@@ -76,7 +78,9 @@ def _rescaled(x: Expr, inner: Masked, score: Expr, hidden: Expr, factor: float) 
 def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
     if is_fill(b):
         inner = part(a)
-        return Masked(logical_and(condition, inner.mask), inner.score, scalar.const(0, a.dtype), (*inner.fills, b.value))
+        return Masked(
+            logical_and(condition, inner.mask), inner.score, scalar.const(0, a.dtype), (*inner.fills, b.value)
+        )
     if is_fill(a):
         inner = part(b)
         mask = logical_and(logical_not(condition), inner.mask)
@@ -143,8 +147,8 @@ def scaled(site: Site) -> Site:
 
 
 def of_dead_rows(found: Masked) -> Expr:
-    """The score of a row without keys, less its fill, which softmax cannot see. A fill that absorbs what it is added to leaves
-    a score that is the same for all keys, through which gradients still flow."""
+    """The score of a row without keys, less its fill, which softmax cannot see. A fill that absorbs what it is added
+    to leaves a score that is the same for all keys, through which gradients still flow."""
     if found.hidden.is_const or found.fills[0] > ABSORBS:
         return found.hidden
     return Expr("sub", (found.hidden, Expr("detach", (found.hidden,), found.hidden.dtype)), found.hidden.dtype)
@@ -173,6 +177,6 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
             raise Declined("rows may lose all keys, under several fills", site.candidate.anchor)
         notes = (*site.notes, "rows that lose all keys get the mean of the values")
         return replace(site, score=found.score, mask=found.mask, dead=of_dead_rows(found), notes=notes)
-    return replace(site, fills=found.fills, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod"))
-
-
+    return replace(
+        site, fills=found.fills, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod")
+    )

@@ -18,7 +18,7 @@ def arange(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     step = bounds[2] if len(bounds) > 2 else 1
     if any(isinstance(x, float) and not x.is_integer() for x in (start, step)):
         raise NoRule
-    first, by = (size_expr(int(x) if isinstance(x, float) else x) for x in (start, step))  # type: ignore[arg-type]
+    first, by = (size_expr(int(x) if isinstance(x, float) else x) for x in (start, step))
     return cast(index(first + by * at_index[0]), node.meta["val"].dtype)
 
 

@@ -13,7 +13,9 @@ from flex_inductor.passes.lift_rules.views import argument, source_of
 from flex_inductor.scalar import Expr, integer
 
 
-def read(lifter: Lifter, source: fx.Node, at_index: Sequence[sympy.Expr], looked_up: Sequence[sympy.Expr], at: int) -> Expr:
+def read(
+    lifter: Lifter, source: fx.Node, at_index: Sequence[sympy.Expr], looked_up: Sequence[sympy.Expr], at: int
+) -> Expr:
     """An element at a computed index. A negative one counts from the end, which only a load knows."""
     if all(i.is_nonnegative for i in looked_up):
         return lifter.lift(source, at_index, at)
@@ -26,20 +28,20 @@ def gather(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     source, places = source_of(node), node.args[2]
     if not isinstance(places, fx.Node) or not at_index:
         raise NoRule
-    dim = int(node.args[1]) % len(at_index)  # type: ignore[call-overload]
+    dim = int(node.args[1]) % len(at_index)
     place = integer(lifter.lift(places, at_index, at))
     return lifter.lift(source, (*at_index[:dim], place, *at_index[dim + 1 :]), at)
 
 
 def index_select(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     source, places = source_of(node), node.args[2]
-    dim = int(node.args[1]) % len(at_index)  # type: ignore[call-overload]
-    place = integer(lifter.lift(places, (at_index[dim],), at))  # type: ignore[arg-type]
+    dim = int(node.args[1]) % len(at_index)
+    place = integer(lifter.lift(places, (at_index[dim],), at))
     return lifter.lift(source, (*at_index[:dim], place, *at_index[dim + 1 :]), at)
 
 
 def embedding(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    place = integer(lifter.lift(node.args[1], at_index[:-1], at))  # type: ignore[arg-type]
+    place = integer(lifter.lift(node.args[1], at_index[:-1], at))
     return lifter.lift(source_of(node), (place, at_index[-1]), at)
 
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.indices import below, size_expr
-from flex_inductor.passes.lift import Index, Lifter, NoRule, Rule, number
+from flex_inductor.passes.lift import Index, Lifter, Rule, number
 from flex_inductor.passes.lift_rules.views import argument, shape_of, source_of
 from flex_inductor.scalar import Expr, cast, clamp, compare, index
 
@@ -48,7 +48,7 @@ def _behind(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
 
 
 def cat(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    tensors = [t for t in node.args[0] if t.meta["val"].dim() == len(at_index)]  # type: ignore[union-attr]
+    tensors = [t for t in node.args[0] if t.meta["val"].dim() == len(at_index)]
     dim, start, parts = argument(node, 1, "dim", 0) % len(at_index), sympy.S.Zero, []
     for tensor in tensors:
 
@@ -64,10 +64,11 @@ def cat(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     tensors, dim = node.args[0], argument(node, 1, "dim", 0) % len(at_index)
     rest = (*at_index[:dim], *at_index[dim + 1 :])
-    parts: list[Part] = [
-        (sympy.Integer(i), sympy.S.One, lambda own, t=t: lifter.lift(t, rest, at))
-        for i, t in enumerate(tensors)  # type: ignore[arg-type]
-    ]
+
+    def element_of(tensor: fx.Node) -> Callable[[sympy.Expr], Expr]:
+        return lambda own: lifter.lift(tensor, rest, at)
+
+    parts: list[Part] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
     return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
 
 

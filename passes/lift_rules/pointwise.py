@@ -31,7 +31,8 @@ def dtype_of(node: fx.Node) -> torch.dtype:
 
 
 def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype) -> Expr:
-    """An argument of arithmetic in dtype. A number is not rounded to a narrow dtype: eager's kernels compute in float32."""
+    """An argument of arithmetic in dtype. A number is not rounded to a narrow dtype: eager's kernels compute in
+    float32."""
     value = lifter.arg(x, at_index, at)
     scalar_like = not isinstance(x, fx.Node) or x.meta["val"].dim() == 0
     if scalar_like and value.op == "const" and value.dtype.is_floating_point and dtype.is_floating_point:
@@ -130,9 +131,7 @@ def comparison(op: str) -> Rule:
 
 
 def _xor(a: Expr, b: Expr) -> Expr:
-    return scalar.logical_or(
-        scalar.logical_and(a, scalar.logical_not(b)), scalar.logical_and(scalar.logical_not(a), b)
-    )
+    return scalar.logical_or(scalar.logical_and(a, scalar.logical_not(b)), scalar.logical_and(scalar.logical_not(a), b))
 
 
 def logic(combine: Any, bitwise: bool) -> Rule:
@@ -189,19 +188,20 @@ def zero(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     """`x[mask] = number`"""
     x, places, value = node.args[:3]
-    mask = places[0] if isinstance(places, (list, tuple)) and len(places) == 1 else None
-    whole = isinstance(mask, fx.Node) and mask.meta["val"].dtype == torch.bool
-    if not whole or mask.meta["val"].dim() != len(at_index) or value.meta["val"].dim() != 0 or len(node.args) > 3:
+    if len(places) != 1 or len(node.args) > 3 or value.meta["val"].dim() != 0:
+        raise NoRule
+    mask = places[0]
+    if mask is None or mask.meta["val"].dtype != torch.bool or mask.meta["val"].dim() != len(at_index):
         raise NoRule
     dtype = node.meta["val"].dtype
     new, old = cast(lifter.arg(value, (), at), dtype), cast(lifter.arg(x, at_index, at), dtype)
     return scalar.where(lifter.arg(mask, at_index, at), new, old)
 
 
-UNARY = (
-    "neg abs exp exp2 expm1 log log2 log1p sqrt rsqrt reciprocal tanh sigmoid sin cos tan atan erf relu softplus elu silu "
-    "sign floor ceil round"
-).split()
+UNARY = [
+    *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
+    *("sin", "cos", "tan", "atan", "erf", "relu", "softplus", "elu", "silu", "sign", "floor", "ceil", "round"),
+]
 
 RULES: dict[str, Rule] = {
     **{name: unary(name) for name in UNARY},

@@ -1,4 +1,5 @@
-"""Matrix products. A product of something of the rows with something of the columns is a raw score, `dot`; any other is a
+"""Matrix products. A product of something of the rows with something of the columns is a raw score, `dot`; any other
+is a
 leaf: it is computed as it was, and loaded."""
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def rule(name: str) -> Rule:
 
 
 def sides(lifter: Lifter, found: Product) -> tuple[Operand, Operand]:
-    """Which factor varies with the rows only, and which with the columns only. A single row or column varies with nothing."""
+    """Which factor varies with the rows only, and which with the columns only. A single row or column varies with
+    nothing."""
     row, column = (all(lifter.sizes[s] == 1 for s in axis) for axis in (lifter.rows, lifter.cols))
     for queries, keys in ((found.left, found.right), (found.right, found.left)):
         of_queries, of_keys = lifter.depends(queries.index), lifter.depends(keys.index)

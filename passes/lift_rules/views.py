@@ -8,7 +8,7 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.indices import mod, reshape, size_expr
+from flex_inductor.indices import Sizes, mod, reshape, size_expr
 from flex_inductor.passes.lift import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.regions import slice_bounds
 from flex_inductor.scalar import Expr
@@ -34,22 +34,22 @@ def rank(node: fx.Node) -> int:
     return node.meta["val"].dim()
 
 
-def same_index(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def same_index(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     return index
 
 
-def view(lifter: Lifter, node: fx.Node, index: Index) -> Index:
-    return tuple(reshape(index, shape_of(node), shape_of(source_of(node)), lifter.sizes))
+def view(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    return tuple(reshape(index, shape_of(node), shape_of(source_of(node)), sizes))
 
 
-def permute(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def permute(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     source = list(index)
     for place, dim in enumerate(argument(node, 1, "dims")):
         source[dim % rank(node)] = index[place]
     return tuple(source)
 
 
-def transpose(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def transpose(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     if rank(node) < 2:
         return index
     first, second = (argument(node, 1, "dim0", 0) % rank(node), argument(node, 2, "dim1", 1) % rank(node))
@@ -58,16 +58,16 @@ def transpose(lifter: Lifter, node: fx.Node, index: Index) -> Index:
     return tuple(source)
 
 
-def expand(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def expand(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     return index[len(index) - rank(source_of(node)) :]
 
 
-def unsqueeze(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def unsqueeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     dim = argument(node, 1, "dim") % rank(node)
     return index[:dim] + index[dim + 1 :]
 
 
-def squeeze(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def squeeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     source = source_of(node)
     dims = argument(node, 1, "dim", argument(node, 1, "dims", range(rank(source))))
     gone = {d % rank(source) for d in ([dims] if isinstance(dims, int) else dims) if rank(source)}
@@ -76,7 +76,7 @@ def squeeze(lifter: Lifter, node: fx.Node, index: Index) -> Index:
     return tuple(sympy.S.Zero if d in dropped else next(left) for d in range(rank(source)))
 
 
-def select(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def select(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     source = source_of(node)
     dim, which = argument(node, 1, "dim") % rank(source), size_expr(argument(node, 2, "index"))
     if which.is_negative:
@@ -84,12 +84,12 @@ def select(lifter: Lifter, node: fx.Node, index: Index) -> Index:
     return (*index[:dim], which, *index[dim:])
 
 
-def slice_(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def slice_(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     dim, start, _, step = slice_bounds(node)
     return (*index[:dim], sympy.expand(start + index[dim] * step), *index[dim + 1 :])
 
 
-def diagonal(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def diagonal(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     source, offset = source_of(node), argument(node, 1, "offset", 0)
     first, second = argument(node, 2, "dim1", 0) % rank(source), argument(node, 3, "dim2", 1) % rank(source)
     entries = dict.fromkeys((first, second), index[-1])
@@ -98,38 +98,38 @@ def diagonal(lifter: Lifter, node: fx.Node, index: Index) -> Index:
     return tuple(entries[d] if d in entries else next(left) for d in range(rank(source)))
 
 
-def item(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def item(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     """One of the results of a split."""
-    parts, which = source_of(node), int(node.args[1])  # type: ignore[call-overload]
+    parts, which = source_of(node), int(node.args[1])
     name = getattr(getattr(parts.target, "_overloadpacket", None), "__name__", "")
-    dim = argument(parts, 1 if name == "unbind" else 2, "dim", 0) % rank(parts.args[0])  # type: ignore[arg-type]
+    if name not in ("unbind", "split", "split_with_sizes", "chunk", "tensor_split"):
+        raise NoRule
+    dim = argument(parts, 1 if name == "unbind" else 2, "dim", 0) % rank(parts.args[0])
     if name == "unbind":
         return (*index[:dim], sympy.Integer(which), *index[dim:])
-    if name not in ("split", "split_with_sizes", "chunk", "tensor_split"):
-        raise NoRule
     start = sum((size_expr(x.shape[dim]) for x in parts.meta["val"][:which]), sympy.S.Zero)
     return (*index[:dim], start + index[dim], *index[dim + 1 :])
 
 
-def flip(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def flip(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     dims = {d % rank(node) for d in argument(node, 1, "dims")}
     return tuple(n - 1 - i if d in dims else i for d, (i, n) in enumerate(zip(index, shape_of(node))))
 
 
-def roll(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def roll(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     shifts, dims = argument(node, 1, "shifts"), argument(node, 2, "dims", ())
     if len(shifts) != len(dims):
         raise NoRule
     source, shape = list(index), shape_of(node)
     for shift, dim in zip(shifts, dims):
         n = shape[dim % rank(node)]
-        source[dim % rank(node)] = mod(source[dim % rank(node)] + mod(-size_expr(shift) + n * 0, n, {}), n, lifter.sizes)
+        source[dim % rank(node)] = mod(source[dim % rank(node)] + mod(-size_expr(shift) + n * 0, n, {}), n, sizes)
     return tuple(source)
 
 
-def repeat(lifter: Lifter, node: fx.Node, index: Index) -> Index:
+def repeat(sizes: Sizes, node: fx.Node, index: Index) -> Index:
     own = index[len(index) - rank(source_of(node)) :]
-    return tuple(mod(i, n, lifter.sizes) for i, n in zip(own, shape_of(source_of(node))))
+    return tuple(mod(i, n, sizes) for i, n in zip(own, shape_of(source_of(node))))
 
 
 INDEX_MAPS = {
@@ -155,16 +155,16 @@ INDEX_MAPS = {
     "roll": roll,
     "repeat": repeat,
 }
-"""(lifter, node, index) -> the index of the same element in the operator's first argument."""
+"""(sizes of the positions, node, index) -> the index of the same element in the operator's first argument."""
 
 
 def _moves(index_map: Any) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
         source = source_of(node)
         if index_map is item:
-            source, mapped = source_of(source), index_map(lifter, node, index)
+            source, mapped = source_of(source), index_map(lifter.sizes, node, index)
         else:
-            mapped = index_map(lifter, node, index)
+            mapped = index_map(lifter.sizes, node, index)
         return lifter.lift(source, mapped, at)
 
     return rule

@@ -22,14 +22,11 @@ def cut(inputs: zoo.Inputs, length: int) -> zoo.Inputs:
 SCALE = pytest.mark.xfail(
     strict=True, reason="dynamic=True makes the module's float `scaling` a SymFloat: no code for `real`"
 )
-BLOOM = pytest.mark.xfail(
-    strict=True, reason="lift fails at a symbolic length: unsupported operand for %: 'Node' and 'int'"
-)
 CODE = pytest.mark.xfail(
     strict=True, reason="C++ template: of ks27 and ks77 lowering/cpu.py cannot tell which `cur_qSplitSize7` was"
 )
 RUNS = [
-    ("llama", None), pytest.param("llama", True, marks=SCALE), ("t5", None), pytest.param("bloom", None, marks=BLOOM),
+    ("llama", None), pytest.param("llama", True, marks=SCALE), ("t5", None), ("bloom", None),
     pytest.param("bert", True, marks=SCALE), pytest.param("t5", True, marks=[pytest.mark.nightly, SCALE]),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What stands right behind a rewritten site: torch's C++ template takes nothing fused behind it, so these must not be."""
+"""What stands right behind a rewritten site: torch's C++ template can take nothing fused behind it."""
 
 from __future__ import annotations
 

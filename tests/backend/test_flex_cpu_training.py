@@ -1,4 +1,4 @@
-"""Training on CPU with backend="flex": torch has no backward kernel there, so the site is left alone and the model trains."""
+"""Training on CPU with backend="flex": torch has no backward there; the site is left, the model trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""backend="inductor" generates the same code whether or not flex was used before, in this process or from a warmed cache."""
+"""backend="inductor" generates the same code whether or not flex was used before, here or with a warmed cache."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from tests.support.exactness import check
 
 EMPTY_ROWS = pytest.mark.xfail(
     strict=True,
-    reason="rows with no key left, filled with a huge finite number: backward takes exp(fill - logsumexp) for the probability, "
-    "which is 1 instead of 1 / S because the logarithm of S is absorbed",
+    reason="rows with no key left, filled with a huge finite number: backward takes exp(fill - logsumexp) "
+    "for the probability, which is 1 instead of 1 / S because the logarithm of S is absorbed",
 )
 
 
@@ -23,8 +23,8 @@ def scenarios() -> list[Any]:
 
 
 def leaves_rows_empty(name: str, scenario: str) -> bool:
-    """On the left always, but for a sink; on the right where a window is shorter than the padding, or padding queries are masked
-    as well (DeBERTa)."""
+    """On the left always, but for a sink; on the right where a window is shorter than the padding, or (DeBERTa) padding
+    queries are masked as well."""
     windowed = zoo.CASES[name].settings.get("sliding_window", zoo.LENGTH) <= zoo.LENGTH - zoo.SHORT
     return name != "gpt_oss" and (scenario == "left" or (scenario == "right" and (windowed or name == "deberta-v2")))
 

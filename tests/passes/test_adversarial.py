@@ -33,7 +33,11 @@ def test_softmax_over_another_dimension(dim: int) -> None:
 @pytest.mark.parametrize("scale", ["scalar", "heads", "rows", "keys"])
 def test_gradient_reaches_a_tensor_valued_scale(scale: str) -> None:
     shape = {"scalar": (), "heads": (H, 1, 1), "rows": (S, 1), "keys": (S,)}[scale]
-    check(lambda q, k, v, t: torch.softmax(causal(q @ k.mT * t.exp()), -1) @ v, (*qkv(), randn(*shape, seed=5)), train=True)
+    check(
+        lambda q, k, v, t: torch.softmax(causal(q @ k.mT * t.exp()), -1) @ v,
+        (*qkv(), randn(*shape, seed=5)),
+        train=True,
+    )
 
 
 def test_gradient_reaches_a_cosine_scale() -> None:
@@ -111,7 +115,9 @@ def test_two_lengths_compile_as_often_as_without_us(form: str, dynamic: bool | N
             return torch.einsum("bhqk,bhkd->bqhd", torch.softmax(causal(torch.einsum("bhqd,bhkd->bhqk", q, k)), -1), v)
         if form == "table":
             return attend(q, k, v, lambda s: s + table[gap.abs()].permute(2, 0, 1))
-        return attend(q, k, v, lambda s: s.masked_fill((gap < 0) | (gap > (4 if form == "window" else 99)), float("-inf")))
+        return attend(
+            q, k, v, lambda s: s.masked_fill((gap < 0) | (gap > (4 if form == "window" else 99)), float("-inf"))
+        )
 
     want, plain = lengths("aot_eager", dynamic, program)
     got, ours = lengths("flex_eager", dynamic, program)
@@ -132,7 +138,9 @@ WRITES = {
         lambda n: (lambda t: (t[1:3].fill_(-2.0), torch.softmax(q @ k.mT + n, -1) @ v)[1])(n.t())
     )(m.clone()),
     "scores_written": lambda q, k, v, m: (lambda s: (s[..., 3].fill_(-4.0), torch.softmax(s, -1) @ v)[1])(q @ k.mT + m),
-    "scores_view_written": lambda q, k, v, m: (lambda s: (s.view(-1, S)[:, 2:4].add_(m[0, 0]), torch.softmax(s, -1) @ v)[1])(q @ k.mT),
+    "scores_view_written": lambda q, k, v, m: (
+        lambda s: (s.view(-1, S)[:, 2:4].add_(m[0, 0]), torch.softmax(s, -1) @ v)[1]
+    )(q @ k.mT),
     "keys_written_after_the_product": lambda q, k, v, m: (
         lambda x: (lambda s: (x.zero_(), torch.softmax(s, -1) @ v)[1])(q @ x.mT + m)
     )(k.clone()),
@@ -140,7 +148,9 @@ WRITES = {
         lambda x: (lambda p: (x.mul_(2), p @ x)[1])(torch.softmax(q @ k.mT + m, -1))
     )(v.clone()),
     "output_written": lambda q, k, v, m: (torch.softmax(q @ k.mT + m, -1) @ v).add_(1.0),
-    "probabilities_written": lambda q, k, v, m: (lambda p: (p[..., 0].zero_(), p @ v)[1])(torch.softmax(q @ k.mT + m, -1)),
+    "probabilities_written": lambda q, k, v, m: (lambda p: (p[..., 0].zero_(), p @ v)[1])(
+        torch.softmax(q @ k.mT + m, -1)
+    ),
     "input_written_after": lambda q, k, v, m: (lambda o: (m.add_(1), o)[1])(torch.softmax(q @ k.mT + m, -1) @ v),
     "input_written_before": lambda q, k, v, m: (m.mul_(3), torch.softmax(q @ k.mT + m, -1) @ v)[1],
 }
@@ -262,7 +272,9 @@ STOPPED = {
     "detached_keys": lambda q, k, v, t: torch.softmax(q @ k.detach().mT + t, -1) @ v,
     "detached_bias": lambda q, k, v, t: torch.softmax(q @ k.mT + t.detach() * t, -1) @ v,
     "detached_probabilities": lambda q, k, v, t: torch.softmax(q @ k.mT + t, -1).detach() @ v + t.sum(),
-    "straight_through": lambda q, k, v, t: (lambda s: torch.softmax(s + (s.round() - s).detach(), -1) @ v)(q @ k.mT + t),
+    "straight_through": lambda q, k, v, t: (lambda s: torch.softmax(s + (s.round() - s).detach(), -1) @ v)(
+        q @ k.mT + t
+    ),
 }
 
 

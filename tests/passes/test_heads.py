@@ -62,9 +62,9 @@ LAYOUTS = {
     "linear": lambda q, k, v: softmax(torch.nn.functional.linear(q[0, 0], k[0, 0])) @ v[0, 0],
     "other_value_dim": lambda q, k, v: softmax(q @ k.mT) @ v[..., :5],
     "elementwise_key_scale": lambda q, k, v: softmax((q * 0.5) @ (k * 2).mT) @ v,
-    "seq_first": lambda q, k, v: (lambda x, y, z: (softmax(torch.bmm(x, y.mT)) @ z).transpose(0, 1).reshape(S, B, H * D))(
-        *(t.permute(2, 0, 1, 3).contiguous().view(S, B * H, D).transpose(0, 1) for t in (q, k, v))
-    ),
+    "seq_first": lambda q, k, v: (
+        lambda x, y, z: (softmax(torch.bmm(x, y.mT)) @ z).transpose(0, 1).reshape(S, B, H * D)
+    )(*(t.permute(2, 0, 1, 3).contiguous().view(S, B * H, D).transpose(0, 1) for t in (q, k, v))),
 }
 
 

@@ -56,7 +56,9 @@ def test_bias(name: str) -> None:
 
 @pytest.mark.parametrize("name", terms.MASKS)
 def test_mask(name: str) -> None:
-    decision, computed = run(lambda s, x: s.masked_fill(~terms.MASKS[name](x), float("-inf")), train=name in KEEPS_A_KEY)
+    decision, computed = run(
+        lambda s, x: s.masked_fill(~terms.MASKS[name](x), float("-inf")), train=name in KEEPS_A_KEY
+    )
     assert decision.mask_mod and not computed, decision.mask_mod
 
 

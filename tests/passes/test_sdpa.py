@@ -29,7 +29,9 @@ CALLS = {
     "made_inside": lambda q, k, v, m: sdpa(q, k, v, attn_mask=torch.ones(S, S, dtype=torch.bool).tril()),
     "three": lambda q, k, v, m: sdpa(q[:, 0], k[:, 0], v[:, 0], attn_mask=m[:, 0]),
     "two": lambda q, k, v, m: sdpa(q[0, 0], k[0, 0], v[0, 0], attn_mask=m[0, 0]),
-    "transposed": lambda q, k, v, m: sdpa(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), attn_mask=m),
+    "transposed": lambda q, k, v, m: sdpa(
+        *(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), attn_mask=m
+    ),
     "other_value_dim": lambda q, k, v, m: sdpa(q, k, v[..., :5], attn_mask=m),
     "fewer_queries": lambda q, k, v, m: sdpa(q[:, :, :5], k, v, attn_mask=m[:, :, :5]),
     "causal_fewer_queries": lambda q, k, v, m: sdpa(q[:, :, :5], k, v, is_causal=True),
@@ -68,7 +70,9 @@ def test_low_precision(dtype: torch.dtype) -> None:
 
 def test_dynamic_shapes() -> None:
     check(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m, scale=0.3), (*qkv(), KEEP), dynamic=True)
-    declines(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m), (*qkv(), KEEP), "the head dimension is dynamic", dynamic=True)
+    declines(
+        lambda q, k, v, m: sdpa(q, k, v, attn_mask=m), (*qkv(), KEEP), "the head dimension is dynamic", dynamic=True
+    )
 
 
 def test_a_plain_call_is_left_alone() -> None:

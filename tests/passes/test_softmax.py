@@ -25,7 +25,9 @@ SPELLINGS = {
     "exp_one": lambda s: (lambda e: e / e.sum(-1, keepdim=True))(s.exp()),
     "shifted": lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s)),
     "shifted_max": lambda s: (lambda e: e / torch.sum(e, -1, True))(torch.exp(s - torch.max(s, -1, keepdim=True)[0])),
-    "shifted_detached": lambda s: (lambda e: e / e.sum(-1, keepdim=True))(torch.exp(s - s.amax(-1, keepdim=True).detach())),
+    "shifted_detached": lambda s: (lambda e: e / e.sum(-1, keepdim=True))(
+        torch.exp(s - s.amax(-1, keepdim=True).detach())
+    ),
     "reciprocal": lambda s: (lambda e: e * e.sum(-1, keepdim=True).reciprocal())(shifted(s)),
     "exp_log_softmax": lambda s: torch.log_softmax(s, -1).exp(),
     "exp_logsumexp": lambda s: torch.exp(s - torch.logsumexp(s, -1, keepdim=True)),
@@ -140,4 +142,8 @@ def test_a_column_that_varies_with_the_rows() -> None:
 
 
 def test_shift_by_the_mean() -> None:
-    check(lambda q, k, v: (lambda s: torch.softmax((s - s.mean(-1, keepdim=True)) * 0.3, -1))(q @ k.mT) @ v, qkv(), train=True)
+    check(
+        lambda q, k, v: (lambda s: torch.softmax((s - s.mean(-1, keepdim=True)) * 0.3, -1))(q @ k.mT) @ v,
+        qkv(),
+        train=True,
+    )

@@ -30,13 +30,17 @@ FILLS = {
 @pytest.mark.parametrize("fill", FILLS)
 def test_fill_of_hidden_keys(fill: str, dtype: torch.dtype, rows: str) -> None:
     keep = FULL_ROWS if rows == "full" else EMPTY_ROWS
-    (decision,) = check(lambda q, k, v, keep: attend(q, k, v, lambda s: FILLS[fill](s, keep)), (*qkv(dtype=dtype), keep))
+    (decision,) = check(
+        lambda q, k, v, keep: attend(q, k, v, lambda s: FILLS[fill](s, keep)), (*qkv(dtype=dtype), keep)
+    )
     masked = "inf" in fill and "finfo" not in fill
     assert bool(decision.mask_mod) == masked
     assert any("gives 0" in n for n in decision.notes) == masked
 
 
-@pytest.mark.parametrize(("fill", "is_mask"), [(float("-inf"), True), (-1e9, True), (-3e38, True), (-10000.0, False), (-5.0, False)])
+@pytest.mark.parametrize(
+    ("fill", "is_mask"), [(float("-inf"), True), (-1e9, True), (-3e38, True), (-10000.0, False), (-5.0, False)]
+)
 def test_a_causal_fill_is_a_mask_where_softmax_sends_it_to_zero(fill: float, is_mask: bool) -> None:
     (decision,) = check(lambda q, k, v: attend(q, k, v, lambda s: causal(s, fill)), qkv(), train=True)
     assert decision.mask_mod == ("k - q <= 0" if is_mask else "")
@@ -134,7 +138,9 @@ def test_constant_factors_become_the_scale(form: str) -> None:
 
 def test_scale_stays_where_the_raw_score_is_used_as_a_number() -> None:
     """Regression: the cast to integers kept the unscaled score."""
-    (decision,) = check(lambda q, k, v: torch.softmax((q @ k.mT * 0.25) + (q @ k.mT * 0.25).long(), -1) @ v, qkv(), sites=1)
+    (decision,) = check(
+        lambda q, k, v: torch.softmax((q @ k.mT * 0.25) + (q @ k.mT * 0.25).long(), -1) @ v, qkv(), sites=1
+    )
     assert decision.rewritten
 
 

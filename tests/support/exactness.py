@@ -60,7 +60,9 @@ def is_float(x: Any) -> bool:
 
 def outcome(program: Callable[..., Any], owner: Any, inputs: Sequence[Any], train: bool) -> Outcome:
     """Runs a program. owner: the module whose parameters count, if it is one."""
-    given = tree_map(lambda x: x.detach().clone().requires_grad_(train and is_float(x)) if _is_tensor(x) else x, tuple(inputs))
+    given = tree_map(
+        lambda x: x.detach().clone().requires_grad_(train and is_float(x)) if _is_tensor(x) else x, tuple(inputs)
+    )
     parameters = list(owner.parameters()) if isinstance(owner, nn.Module) else []
     for p in parameters:
         p.grad = None
@@ -148,7 +150,12 @@ def compiled(program: Any, backend: str, dynamic: bool | None = None) -> Any:
 
 
 def reports_of(
-    program: Any, inputs: Sequence[Any], backend: str = "flex_eager", train: bool = False, dynamic: bool | None = None, c: float = 16
+    program: Any,
+    inputs: Sequence[Any],
+    backend: str = "flex_eager",
+    train: bool = False,
+    dynamic: bool | None = None,
+    c: float = 16,
 ) -> list[GraphReport]:
     """Checks the numbers; the reports of the graphs that were compiled."""
     eager, exact = outcome(program, program, inputs, train), reference(program, inputs, train)

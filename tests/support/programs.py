@@ -19,7 +19,9 @@ def qkv(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, 
     return tuple(randn(*shape, dtype=dtype, seed=i) for i in range(3))  # type: ignore[return-value]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Any:
     """softmax(change(q @ k.T / sqrt(D))) @ v"""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return torch.softmax(scores if change is None else change(scores), -1) @ v

@@ -58,10 +58,10 @@ VIEWS = {
 
 POINTWISE = {
     name: (lambda x, name=name: getattr(torch, name)(x["qk"] * 0.7))
-    for name in "neg abs exp exp2 expm1 tanh sigmoid sin cos atan erf relu sign floor ceil round".split()
+    for name in ["neg", "abs", "exp", "exp2", "expm1", "tanh", "sigmoid", "sin", "cos", "atan", "erf", "relu", "sign", "floor", "ceil", "round"]
 } | {
     name: (lambda x, name=name: getattr(torch, name)(x["qk"].abs() + 0.5))
-    for name in "log log2 log1p sqrt rsqrt reciprocal".split()
+    for name in ["log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal"]
 } | {
     "add": lambda x: x["qk"] + x["bk"][:, None, None],
     "add_alpha": lambda x: torch.add(x["qk"], x["q"], alpha=3),

@@ -1,0 +1,58 @@
+"""The Dynamo graph of a program, without compiling it, and graphs as text with stable names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def captured(program: Callable[..., Any], *inputs: Any, dynamic: bool | None = False) -> fx.GraphModule:
+    """The graph that Dynamo captures."""
+    graphs: list[fx.GraphModule] = []
+
+    def keep(gm: fx.GraphModule, examples: Any) -> Any:
+        graphs.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(program, backend=keep, dynamic=dynamic, fullgraph=True)(*inputs)
+    (gm,) = graphs
+    return gm
+
+
+def written_out(graph: fx.Graph) -> str:
+    """A graph as one line per node, in names that do not hang on torch's."""
+    names: dict[fx.Node, str] = {}
+    lines = []
+    for node in graph.nodes:
+        names[node] = node.name if node.op == "placeholder" else f"%{len(lines)}"
+        if node.op == "output":
+            lines.append(f"return {_text(node.args[0], names)}")
+        elif node.op != "placeholder":
+            target = (
+                node.target
+                if isinstance(node.target, str)
+                else getattr(node.target, "_name", None) or node.target.__name__
+            )
+            target = str(target).removeprefix("aten::")
+            given = [_text(a, names) for a in node.args] + [f"{k}={_text(v, names)}" for k, v in node.kwargs.items()]
+            lines.append(
+                f"{names[node]} = {target}({', '.join(given)})"
+                if node.op != "get_attr"
+                else f"{names[node]} = {target}"
+            )
+    return "\n".join(lines)
+
+
+def _text(value: Any, names: dict[fx.Node, str]) -> str:
+    text = repr(fx.map_arg(value, lambda n: _Name(names[n])))
+    return re.sub(r"\d+\.\d{6,}", lambda m: f"{float(m[0]):.6g}", text)
+
+
+class _Name(str):
+    def __repr__(self) -> str:
+        return str(self)

@@ -1,0 +1,125 @@
+"""From an index map back to a tensor: digits, arrangements and radix numbers against torch."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sympy
+import torch
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.indices import position
+from flex_inductor.passes.layout import Arrangement, Axis, Digit, arrange, digit, number, radix
+from flex_inductor.passes.site import Operand
+
+I = sympy.Integer  # noqa: E741
+B, H, S, D = (position(n) for n in "bhsd")
+SIZES = {B: I(2), H: I(6), S: I(5), D: I(4)}
+AXES = [Axis(B, I(2)), Axis(H, I(6)), Axis(S, I(5)), Axis(D, I(4))]
+SHARED = [Axis(B, I(2)), Axis(H, I(3), I(2)), Axis(S, I(5)), Axis(D, I(4))]
+
+
+def operand(shape: tuple[int, ...], *index: Any) -> Operand:
+    return Operand(SimpleNamespace(meta={"val": torch.empty(shape)}), tuple(map(sympy.sympify, index)))  # type: ignore[arg-type]
+
+
+def carried_out(x: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    for dim, place in reversed(how.selected):
+        x = x.select(dim, int(place))
+    x = x.reshape([int(n) for n in how.digits]) if how.digits is not None else x
+    x = x.permute(how.order)
+    for place in how.added:
+        x = x.unsqueeze(place)
+    return x.expand([int(n) for n in how.expanded]).reshape([int(n) for n in how.shape])
+
+
+CASES = {
+    "itself": ((2, 6, 5, 4), (B, H, S, D)),
+    "sequence_first": ((5, 2, 6, 4), (S, B, H, D)),
+    "merged_batch": ((12, 5, 4), (6 * B + H, S, D)),
+    "merged_channels": ((2, 5, 24), (B, S, 4 * H + D)),
+    "channels_first_in_heads": ((2, 5, 4, 6), (B, S, D, H)),
+    "packed": ((2, 5, 3, 6, 4), (B, S, 1, H, D)),
+    "shared_heads": ((2, 3, 5, 4), (B, FloorDiv(H, 2), S, D)),
+    "split_heads": ((2, 3, 2, 5, 4), (B, FloorDiv(H, 2), Mod(H, 2), S, D)),
+    "split_heads_swapped": ((2, 2, 3, 5, 4), (B, Mod(H, 2), FloorDiv(H, 2), S, D)),
+    "repeated_heads": ((2, 2, 5, 4), (B, Mod(H, 2), S, D)),
+    "one_head": ((2, 5, 4), (B, S, D)),
+    "no_batch": ((5, 24), (S, 4 * H + D)),
+    "heads_before_batch": ((12, 5, 4), (2 * H + B, S, D)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arrange(name: str) -> None:
+    shape, index = CASES[name]
+    how = arrange(operand(shape, *index), AXES, SIZES)
+    assert how is not None
+    x = torch.arange(torch.Size(shape).numel()).view(shape)
+    got = carried_out(x, how)
+    for at in itertools.product(range(2), range(6), range(5), range(4)):
+        place = [int(sympy.sympify(e).xreplace(dict(zip(SIZES, map(I, at))))) for e in index]
+        assert got[at] == x[tuple(place)]
+
+
+def test_keys_that_groups_share_stay_small() -> None:
+    how = arrange(operand((2, 3, 5, 4), B, FloorDiv(H, 2), S, D), SHARED, SIZES)
+    assert how is not None and how.shape == (2, 3, 5, 4) and not how.added
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"),
+    [
+        ((2, 6, 9, 4), (B, H, S + 3, D)),  # a slice
+        ((2, 6, 5, 4), (B, H, 4 - S, D)),  # a flip
+        ((2, 6, 5, 4), (B, H, Mod(S + 1, 5), D)),  # a roll
+        ((2, 6, 5, 4), (B, H, S, Mod(D + S, 4))),  # two positions mixed
+        ((2, 4, 5, 4), (B, Mod(H, 4), S, D)),  # heads modulo what does not divide them
+    ],
+)
+def test_what_is_no_view_is_refused(shape: tuple[int, ...], index: tuple[Any, ...]) -> None:
+    assert arrange(operand(shape, *index), AXES, SIZES) is None
+
+
+def test_groups_of_what_varies_within_them_are_refused() -> None:
+    assert arrange(operand((2, 6, 5, 4), B, H, S, D), SHARED, SIZES) is None
+    assert arrange(operand((2, 2, 5, 4), B, Mod(H, 2), S, D), SHARED, SIZES) is None
+
+
+@pytest.mark.parametrize(
+    "entry", [H, FloorDiv(H, 2), Mod(H, 2), Mod(FloorDiv(H, 2), 3), FloorDiv(Mod(H, 4), 2), Mod(Mod(H, 4), 2), FloorDiv(FloorDiv(H, 2), 3)],
+    ids=str,
+)  # fmt: skip
+def test_digit(entry: sympy.Expr) -> None:
+    """Regression: `h % 4 // 2`, the head of a repeated key, had the size 4."""
+    found = digit(entry, {H: I(12)})
+    assert found is not None
+    for h in range(12):
+        assert h // int(found.unit) % int(found.size) == int(entry.xreplace({H: I(h)}))
+    assert max(int(entry.xreplace({H: I(h)})) for h in range(12)) < int(found.size)
+
+
+@pytest.mark.parametrize("entry", [Mod(Mod(H, 4), 3), H + 1, 2 * H, FloorDiv(Mod(H, 5), 2)], ids=str)
+def test_no_digit(entry: sympy.Expr) -> None:
+    assert digit(entry, {H: I(8)}) is None
+
+
+def test_number() -> None:
+    assert number(24 * B + 4 * H + D, I(48), SIZES) == [
+        Digit(B, I(1), I(2)),
+        Digit(H, I(1), I(6)),
+        Digit(D, I(1), I(4)),
+    ]
+    assert number(4 * H + D, I(48), SIZES) is None  # not all of the dimension
+    assert number(I(3), I(7), SIZES) == []
+
+
+def test_radix() -> None:
+    assert radix(24 * B + 4 * H + D, SIZES) == [B, H, D]
+    assert radix(sympy.S.Zero, SIZES) == []
+    assert radix(5 * H + D, SIZES) is None
+    n = sympy.Symbol("n", integer=True, positive=True)
+    assert radix(n * B + S, {B: I(2), S: n}) == [B, S]
