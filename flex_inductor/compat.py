@@ -122,6 +122,13 @@ def cpu_template() -> Any:
     return CppFlexAttentionTemplate
 
 
+def flex_lowerings() -> Any:
+    """The module of the lowering of flex_attention, which has `lower_cpu(..., score_mod_buffers, mask_mod_buffers)`."""
+    from torch._inductor.kernel.flex import flex_attention
+
+    return flex_attention
+
+
 def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
     modules = [m for m in gm.modules() if isinstance(m, torch.fx.GraphModule)]
     return any(n.target is flex_attention_hop for m in modules for n in m.graph.nodes)

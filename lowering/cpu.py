@@ -1,10 +1,11 @@
-"""torch's C++ template for flex_attention, with two faults of torch 2.13 mended while our graphs compile.
+"""torch's C++ template for flex_attention, with three faults of torch 2.13 mended while our graphs compile.
 
 - It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
 linear
   layer's output, viewed as heads).
 - It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in
 `ks77`).
+- It cannot read a captured tensor that is computed in the same graph and not yet stored.
 
 Where stock torch compiles at all, the mended template makes the same code, so nobody else can tell the difference.
 """
@@ -33,8 +34,20 @@ def mended() -> Iterator[None]:
         _lock,
         mock.patch.object(template, "choose_flex_template", _choose(template.choose_flex_template)),
         mock.patch.object(template, "modification", _modification(template.modification)),
+        mock.patch.object(compat.flex_lowerings(), "lower_cpu", _stored_first(compat.flex_lowerings().lower_cpu)),
     ):
         yield
+
+
+def _stored_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    def lower_cpu(*args: Any, **kwargs: Any) -> Any:
+        for captured in args[-2:]:
+            for tensor in captured:
+                if hasattr(tensor, "realize"):
+                    tensor.realize()
+        return original(*args, **kwargs)
+
+    return lower_cpu
 
 
 def _choose(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -106,15 +106,21 @@ class Lifter:
         """The value after a write: the operator's where it wrote to this tensor or to a region of it."""
         region = written_region(write.target, node, index)
         if region is not None:
-            condition, own = region
+            return self._overwritten(write, node, index, *region)
+        if self.is_view(node):
+            return self._by_rule(node, index, at)
+        raise NoRule
+
+    def _overwritten(self, write: Write, node: fx.Node, index: Index, condition: Expr, own: Index) -> Expr:
+        """What was written, where it was. What it was made of may be gone; then only the memory itself has it."""
+        try:
             new = self.apply(write.node, own, write.position)
             if condition != scalar.TRUE and scalar.has_load(new):
                 sizes = map(size_expr, write.target.meta["val"].shape)
                 new = self.apply(write.node, tuple(map(scalar.clamp, own, sizes)), write.position)
             return scalar.where(condition, *same_kind(new, self.lift(node, index, write.position)))
-        if self.is_view(node):
-            return self._by_rule(node, index, at)
-        raise NoRule
+        except Declined as gone:
+            raise NoRule from gone
 
     def is_view(self, node: fx.Node) -> bool:
         return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])

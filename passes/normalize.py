@@ -62,6 +62,7 @@ class Recorder(TorchDispatchMode):
         self.out = aten_graph
         self.origin: fx.Node | None = None
         self.grad = torch.is_grad_enabled()
+        self.autocast = False
         self.count = 0
         self.away = False
 
@@ -95,8 +96,7 @@ class Recorder(TorchDispatchMode):
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self.out.graph.create_node(op, target, args, kwargs)
-        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=autocast)
+        node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
         self.count += 1
         return node
 
@@ -135,7 +135,8 @@ class Normalizer:
             if any(isinstance(n.meta.get("example_value"), torch.SymInt) for n in self.gm.graph.nodes):
                 stack.enter_context(compat.enable_python_dispatcher())  # or meta functions refuse symbolic sizes
             for node in self.gm.graph.nodes:
-                self.recorder.origin = node
+                self.recorder.origin = node  # autocast is asked about here: inside an operator it is off again
+                self.recorder.autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
                 self.env[node] = value = self.value(node)
                 for leaf in tree_leaves(value):
                     self.link(leaf, node, value)
