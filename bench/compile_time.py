@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import itertools
 import json
 import os
 import subprocess
@@ -43,8 +44,10 @@ def main() -> None:
         model, layers, backend = args.child
         print("RESULT" + json.dumps(first_call(model, int(layers), backend)))
         return
-    rows = [row for m in args.models for n in args.layers for b in args.backends for row in measure(m, n, b)]
-    write(args.out, rows)
+    rows: list[dict[str, Any]] = []
+    for run in itertools.product(args.models, args.layers, args.backends):
+        rows += measure(*run)
+        write(args.out, rows)  # at once: a run takes many minutes
     report(rows)
 
 

@@ -129,6 +129,14 @@ def flex_lowerings() -> Any:
     return flex_attention
 
 
+def from_the_start(tensor: Any) -> Any:
+    """An Inductor tensor that is stored, and begins where its buffer does: a copy of it otherwise."""
+    from torch._inductor.ir import ExternKernel
+
+    stored = ExternKernel.realize_input(tensor)
+    return tensor if stored.get_layout().offset == 0 else ExternKernel.copy_input(stored)
+
+
 def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
     modules = [m for m in gm.modules() if isinstance(m, torch.fx.GraphModule)]
     return any(n.target is flex_attention_hop for m in modules for n in m.graph.nodes)

@@ -1,4 +1,4 @@
-"""torch's C++ template for flex_attention, with three faults of torch 2.13 mended while our graphs compile.
+"""torch's C++ template for flex_attention, with four faults of torch 2.13 mended while our graphs compile.
 
 - It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
 linear
@@ -6,6 +6,8 @@ linear
 - It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in
 `ks77`).
 - It cannot read a captured tensor that is computed in the same graph and not yet stored.
+- It passes queries, keys and values by the buffers that they are views of, and loses where in it the view begins: values cut
+  out of one projection would be read as queries.
 
 Where stock torch compiles at all, the mended template makes the same code, so nobody else can tell the difference.
 """
@@ -40,12 +42,12 @@ def mended() -> Iterator[None]:
 
 
 def _stored_first(original: Callable[..., Any]) -> Callable[..., Any]:
-    def lower_cpu(*args: Any, **kwargs: Any) -> Any:
-        for captured in args[-2:]:
-            for tensor in captured:
-                if hasattr(tensor, "realize"):
-                    tensor.realize()
-        return original(*args, **kwargs)
+    def lower_cpu(query: Any, key: Any, value: Any, *others: Any) -> Any:
+        *rest, scores_read, masks_read = others
+        for tensor in (*scores_read, *masks_read):
+            if hasattr(tensor, "realize"):
+                tensor.realize()
+        return original(*map(compat.from_the_start, (query, key, value)), *rest, scores_read, masks_read)
 
     return lower_cpu
 
