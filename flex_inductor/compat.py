@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import threading
 from collections.abc import Iterator
@@ -58,17 +59,23 @@ def no_autocast_cache() -> Iterator[None]:
 
 
 def one_block(counts: Any, indices: Any, mask_mod: Any) -> tuple[Any, ...]:
-    """The HOP's block-mask argument for one partial block that covers everything. Its length differs between releases
-    (13 entries in 2.11, 17 in 2.13), so it is taken from a BlockMask of the same form."""
-    sample = BlockMask.from_kv_blocks(
-        kv_num_blocks=torch.ones([1, 1, 1], dtype=torch.int32, device="cpu"),
-        kv_indices=torch.zeros([1, 1, 1, 1], dtype=torch.int32, device="cpu"),
-        BLOCK_SIZE=ONE_BLOCK,
-        seq_lengths=(1, 1),
-    )
-    by_rank = {3: counts, 4: indices}
-    entries = [by_rank[x.dim()] if isinstance(x, torch.Tensor) else x for x in sample.as_tuple()]
-    return (*entries[:-1], mask_mod)
+    """The HOP's block-mask argument for one partial block that covers everything."""
+    given = {3: counts, 4: indices}
+    return (*(given[x.dim()] if isinstance(x, torch.Tensor) else x for x in _one_block_form()), mask_mod)
+
+
+@functools.cache
+def _one_block_form() -> tuple[Any, ...]:
+    """A block mask's entries but the mask_mod. Their number differs between releases (13 in all in 2.11, 17 in 2.13), so they
+    are taken from a BlockMask of the same form."""
+    with torch.device("cpu"):
+        sample = BlockMask.from_kv_blocks(
+            kv_num_blocks=torch.ones([1, 1, 1], dtype=torch.int32),
+            kv_indices=torch.zeros([1, 1, 1, 1], dtype=torch.int32),
+            BLOCK_SIZE=ONE_BLOCK,
+            seq_lengths=(1, 1),
+        )
+    return tuple(sample.as_tuple()[:-1])
 
 
 def kernel_options(device: torch.device, training: bool) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _is(x: Expr, value: float) -> bool:
 def _changed(value: Expr, anchor: fx.Node) -> tuple[str, fx.Node]:
     """Why the weights of the values are not the probabilities."""
     read = [x.args[0] for x in scalar.walk(value) if x.op == "load"]
-    upstream = [n for r in read for n in (r, *r.all_input_nodes)]
+    upstream = [n for r in read for n in (r, *r.all_input_nodes, *r.users)]
     if any(rule_name(n) in DROPOUT for n in upstream):
         return "dropout is active", next(n for n in upstream if rule_name(n) in DROPOUT)
     return "the probabilities are changed between the softmax and the values", read[0] if read else anchor
