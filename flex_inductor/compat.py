@@ -129,6 +129,13 @@ def cpu_template() -> Any:
     return CppFlexAttentionTemplate
 
 
+def cpp_codegen() -> Any:
+    """The module that has the C++ code generation's `KernelGroup`."""
+    from torch._inductor.codegen import cpp
+
+    return cpp
+
+
 def flex_lowerings() -> Any:
     """The module of the lowering of flex_attention, which has `lower_cpu(..., score_mod_buffers, mask_mod_buffers)`."""
     from torch._inductor.kernel.flex import flex_attention

@@ -25,7 +25,7 @@ from unittest import mock
 from flex_inductor import compat
 
 _lock = threading.RLock()
-BROKEN_NAME = re.compile(r"\bcur_(?:q|kv)SplitSize(\d+)\b")
+BLOCK_SIZES = ("cur_qSplitSize", "cur_kvSplitSize")  # what the template calls the symbolic sizes of a block
 
 
 @contextlib.contextmanager
@@ -67,13 +67,31 @@ def _shaped(node: Any) -> Any:
 
 def _modification(original: Callable[..., Any]) -> Callable[..., Any]:
     def modification(self: Any, *args: Any, **kwargs: Any) -> str:
-        names = [f"k{symbol}" for symbol in self.extra_sizevars]
-        return BROKEN_NAME.sub(lambda found: _restored(found, names), original(self, *args, **kwargs))
+        """The original without its replacements, which are made on whole names here."""
+        groups: list[Any] = []
+        variables, self.block_vars = self.block_vars, (None, None)
+        try:
+            with mock.patch.object(compat.cpp_codegen(), "KernelGroup", _noted(groups)):
+                code = original(self, *args, **kwargs)
+        finally:
+            self.block_vars = variables
+        sizes = groups[0].args.sizevars
+        for variable, name in zip(variables, BLOCK_SIZES):
+            if variable in sizes:
+                code = re.sub(rf"\b{sizes[variable]}\b", name, code)
+        return code
 
     return modification
 
 
-def _restored(found: re.Match[str], names: list[str]) -> str:
-    """The name that was cut: the only one that ends like what is left of it."""
-    whole = [n for n in names if n.endswith(found[1]) and re.fullmatch(r"ks\d+", n[: -len(found[1])])]
-    return whole[0] if len(whole) == 1 else found[0]
+def _noted(groups: list[Any]) -> Callable[[], Any]:
+    """Makes kernel groups that are remembered, and that name sizes apart from those of the kernel around them."""
+    kernel_group = compat.cpp_codegen().KernelGroup
+
+    def make() -> Any:
+        group = kernel_group()
+        group.args.size = lambda name: group.args._lookup("flex_size", group.args.sizevars, name)
+        groups.append(group)
+        return group
+
+    return make

@@ -157,6 +157,7 @@ class Emitter:
             if len(selected) == node.meta["val"].dim() and writer.lifted(node):
                 nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
+        nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 
     def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...], gradients: set[fx.Node]) -> fx.Node:

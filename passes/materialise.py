@@ -34,6 +34,7 @@ class Materialiser:
         self.made: dict[fx.Node, fx.Node] = {}
         self.sizes: dict[sympy.Expr, Any] = {}
         self.symbols = symbol_nodes(graph)
+        self.numbers = number_nodes(graph)
 
     def forget(self) -> None:
         """Nodes made for one site may come too late for another."""
@@ -65,6 +66,13 @@ class Materialiser:
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self.graph.call_function(target, args, kwargs)
 
+    def real(self, number: sympy.Expr) -> fx.Node:
+        """A dynamic number as a scalar tensor."""
+        if number not in self.numbers:
+            raise Declined(f"the number {number} is no input of the graph")
+        device = next(n.meta["val"].device for n in self.aten_graph.graph.nodes if isinstance(n.meta["val"], torch.Tensor))
+        return self.call(aten.scalar_tensor.default, self.numbers[number], dtype=torch.float32, device=device)
+
     def size(self, expr: sympy.Expr) -> Any:
         """A size as a number, or as the node that has it."""
         if expr.is_Integer:
@@ -89,6 +97,12 @@ class Materialiser:
 
     def shape(self, sizes: Sequence[sympy.Expr]) -> list[Any]:
         return [self.size(s) for s in sizes]
+
+
+def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
+    """The nodes that are dynamic floating-point numbers."""
+    values = {n: n.meta.get("example_value") for n in graph.nodes}
+    return {v.node.expr: n for n, v in values.items() if isinstance(v, torch.SymFloat)}
 
 
 def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:

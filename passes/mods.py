@@ -59,6 +59,7 @@ class Captured:
 
     tensors: dict[tuple[fx.Node, Selected], fx.Node] = field(default_factory=dict)
     symbols: dict[sympy.Symbol, fx.Node] = field(default_factory=dict)
+    reals: dict[sympy.Expr, fx.Node] = field(default_factory=dict)
 
 
 class ModWriter:
@@ -121,6 +122,8 @@ class ModWriter:
             return self.score
         if x.op == "load":
             return self.load(x)
+        if x.op == "real":
+            return self.real(x.args[0])
         if x.op in ("float", "trunc"):
             value = self.value(x.args[0])
             dtype = torch.float32 if x.op == "float" else torch.int64
@@ -222,6 +225,12 @@ class ModWriter:
             else:
                 result = self.call(function, result, self.integer(term))
         return result
+
+    def real(self, number: sympy.Expr) -> fx.Node:
+        """A floating-point number that is not known at compile time: a captured scalar tensor."""
+        if number not in self.captured.reals:
+            self.captured.reals[number] = self.placeholder(f"real_{len(self.captured.reals)}")
+        return self.captured.reals[number]
 
     def size(self, symbol: sympy.Symbol) -> fx.Node:
         """A tensor size that is not known at compile time: a captured integer."""

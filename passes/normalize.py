@@ -95,7 +95,8 @@ class Recorder(TorchDispatchMode):
                     self.name(x, self.add("call_function", compat.getitem, (node, i), {}, x))
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
-        node = self.out.graph.create_node(op, target, args, kwargs)
+        node = self.out.graph.create_node(op, target)
+        node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
         node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
         self.count += 1
         return node

@@ -28,6 +28,9 @@ LOW = -1e8
 ABSORBS = -1e30
 """A fill at or below this makes any score that it is added to disappear, in float64 too."""
 
+BLURS = -1e3
+"""Constants below this, if a row has nothing else, leave the log-sum-exp too coarse for the backward pass."""
+
 STILL_LOW = -1e3
 """The same after the scores were scaled down, fills and all (finfo.min of float16, divided by sqrt(d))."""
 
@@ -43,26 +46,26 @@ class Masked:
     fills: tuple[float, ...] = ()
 
 
-def is_fill(x: Expr) -> bool:
+def is_fill(x: Expr, low: float = LOW) -> bool:
     """Whether a constant hides what it replaces or is added to."""
     if not x.is_const or x.dtype == torch.bool:
         return False
     lowest = torch.finfo(x.dtype).min if x.dtype.is_floating_point else -math.inf
-    return x.value <= LOW or x.value <= lowest / 2
+    return x.value <= low or x.value <= lowest / 2
 
 
-def part(x: Expr) -> Masked:
-    """The mask and the arithmetic of a score."""
+def part(x: Expr, low: float = LOW) -> Masked:
+    """The mask and the arithmetic of a score. low: what counts as a fill."""
     if x.op == "where":
-        return _part_where(*x.args)
+        return _part_where(*x.args, low)
     if x.op in ("add", "sub"):
-        return _part_sum(x)
+        return _part_sum(x, low)
     if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:
-        inner, factor = part(x.args[0]), x.args[1].value
+        inner, factor = part(x.args[0], low), x.args[1].value
         whole, hidden = (scalar.pointwise(x.op, (s, x.args[1]), x.dtype) for s in (inner.score, inner.hidden))
         return _rescaled(x, inner, whole, hidden, factor if x.op == "mul" else 1 / factor)
     if x.op == "mul" and x.args[0].is_const and x.args[0].value > 0:
-        inner = part(x.args[1])
+        inner = part(x.args[1], low)
         whole, hidden = (scalar.pointwise(x.op, (x.args[0], s), x.dtype) for s in (inner.score, inner.hidden))
         return _rescaled(x, inner, whole, hidden, x.args[0].value)
     return _unmasked(x)
@@ -75,14 +78,14 @@ def _rescaled(x: Expr, inner: Masked, score: Expr, hidden: Expr, factor: float) 
     return _unmasked(x)
 
 
-def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
-    if is_fill(b):
-        inner = part(a)
+def _part_where(condition: Expr, a: Expr, b: Expr, low: float) -> Masked:
+    if is_fill(b, low):
+        inner = part(a, low)
         return Masked(
             logical_and(condition, inner.mask), inner.score, scalar.const(0, a.dtype), (*inner.fills, b.value)
         )
-    if is_fill(a):
-        inner = part(b)
+    if is_fill(a, low):
+        inner = part(b, low)
         mask = logical_and(logical_not(condition), inner.mask)
         return Masked(mask, inner.score, scalar.const(0, b.dtype), (*inner.fills, a.value))
     return _unmasked(Expr("where", (condition, a, b), a.dtype))
@@ -92,10 +95,10 @@ def _unmasked(x: Expr) -> Masked:
     return Masked(scalar.TRUE, x, x)
 
 
-def _part_sum(x: Expr) -> Masked:
+def _part_sum(x: Expr, low: float) -> Masked:
     """Both sides may hide: a sum is hidden where one of them is."""
-    left = part(x.args[0])
-    right = part(x.args[1]) if x.op == "add" else _unmasked(x.args[1])
+    left = part(x.args[0], low)
+    right = part(x.args[1], low) if x.op == "add" else _unmasked(x.args[1])
     score, hidden = (
         scalar.pointwise(x.op, pair, x.dtype) for pair in ((left.score, right.score), (left.hidden, right.hidden))
     )
@@ -154,6 +157,13 @@ def of_dead_rows(found: Masked) -> Expr:
     return Expr("sub", (found.hidden, Expr("detach", (found.hidden,), found.hidden.dtype)), found.hidden.dtype)
 
 
+def blurs(score: Expr, at: Coordinates) -> bool:
+    """Whether a row may have no score but large constants, beside which its log-sum-exp is too coarse."""
+    if not any(x.op == "const" and BLURS > x.value > -math.inf for x in scalar.walk(score)):
+        return False
+    return not keeps_a_key(part(score, BLURS).mask, at)
+
+
 def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
     """Parts a site's score into mask and arithmetic, as far as exactness allows.
 
@@ -163,6 +173,10 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
+    if training and blurs(found.score, site.at):
+        raise Declined(
+            "a large constant in the score would blur the gradients of rows of nothing else", site.candidate.anchor
+        )
     if found.mask == scalar.TRUE:
         return site
     rows_give_zero = zeroed is not None or bool(site.extra)

@@ -19,15 +19,9 @@ def cut(inputs: zoo.Inputs, length: int) -> zoo.Inputs:
     return {k: v[:, :length] for k, v in inputs.items()}
 
 
-SCALE = pytest.mark.xfail(
-    strict=True, reason="dynamic=True makes the module's float `scaling` a SymFloat: no code for `real`"
-)
-CODE = pytest.mark.xfail(
-    strict=True, reason="C++ template: of ks27 and ks77 lowering/cpu.py cannot tell which `cur_qSplitSize7` was"
-)
 RUNS = [
-    ("llama", None), pytest.param("llama", True, marks=SCALE), ("t5", None), ("bloom", None),
-    pytest.param("bert", True, marks=SCALE), pytest.param("t5", True, marks=[pytest.mark.nightly, SCALE]),
+    ("llama", None), ("llama", True), ("t5", None), ("bloom", None), ("bert", True),
+    pytest.param("t5", True, marks=pytest.mark.nightly),
 ]  # fmt: skip
 
 
@@ -79,7 +73,7 @@ def batch(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return randn(2, length, 32), keep
 
 
-@pytest.mark.parametrize("backend", ["flex_eager", pytest.param("flex", marks=[pytest.mark.compile, CODE])])
+@pytest.mark.parametrize("backend", ["flex_eager", pytest.param("flex", marks=pytest.mark.compile)])
 def test_causal_padding_sinks_and_alibi_with_one_compile(backend: str) -> None:
     torch._dynamo.reset()
     model = Decoder()

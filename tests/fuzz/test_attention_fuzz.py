@@ -116,11 +116,18 @@ class Recipe:
 
     def inputs(self) -> tuple[Any, ...]:
         heads = KV if self.grouped else H
-        q, k, v = randn(B, H, self.rows, D, seed=1), randn(B, heads, self.cols, D, seed=2), randn(B, heads, self.cols, D, seed=3)
+        q, k, v = (
+            randn(B, H, self.rows, D, seed=1),
+            randn(B, heads, self.cols, D, seed=2),
+            randn(B, heads, self.cols, D, seed=3),
+        )
         leaves = {
-            "tau": randn(seed=4) * 0.3, "heads": randn(H, seed=5), "table": randn(8, H, seed=6), "full": randn(self.rows, self.cols, seed=7),
+            "tau": randn(seed=4) * 0.3,
+            "heads": randn(H, seed=5),
+            "table": randn(8, H, seed=6),
+            "full": randn(self.rows, self.cols, seed=7),
             "keys": randn(B, self.rows, seed=8),
-        }  # fmt: skip
+        }
         q, k, v, leaves = torch.utils._pytree.tree_map(lambda x: x.to(self.dtype), (q, k, v, leaves))
         length = max(self.rows, self.cols)
         ids = torch.arange(length).expand(B, length) // 3
@@ -155,10 +162,17 @@ def no_row_is_empty(recipe: Recipe) -> bool:
 def run(recipe: Recipe) -> None:
     train = recipe.train and recipe.dtype == torch.float32 and no_row_is_empty(recipe)
     decisions = decisions_of(reports_of(recipe, recipe.inputs(), train=train))
-    assert all(d.rewritten for d in decisions), list(map(str, decisions))
+    assert all(d.rewritten or "blur" in d.reason or "rows may lose all keys" in d.reason for d in decisions), list(
+        map(str, decisions)
+    )
 
 
 LENIENT = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def test_rows_without_keys_under_a_scaled_fill() -> None:
+    """Regression: a fill that a tensor scales stays in score_mod; the backward pass made gradients of 1e14 of it."""
+    run(Recipe("bhsd", "heads", (), ("causal",), "and", "1e9", False, False, 8, 5, True, torch.float32, True))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=LENIENT)

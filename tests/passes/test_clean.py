@@ -13,7 +13,10 @@ from tests.support.programs import B, D, H, S, attend, causal, qkv, randn
 def names(program: Any, inputs: Any) -> list[str]:
     (report,) = reports_of(program, inputs)
     assert report.rewritten == 1
-    return [n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target)) for n in report.after.graph.nodes]
+    return [
+        n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+        for n in report.after.graph.nodes
+    ]
 
 
 def test_scores_and_masks_are_gone() -> None:
@@ -83,6 +86,8 @@ def test_assertions_stay() -> None:
 
 
 def test_a_declined_site_is_left_whole() -> None:
-    (report,) = reports_of(lambda q, k, v: attend(q, k, v) + (lambda p: p @ v + p.sum())(torch.softmax(q @ k.mT * 2, -1)), qkv())
+    (report,) = reports_of(
+        lambda q, k, v: attend(q, k, v) + (lambda p: p @ v + p.sum())(torch.softmax(q @ k.mT * 2, -1)), qkv()
+    )
     left = [getattr(n.target, "__name__", n.target) for n in report.after.graph.nodes]
     assert report.rewritten == 1 and "softmax" in left

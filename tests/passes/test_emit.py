@@ -23,7 +23,9 @@ def texts(program: Any, inputs: Any, **settings: Any) -> str:
     for name, node in (("score_mod", score), ("mask_mod", blocks[-1])):
         module = getattr(report.after, node.target)
         inputs = ", ".join(n.name for n in module.graph.find_nodes(op="placeholder"))
-        parts.append(f"{name}({inputs}):\n" + "\n".join("    " + line for line in written_out(module.graph).splitlines()))
+        parts.append(
+            f"{name}({inputs}):\n" + "\n".join("    " + line for line in written_out(module.graph).splitlines())
+        )
     return "\n".join(parts)
 
 
@@ -31,13 +33,16 @@ class Functions(TestCase):
     """score_mod and mask_mod."""
 
     def test_causal(self) -> None:
-        self.assertExpectedInline(texts(lambda q, k, v: attend(q, k, v, causal), qkv()), """\
+        self.assertExpectedInline(
+            texts(lambda q, k, v: attend(q, k, v, causal), qkv()),
+            """\
 scale 0.353553, score_mod reads 0, mask_mod reads 0
 score_mod(score, b, h, q_idx, kv_idx):
     return score
 mask_mod(b, h, q_idx, kv_idx):
     %0 = le(kv_idx, q_idx)
-    return %0""")
+    return %0""",
+        )
 
     def test_padding_and_alibi(self) -> None:
         def program(q: Any, k: Any, v: Any, keep: Any, slopes: Any) -> Any:
@@ -45,7 +50,9 @@ mask_mod(b, h, q_idx, kv_idx):
             return attend(q, k, v, lambda s: (s + slopes[:, None, None] * gap).masked_fill(~keep, float("-inf")))
 
         keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
-        self.assertExpectedInline(texts(program, (*qkv(), keep, randn(H, seed=5))), """\
+        self.assertExpectedInline(
+            texts(program, (*qkv(), keep, randn(H, seed=5))),
+            """\
 scale 0.353553, score_mod reads 1, mask_mod reads 1
 score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     %0 = getitem(buffer_0, (h,))
@@ -56,14 +63,17 @@ score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     return %4
 mask_mod(b, h, q_idx, kv_idx, buffer_0):
     %0 = getitem(buffer_0, (b, kv_idx))
-    return %0""")
+    return %0""",
+        )
 
     def test_sink(self) -> None:
         def program(q: Any, k: Any, v: Any, sink: Any) -> Any:
             s = torch.cat([causal(q @ k.mT), sink.reshape(1, H, 1, 1).expand(B, H, S, 1)], -1)
             return torch.softmax(s, -1)[..., :-1] @ v
 
-        self.assertExpectedInline(texts(program, (*qkv(), randn(H, seed=5))), """\
+        self.assertExpectedInline(
+            texts(program, (*qkv(), randn(H, seed=5))),
+            """\
 scale 1, score_mod reads 1, mask_mod reads 0
 score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     %0 = eq(kv_idx, 12)
@@ -76,7 +86,8 @@ mask_mod(b, h, q_idx, kv_idx):
     %2 = clamp(%1, max=11)
     %3 = le(%2, q_idx)
     %4 = or_(%0, %3)
-    return %4""")
+    return %4""",
+        )
 
     def test_buckets_in_bfloat16(self) -> None:
         def program(q: Any, k: Any, v: Any, table: Any) -> Any:
@@ -84,7 +95,9 @@ mask_mod(b, h, q_idx, kv_idx):
             return torch.softmax((q @ k.mT + table[gap].permute(2, 0, 1)).float(), -1).to(v.dtype) @ v
 
         inputs = (*qkv(dtype=torch.bfloat16), randn(8, H, dtype=torch.bfloat16, seed=5))
-        self.assertExpectedInline(texts(program, inputs), """\
+        self.assertExpectedInline(
+            texts(program, inputs),
+            """\
 scale 1, score_mod reads 1, mask_mod reads 0
 score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     %0 = sub(q_idx, kv_idx)
@@ -96,7 +109,8 @@ score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     return %5
 mask_mod(b, h, q_idx, kv_idx):
     %0 = full_like(b, True, dtype=torch.bool)
-    return %0""")
+    return %0""",
+        )
 
     def test_window_of_dynamic_length(self) -> None:
         def program(q: Any, k: Any, v: Any) -> Any:
@@ -104,7 +118,9 @@ mask_mod(b, h, q_idx, kv_idx):
             gap = torch.arange(n)[:, None] - torch.arange(n)
             return torch.softmax((q @ k.mT).masked_fill((gap < 0) | (gap >= n // 2), -1e9), -1) @ v
 
-        self.assertExpectedInline(texts(program, qkv(), dynamic=True), """\
+        self.assertExpectedInline(
+            texts(program, qkv(), dynamic=True),
+            """\
 scale 1, score_mod reads 1, mask_mod reads 0
 score_mod(score, b, h, q_idx, kv_idx, size_s0):
     %0 = sub(q_idx, kv_idx)
@@ -116,20 +132,25 @@ score_mod(score, b, h, q_idx, kv_idx, size_s0):
     return %5
 mask_mod(b, h, q_idx, kv_idx):
     %0 = full_like(b, True, dtype=torch.bool)
-    return %0""")
+    return %0""",
+        )
 
 
 def whole(program: Any, inputs: Any, **settings: Any) -> str:
     (report,) = reports_of(program, inputs, **settings)
     text = written_out(report.after.graph)
-    return "\n".join(line.split("(1, 1, ")[0] + "...)" if "flex_attention(" in line else line for line in text.splitlines())
+    return "\n".join(
+        line.split("(1, 1, ")[0] + "...)" if "flex_attention(" in line else line for line in text.splitlines()
+    )
 
 
 class Graphs(TestCase):
     """The program around the call."""
 
     def test_plain(self) -> None:
-        self.assertExpectedInline(whole(attend, qkv()), """\
+        self.assertExpectedInline(
+            whole(attend, qkv()),
+            """\
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = full([1, 1, 1], 1, dtype=torch.int32, device=device(type='cpu'))
@@ -137,13 +158,16 @@ class Graphs(TestCase):
 %4 = flex_attention(l_q_, l_k_, l_v_, %0, ...)
 %5 = getitem(%4, 0)
 %6 = contiguous(%5)
-return (%6,)""")
+return (%6,)""",
+        )
 
     def test_grouped_keys(self) -> None:
         def program(q: Any, k: Any, v: Any) -> Any:
             return torch.softmax(q @ k.repeat_interleave(2, 1).mT, -1) @ v.repeat_interleave(2, 1)
 
-        self.assertExpectedInline(whole(program, (randn(B, H, S, D), *qkv(B, 2, S, D)[1:])), """\
+        self.assertExpectedInline(
+            whole(program, (randn(B, H, S, D), *qkv(B, 2, S, D)[1:])),
+            """\
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = full([1, 1, 1], 1, dtype=torch.int32, device=device(type='cpu'))
@@ -151,14 +175,17 @@ return (%6,)""")
 %4 = flex_attention(l_q_, l_k_, l_v_, %0, ...)
 %5 = getitem(%4, 0)
 %6 = contiguous(%5)
-return (%6,)""")
+return (%6,)""",
+        )
 
     def test_merged_heads(self) -> None:
         def program(q: Any, k: Any, v: Any) -> Any:
             q, k, v = (x.reshape(B * H, S, D) for x in (q, k, v))
             return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v).view(B, H, S, D)
 
-        self.assertExpectedInline(whole(program, qkv()), """\
+        self.assertExpectedInline(
+            whole(program, qkv()),
+            """\
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = full([1, 1, 1], 1, dtype=torch.int32, device=device(type='cpu'))
@@ -168,13 +195,16 @@ return (%6,)""")
 %6 = reshape(%5, [8, 12, 8])
 %7 = contiguous(%6)
 %8 = view(%7, 2, 4, 12, 8)
-return (%8,)""")
+return (%8,)""",
+        )
 
     def test_einsum_whose_result_is_permuted(self) -> None:
         def program(q: Any, k: Any, v: Any) -> Any:
             return torch.einsum("bhqk,bhkd->bqhd", torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k), -1), v)
 
-        self.assertExpectedInline(whole(program, qkv()), """\
+        self.assertExpectedInline(
+            whole(program, qkv()),
+            """\
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = full([1, 1, 1], 1, dtype=torch.int32, device=device(type='cpu'))
@@ -185,13 +215,16 @@ return (%8,)""")
 %7 = permute(%6, [0, 2, 1, 3])
 %8 = contiguous(%7)
 %9 = permute(%8, [0, 2, 1, 3])
-return (%9,)""")
+return (%9,)""",
+        )
 
     def test_sdpa_with_a_mask(self) -> None:
         def program(q: Any, k: Any, v: Any, m: Any) -> Any:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=m).transpose(1, 2).flatten(2)
 
-        self.assertExpectedInline(whole(program, (*qkv(), torch.ones(B, 1, S, S, dtype=torch.bool))), """\
+        self.assertExpectedInline(
+            whole(program, (*qkv(), torch.ones(B, 1, S, S, dtype=torch.bool))),
+            """\
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = select.int(l_m_, 1, 0)
@@ -201,7 +234,8 @@ return (%9,)""")
 %6 = getitem(%5, 0)
 %7 = transpose(%6, 1, 2)
 %8 = flatten(%7, 2)
-return (%8,)""")
+return (%8,)""",
+        )
 
 
 def test_a_mask_whose_buffer_learns() -> None:

@@ -160,7 +160,7 @@ def test_multi_query_einsum() -> None:
 
 
 def test_repeat_is_another_head_map() -> None:
-    """Near miss: `repeat` maps head h to h % KV, which grouped queries cannot say; the copy stays, the numbers are right."""
+    """Near miss: `repeat` maps head h to h % KV, which grouped queries cannot say; the copy stays."""
 
     def program(q: Any, k: Any, v: Any) -> Any:
         return softmax(q @ k.repeat(1, G, 1, 1).mT) @ v.repeat(1, G, 1, 1)

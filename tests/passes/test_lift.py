@@ -20,8 +20,23 @@ BIASES = {
 }
 LEAVES = {"fmod", "gelu", "leaky_relu", "lerp", "linspace", "arange_float", "take_along_dim", "addcmul", "meshgrid"}
 """Operators that have no rule, or whose rule does not cover the case: they are computed, and loaded."""
-KEEPS_A_KEY = {"causal", "compare_le", "compare_all", "invert", "zero_one", "zero_one_int", "chunks", "dilated", "cat", "pad", "logical",
-               "bool_arithmetic", "comparison_of_floats", "stack", "documents"}  # fmt: skip
+KEEPS_A_KEY = {
+    "causal",
+    "compare_le",
+    "compare_all",
+    "invert",
+    "zero_one",
+    "zero_one_int",
+    "chunks",
+    "dilated",
+    "cat",
+    "pad",
+    "logical",
+    "bool_arithmetic",
+    "comparison_of_floats",
+    "stack",
+    "documents",
+}
 """Masks that provably leave a key in every row."""
 
 

@@ -109,20 +109,24 @@ NEAR_MISSES = {
     "other_sum": (lambda s: shifted(s) / shifted(2 * s).sum(-1, keepdim=True), "not divided by their own sum"),
     "sum_of_rows": (lambda s: (lambda e: e / e.sum(-2, keepdim=True))(shifted(s)), "not divided by their own sum"),
     "masked_exponentials": (
-        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).tril()), "not divided by their own sum",
+        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).tril()),
+        "not divided by their own sum",
     ),
     "squared": (lambda s: torch.softmax(s, -1) ** 2, "reach no product with values directly"),
     "rows": (lambda s: torch.softmax(s, -2), "another dimension than the keys"),
     "heads": (lambda s: torch.softmax(s, 1), "another dimension than the keys"),
     "flipped": (lambda s: torch.softmax(s, -1).flip(-1), "another dimension than the keys"),
     "one_column": (lambda s: torch.softmax(s, -1)[..., :1].expand(s.shape), None),
-    "renormalised": (lambda s: (lambda p: p / (p.sum(-1, keepdim=True) + 1))(torch.softmax(s, -1)), "between the softmax"),
+    "renormalised": (
+        lambda s: (lambda p: p / (p.sum(-1, keepdim=True) + 1))(torch.softmax(s, -1)),
+        "between the softmax",
+    ),
     "scaled_after": (lambda s: torch.softmax(s, -1) * 2.0, "between the softmax and the values"),
     "many_columns": (lambda s: torch.softmax(F.pad(s, (0, 9)), -1)[..., :-9], "columns of the scores are cut off"),
     "of_itself": (lambda s: torch.softmax(s * s.amax(-1, keepdim=True), -1), "statistic"),
     "sigmoid": (lambda s: torch.sigmoid(s), None),
     "relu_normalised": (lambda s: F.relu(s) / (F.relu(s).sum(-1, keepdim=True) + 1), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)

@@ -3,8 +3,9 @@
     decisions = check(program, (q, k, v), train=True)      the attention was rewritten, and the numbers are right
     declines(program, (q, k, v), "dropout is active")      it was left alone for this reason, and the numbers are right
 
-A program runs three times: in eager in the dtype under test, in eager in float64 on the same (already rounded) inputs, and
-compiled. The compiled result may be twice as far from float64 as eager is, and a floor of c * eps(dtype) * max|result| further.
+A program runs three times: in eager in the dtype under test, in eager in float64 on the same (already rounded) inputs,
+and compiled. The compiled result may be twice as far from float64 as eager is, and a floor of c * eps(dtype) *
+max|result| further.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ LOW = (torch.float32, torch.bfloat16, torch.float16)
 CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 OPTIONS = {"rewrite": "always", "on_failure": "raise"}
 ABSORBED = 50.0
-"""A row on which eager is this many eps away from float64 has lost its scores to a huge fill: it gets a bound of its own."""
+"""A row on which eager is this many eps away from float64 has lost its scores to a huge fill: it has its own bound."""
 
 
 class InFloat64(TorchFunctionMode):
-    """Runs a program in float64 whatever it casts to, while it believes to be in the original dtype: `torch.finfo(x.dtype)`
-    keeps its value."""
+    """Runs a program in float64 whatever it casts to, while it believes to be in the original dtype:
+    `torch.finfo(x.dtype)` keeps its value."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -119,8 +120,8 @@ def compare(kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tens
     bound = 2 * torch.where(lost, own, usual) + floor
     bad = ~((mine <= bound) | (lost & (apart <= floor)))
     assert not bad.any(), (
-        f"{kind}: {int(bad.sum())} of {len(bad)} rows are off: row {int(bad.nonzero()[0])} by {mine[bad].max():.3g}, where eager "
-        f"is off by {usual:.3g} and {bound[bad].max():.3g} is allowed"
+        f"{kind}: {int(bad.sum())} of {len(bad)} rows are off: row {int(bad.nonzero()[0])} by {mine[bad].max():.3g}, where "
+        f"eager is off by {usual:.3g} and {bound[bad].max():.3g} is allowed"
     )
 
 
@@ -171,9 +172,14 @@ def reports_of(
 
 
 def check(
-    program: Any, inputs: Sequence[Any], backend: str = "flex_eager", train: bool = False, dynamic: bool | None = None,
-    sites: int = 1, c: float = 16,
-) -> tuple[Decision, ...]:  # fmt: skip
+    program: Any,
+    inputs: Sequence[Any],
+    backend: str = "flex_eager",
+    train: bool = False,
+    dynamic: bool | None = None,
+    sites: int = 1,
+    c: float = 16,
+) -> tuple[Decision, ...]:
     """Asserts the numbers, and that so many sites were rewritten; the decisions."""
     decisions = decisions_of(reports_of(program, inputs, backend, train, dynamic, c))
     count = sum(d.rewritten for d in decisions)
@@ -186,7 +192,7 @@ def decisions_of(reports: Sequence[GraphReport]) -> tuple[Decision, ...]:
 
 
 def declines(program: Any, inputs: Sequence[Any], reason: str | None, **settings: Any) -> tuple[Decision, ...]:
-    """Asserts the numbers, that nothing was rewritten, and that a decision gives the reason (None: there is no site at all)."""
+    """Asserts the numbers, that nothing was rewritten, and that a decision gives the reason (None: there is no site)."""
     decisions = check(program, inputs, sites=0, **settings)
     if reason is None:
         assert not decisions, decisions

@@ -1,4 +1,4 @@
-"""Tables of small tensor programs, one for each operator that can be lifted. Each makes something that broadcasts to (B, H, S, S):
+"""Tables of small tensor programs, one for each operator that can be lifted. Each broadcasts to (B, H, S, S):
 a bias that is added to the scores, or a mask of the keys that stay. `x` is a dict of leaves made by `leaves`."""
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ DISTANCE = lambda: torch.arange(S)[:, None] - torch.arange(S)  # noqa: E731
 
 def leaves() -> dict[str, torch.Tensor]:
     return {
-        "qk": randn(S, S, seed=3), "hqk": randn(H, S, S, seed=4), "bk": randn(B, S, seed=5), "q": randn(S, seed=6),
-        "h": randn(H, seed=7), "table": randn(2 * S, H, seed=8), "bhqk": randn(B, H, S, S, seed=9), "wide": randn(H, S, 2 * S, seed=10),
-        "keep": torch.arange(S).expand(B, S) < torch.tensor([[S], [S - 3]]), "ids": torch.arange(S).expand(B, S) // 5 + torch.tensor([[0], [1]]),
+        "qk": randn(S, S, seed=3),
+        "hqk": randn(H, S, S, seed=4),
+        "bk": randn(B, S, seed=5),
+        "q": randn(S, seed=6),
+        "h": randn(H, seed=7),
+        "table": randn(2 * S, H, seed=8),
+        "bhqk": randn(B, H, S, S, seed=9),
+        "wide": randn(H, S, 2 * S, seed=10),
+        "keep": torch.arange(S).expand(B, S) < torch.tensor([[S], [S - 3]]),
+        "ids": torch.arange(S).expand(B, S) // 5 + torch.tensor([[0], [1]]),
         "order": torch.randperm(S, generator=torch.Generator().manual_seed(1)),
         "buckets": torch.randint(0, 2 * S, (S, S), generator=torch.Generator().manual_seed(2)),
-    }  # fmt: skip
+    }
 
 
 VIEWS = {
@@ -56,43 +63,64 @@ VIEWS = {
     "shift": lambda x: F.pad(x["hqk"], (1, 0)).view(H, S + 1, S)[:, 1:],
 }
 
-POINTWISE = {
-    name: (lambda x, name=name: getattr(torch, name)(x["qk"] * 0.7))
-    for name in ["neg", "abs", "exp", "exp2", "expm1", "tanh", "sigmoid", "sin", "cos", "atan", "erf", "relu", "sign", "floor", "ceil", "round"]
-} | {
-    name: (lambda x, name=name: getattr(torch, name)(x["qk"].abs() + 0.5))
-    for name in ["log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal"]
-} | {
-    "add": lambda x: x["qk"] + x["bk"][:, None, None],
-    "add_alpha": lambda x: torch.add(x["qk"], x["q"], alpha=3),
-    "sub": lambda x: x["qk"] - x["q"][:, None],
-    "rsub": lambda x: 2 - x["qk"],
-    "mul": lambda x: x["h"][:, None, None] * DISTANCE(),
-    "div": lambda x: x["qk"] / (x["q"].abs() + 1),
-    "div_floor": lambda x: torch.div(x["qk"], 0.4, rounding_mode="floor"),
-    "integers": lambda x: ((DISTANCE() + 2 * S) // 3 % 4 - 2) * 0.5,
-    "remainder": lambda x: torch.remainder(x["qk"], 0.7),
-    "fmod": lambda x: torch.fmod(x["qk"], 0.7),
-    "pow": lambda x: x["qk"] ** 2 + (x["qk"].abs() + 0.1) ** 0.5,
-    "pow_base": lambda x: 2.0 ** -DISTANCE().abs(),
-    "clamp": lambda x: x["qk"].clamp(-0.5, 0.5),
-    "clamp_integers": lambda x: DISTANCE().clamp(-3, 3) * 0.3,
-    "clamp_min": lambda x: x["qk"].clamp_min(0.1),
-    "clamp_max": lambda x: x["qk"].clamp(max=0.1),
-    "minimum": lambda x: torch.minimum(x["qk"], x["q"][:, None]),
-    "maximum": lambda x: torch.maximum(x["qk"], torch.tensor(0.2)),
-    "min_of_integers": lambda x: torch.minimum(DISTANCE().abs(), torch.tensor(4)) * -0.2,
-    "where": lambda x: torch.where(DISTANCE() > 0, x["qk"], x["q"]),
-    "where_numbers": lambda x: torch.where(DISTANCE() > 2, 0.5, -0.5),
-    "masked_fill": lambda x: x["qk"].masked_fill(DISTANCE() > 2, 1.5),
-    "softplus": lambda x: F.softplus(x["qk"]),
-    "silu": lambda x: F.silu(x["qk"]),
-    "gelu": lambda x: F.gelu(x["qk"]),
-    "leaky_relu": lambda x: F.leaky_relu(x["qk"]),
-    "addcmul": lambda x: torch.addcmul(x["qk"], x["qk"], x["qk"], value=0.3),
-    "lerp": lambda x: torch.lerp(x["qk"], x["hqk"], 0.3),
-    "log_bucket": lambda x: torch.log(DISTANCE().abs().float() + 1).long() * 0.4,
-}  # fmt: skip
+POINTWISE = (
+    {
+        name: (lambda x, name=name: getattr(torch, name)(x["qk"] * 0.7))
+        for name in [
+            "neg",
+            "abs",
+            "exp",
+            "exp2",
+            "expm1",
+            "tanh",
+            "sigmoid",
+            "sin",
+            "cos",
+            "atan",
+            "erf",
+            "relu",
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+        ]
+    }
+    | {
+        name: (lambda x, name=name: getattr(torch, name)(x["qk"].abs() + 0.5))
+        for name in ["log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal"]
+    }
+    | {
+        "add": lambda x: x["qk"] + x["bk"][:, None, None],
+        "add_alpha": lambda x: torch.add(x["qk"], x["q"], alpha=3),
+        "sub": lambda x: x["qk"] - x["q"][:, None],
+        "rsub": lambda x: 2 - x["qk"],
+        "mul": lambda x: x["h"][:, None, None] * DISTANCE(),
+        "div": lambda x: x["qk"] / (x["q"].abs() + 1),
+        "div_floor": lambda x: torch.div(x["qk"], 0.4, rounding_mode="floor"),
+        "integers": lambda x: ((DISTANCE() + 2 * S) // 3 % 4 - 2) * 0.5,
+        "remainder": lambda x: torch.remainder(x["qk"], 0.7),
+        "fmod": lambda x: torch.fmod(x["qk"], 0.7),
+        "pow": lambda x: x["qk"] ** 2 + (x["qk"].abs() + 0.1) ** 0.5,
+        "pow_base": lambda x: 2.0 ** -DISTANCE().abs(),
+        "clamp": lambda x: x["qk"].clamp(-0.5, 0.5),
+        "clamp_integers": lambda x: DISTANCE().clamp(-3, 3) * 0.3,
+        "clamp_min": lambda x: x["qk"].clamp_min(0.1),
+        "clamp_max": lambda x: x["qk"].clamp(max=0.1),
+        "minimum": lambda x: torch.minimum(x["qk"], x["q"][:, None]),
+        "maximum": lambda x: torch.maximum(x["qk"], torch.tensor(0.2)),
+        "min_of_integers": lambda x: torch.minimum(DISTANCE().abs(), torch.tensor(4)) * -0.2,
+        "where": lambda x: torch.where(DISTANCE() > 0, x["qk"], x["q"]),
+        "where_numbers": lambda x: torch.where(DISTANCE() > 2, 0.5, -0.5),
+        "masked_fill": lambda x: x["qk"].masked_fill(DISTANCE() > 2, 1.5),
+        "softplus": lambda x: F.softplus(x["qk"]),
+        "silu": lambda x: F.silu(x["qk"]),
+        "gelu": lambda x: F.gelu(x["qk"]),
+        "leaky_relu": lambda x: F.leaky_relu(x["qk"]),
+        "addcmul": lambda x: torch.addcmul(x["qk"], x["qk"], x["qk"], value=0.3),
+        "lerp": lambda x: torch.lerp(x["qk"], x["hqk"], 0.3),
+        "log_bucket": lambda x: torch.log(DISTANCE().abs().float() + 1).long() * 0.4,
+    }
+)
 
 CREATION = {
     "zeros": lambda x: torch.zeros(S, S),
@@ -111,7 +139,7 @@ CREATION = {
     "alibi": lambda x: 2.0 ** -torch.arange(1, H + 1)[:, None, None] * -DISTANCE().abs(),
     "tensor": lambda x: torch.tensor(0.5) * DISTANCE(),
     "meshgrid": lambda x: torch.stack(torch.meshgrid(I(3), I(4), indexing="ij")).flatten(1).sum(0) * 0.1,
-}  # fmt: skip
+}
 
 GATHERS = {
     "index": lambda x: x["table"][DISTANCE() + S].permute(2, 0, 1),
@@ -124,7 +152,7 @@ GATHERS = {
     "embedding": lambda x: F.embedding(DISTANCE().abs(), x["table"]).permute(2, 0, 1),
     "loaded_bucket": lambda x: x["table"][x["buckets"]].permute(2, 0, 1),
     "take_along_dim": lambda x: torch.take_along_dim(x["hqk"], x["order"][None, None, :], 2),
-}  # fmt: skip
+}
 
 JOINS = {
     "cat": lambda x: torch.cat([x["hqk"][..., :5], x["wide"][..., : S - 5]], -1),
@@ -149,14 +177,16 @@ MASKS = {
     "causal": lambda x: torch.ones(S, S, dtype=torch.bool).tril(),
     "compare_le": lambda x: I(S) <= I(S)[:, None],
     "compare_all": lambda x: (DISTANCE() >= 0) & (DISTANCE() < 4) & (DISTANCE() != 2) | (DISTANCE() == 0),
-    "logical": lambda x: torch.logical_or(torch.logical_not(DISTANCE() < 0), torch.logical_xor(DISTANCE() > 3, DISTANCE() > 5)),
+    "logical": lambda x: torch.logical_or(
+        torch.logical_not(DISTANCE() < 0), torch.logical_xor(DISTANCE() > 3, DISTANCE() > 5)
+    ),
     "bool_arithmetic": lambda x: (DISTANCE() >= 0) * x["keep"][:, None, None] + torch.eye(S, dtype=torch.bool),
     "invert": lambda x: ~(DISTANCE() < 0),
     "zero_one": lambda x: torch.ones(S, S).tril() == 1,
     "zero_one_int": lambda x: torch.triu(torch.ones(S, S, dtype=torch.int64), 1) == 0,
     "padding": lambda x: x["keep"][:, None, None, :],
     "one_minus": lambda x: (1.0 - (1.0 - x["keep"].float()))[:, None, None].bool(),
-    "documents": lambda x: (x["ids"][:, None, :, None] == x["ids"][:, None, None, :]),
+    "documents": lambda x: x["ids"][:, None, :, None] == x["ids"][:, None, None, :],
     "chunks": lambda x: I(S)[:, None] // 4 == I(S) // 4,
     "dilated": lambda x: DISTANCE() % 3 == 0,
     "wide_table": lambda x: x["qk"] > -0.3,
@@ -165,4 +195,4 @@ MASKS = {
     "stack": lambda x: torch.stack([DISTANCE() >= 0, DISTANCE() <= 0, DISTANCE() >= -1, DISTANCE() == 0]),
     "pad": lambda x: F.pad(torch.ones(S, S - 1, dtype=torch.bool).tril(-1), (1, 0), value=True),
     "and_mixed": lambda x: (DISTANCE() >= 0) & x["keep"][:, None, None, :],
-}  # fmt: skip
+}

@@ -17,9 +17,18 @@ from flex_inductor.indices import below, flatten, floordiv, join, mod, position,
 a, b, c = position("a"), position("b"), position("c")
 SIZES = {a: sympy.Integer(3), b: sympy.Integer(4), c: sympy.Integer(5)}
 EXPRESSIONS = [
-    a, a * 4 + b, a * 20 + b * 5 + c, 2 * a + 1, a + b, 8 * a + 2 * b, FloorDiv(a * 4 + b, 3), Mod(a * 4 + b, 5), 6 * a + 4 * b + 3,
-    sympy.Integer(17), sympy.S.Zero,
-]  # fmt: skip
+    a,
+    a * 4 + b,
+    a * 20 + b * 5 + c,
+    2 * a + 1,
+    a + b,
+    8 * a + 2 * b,
+    FloorDiv(a * 4 + b, 3),
+    Mod(a * 4 + b, 5),
+    6 * a + 4 * b + 3,
+    sympy.Integer(17),
+    sympy.S.Zero,
+]
 
 
 def values(expr: sympy.Expr) -> list[int]:
@@ -66,9 +75,13 @@ def test_what_may_be_negative_is_not_below() -> None:
 def test_join_keeps_the_value(n: int) -> None:
     x = a * 20 + b * 5 + c
     for expr in (
-        FloorDiv(x, n) * n + Mod(x, n), FloorDiv(x, n) * n + Mod(x, n) + a, 2 * n * FloorDiv(x, n) + Mod(x, n),
-        FloorDiv(x, n) * n - Mod(x, n), Mod(x, n) * 2 + FloorDiv(x, n) * n, Mod(x, n),
-    ):  # fmt: skip
+        FloorDiv(x, n) * n + Mod(x, n),
+        FloorDiv(x, n) * n + Mod(x, n) + a,
+        2 * n * FloorDiv(x, n) + Mod(x, n),
+        FloorDiv(x, n) * n - Mod(x, n),
+        Mod(x, n) * 2 + FloorDiv(x, n) * n,
+        Mod(x, n),
+    ):
         assert values(join(sympy.expand(expr))) == values(expr)
     assert join(FloorDiv(a, n) * n + Mod(a, n)) == a
 

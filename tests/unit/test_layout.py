@@ -90,9 +90,18 @@ def test_groups_of_what_varies_within_them_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [H, FloorDiv(H, 2), Mod(H, 2), Mod(FloorDiv(H, 2), 3), FloorDiv(Mod(H, 4), 2), Mod(Mod(H, 4), 2), FloorDiv(FloorDiv(H, 2), 3)],
+    "entry",
+    [
+        H,
+        FloorDiv(H, 2),
+        Mod(H, 2),
+        Mod(FloorDiv(H, 2), 3),
+        FloorDiv(Mod(H, 4), 2),
+        Mod(Mod(H, 4), 2),
+        FloorDiv(FloorDiv(H, 2), 3),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_digit(entry: sympy.Expr) -> None:
     """Regression: `h % 4 // 2`, the head of a repeated key, had the size 4."""
     found = digit(entry, {H: I(12)})

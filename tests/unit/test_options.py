@@ -25,7 +25,7 @@ def test_unknown_option_lists_the_known_ones() -> None:
 
 def test_unknown_option_reaches_the_user() -> None:
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="unknown option 'no_such_option'"):
+    with pytest.raises(Exception, match=r"unknown option 'no_such_option'"):
         torch.compile(lambda x: x + 1, backend="flex_eager", options={"no_such_option": 1})(torch.ones(2))
 
 
@@ -60,5 +60,5 @@ def test_mode_with_options() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="unknown mode 'fast' .*'reduce-overhead'"):
+    with pytest.raises(ValueError, match=r"unknown mode 'fast' .*'reduce-overhead'"):
         read("fast", None)

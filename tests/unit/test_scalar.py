@@ -33,7 +33,7 @@ from flex_inductor.scalar import (
     positions,
     substitute,
     where,
-)  # fmt: skip
+)
 
 Q, K = position("q"), position("k")
 F32 = torch.float32
@@ -41,10 +41,22 @@ BUFFER = [2, 0, 1, 3]
 FLOATS = [0.5, -1.0, 0.0, 3.0]
 LOADED = load("int_buffer", (K,), torch.int64)
 OPERATORS = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "lt": operator.lt, "le": operator.le, "gt": operator.gt,
-    "ge": operator.ge, "eq": operator.eq, "ne": operator.ne, "minimum": min, "maximum": max, "neg": operator.neg, "abs": abs,
-    "div": lambda x, y: x / y if y else math.nan, "exp": math.exp,
-}  # fmt: skip
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "minimum": min,
+    "maximum": max,
+    "neg": operator.neg,
+    "abs": abs,
+    "div": lambda x, y: x / y if y else math.nan,
+    "exp": math.exp,
+}
 
 
 def number(e: sympy.Expr, at: dict[Any, int]) -> int:
@@ -81,18 +93,25 @@ conditions = st.deferred(
     lambda: st.one_of(
         st.sampled_from([TRUE, FALSE]),
         st.builds(compare, st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), integers, integers),
-        st.builds(logical_not, conditions), st.builds(logical_and, conditions, conditions), st.builds(logical_or, conditions, conditions),
+        st.builds(logical_not, conditions),
+        st.builds(logical_and, conditions, conditions),
+        st.builds(logical_or, conditions, conditions),
     )
-)  # fmt: skip
+)
 numbers = st.deferred(
     lambda: st.one_of(
         st.sampled_from([-math.inf, -2.0, 0.0, 1.0, 0.5]).map(lambda v: const(v, F32)),
         st.just(load("floats", (K,), F32)),
         st.builds(where, conditions, numbers, numbers),
         st.builds(lambda c: cast(c, F32), st.one_of(conditions, integers)),
-        st.builds(lambda op, x, y: pointwise(op, (x, y), F32), st.sampled_from(["add", "sub", "mul", "minimum", "maximum"]), numbers, numbers),
+        st.builds(
+            lambda op, x, y: pointwise(op, (x, y), F32),
+            st.sampled_from(["add", "sub", "mul", "minimum", "maximum"]),
+            numbers,
+            numbers,
+        ),
     )
-)  # fmt: skip
+)
 
 
 def plain(build: Any) -> Any:

@@ -39,8 +39,14 @@ TEXTS = [
     (CAUSAL, "q >= k"),
     (logical_not(CAUSAL), "q < k"),
     (logical_and(CAUSAL, compare("lt", index(Q - K), index(4))), "q >= k and q - k < 4"),
-    (logical_or(logical_and(CAUSAL, compare("lt", index(K), index(3))), compare("eq", index(Q), index(0))), "q >= k and k < 3 or q == 0"),
-    (logical_and(logical_or(CAUSAL, compare("eq", index(K), index(0))), compare("lt", index(K), index(5))), "(q >= k or k == 0) and k < 5"),
+    (
+        logical_or(logical_and(CAUSAL, compare("lt", index(K), index(3))), compare("eq", index(Q), index(0))),
+        "q >= k and k < 3 or q == 0",
+    ),
+    (
+        logical_and(logical_or(CAUSAL, compare("eq", index(K), index(0))), compare("lt", index(K), index(5))),
+        "(q >= k or k == 0) and k < 5",
+    ),
     (Expr("add", (DOT, TABLE), F32), "score + table[h, q - k]"),
     (Expr("mul", (Expr("add", (DOT, TABLE), F32), NUMBER), F32), "(score + table[h, q - k]) * 0.5"),
     (Expr("sub", (DOT, Expr("sub", (TABLE, NUMBER), F32)), F32), "score - (table[h, q - k] - 0.5)"),
@@ -53,7 +59,7 @@ TEXTS = [
     (compare("eq", BUCKET, index(1)), "table[k] == 1"),
     (compare("lt", index(Q), BUCKET), "q < table[k]"),
     (pointwise("div", (DOT, Expr("mul", (TABLE, NUMBER), F32)), F32), "score / (table[h, q - k] * 0.5)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("expr", "text"), TEXTS, ids=[t for _, t in TEXTS])
