@@ -70,7 +70,9 @@ class Materialiser:
         """A dynamic number as a scalar tensor."""
         if number not in self.numbers:
             raise Declined(f"the number {number} is no input of the graph")
-        device = next(n.meta["val"].device for n in self.aten_graph.graph.nodes if isinstance(n.meta["val"], torch.Tensor))
+        device = next(
+            n.meta["val"].device for n in self.aten_graph.graph.nodes if isinstance(n.meta["val"], torch.Tensor)
+        )
         return self.call(aten.scalar_tensor.default, self.numbers[number], dtype=torch.float32, device=device)
 
     def size(self, expr: sympy.Expr) -> Any:

@@ -57,7 +57,8 @@ def is_fill(x: Expr, low: float = LOW) -> bool:
 def part(x: Expr, low: float = LOW) -> Masked:
     """The mask and the arithmetic of a score. low: what counts as a fill."""
     if x.op == "where":
-        return _part_where(*x.args, low)
+        condition, a, b = x.args
+        return _part_where(condition, a, b, low)
     if x.op in ("add", "sub"):
         return _part_sum(x, low)
     if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:

@@ -1,4 +1,5 @@
-"""The pipeline: whatever fails in it, the model runs with eager's numbers, one warning says so, the report names the pass."""
+"""The pipeline: whatever fails in it, the model runs with eager's numbers, one warning says so, the report names the
+pass."""
 
 from __future__ import annotations
 

@@ -192,7 +192,8 @@ def decisions_of(reports: Sequence[GraphReport]) -> tuple[Decision, ...]:
 
 
 def declines(program: Any, inputs: Sequence[Any], reason: str | None, **settings: Any) -> tuple[Decision, ...]:
-    """Asserts the numbers, that nothing was rewritten, and that a decision gives the reason (None: there is no site)."""
+    """Asserts the numbers, that nothing was rewritten, and that a decision gives the reason (None: there is no
+    site)."""
     decisions = check(program, inputs, sites=0, **settings)
     if reason is None:
         assert not decisions, decisions

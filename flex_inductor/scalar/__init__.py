@@ -1,0 +1,66 @@
+"""Scalar expressions: the element of a tensor at one position, written out.
+
+The lifter turns tensor programs into these; splitting, sparsity and emission read them. An `Expr` is immutable and
+compares by structure. Constructors fold constants, and distribute operators over `where` with constant branches, so
+that `(1 - mask.float()) * -1e9` becomes `where(mask, 0, -1e9)` and `tril(ones) == 0` becomes `not (q >= k)`.
+
+Integers are sympy expressions (`index`), so that positions can be reasoned about; what sympy cannot know (a loaded
+integer) is an `Atom` in them. Floating-point arithmetic keeps the order in which it was written.
+"""
+
+from flex_inductor.scalar.arithmetic import FOLD, MAX_CASES, cases, cast, compare, from_cases, pointwise
+from flex_inductor.scalar.logic import NEGATED, logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.rewrite import build, substitute
+from flex_inductor.scalar.terms import (
+    FALSE,
+    TRUE,
+    Atom,
+    Expr,
+    Leaf,
+    children,
+    clamp,
+    const,
+    differentiable,
+    has_gradient,
+    has_load,
+    index,
+    integer,
+    is_integer,
+    load,
+    positions,
+    walk,
+)
+
+__all__ = [
+    "FALSE",
+    "FOLD",
+    "MAX_CASES",
+    "NEGATED",
+    "TRUE",
+    "Atom",
+    "Expr",
+    "Leaf",
+    "build",
+    "cases",
+    "cast",
+    "children",
+    "clamp",
+    "compare",
+    "const",
+    "differentiable",
+    "from_cases",
+    "has_gradient",
+    "has_load",
+    "index",
+    "integer",
+    "is_integer",
+    "load",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "pointwise",
+    "positions",
+    "substitute",
+    "walk",
+    "where",
+]

@@ -1,0 +1,151 @@
+"""Elementwise operators that fold: constants, and operators over case distinctions with constant branches."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+
+from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.terms import FALSE, TRUE, Atom, Expr, const, index, integer, is_integer
+
+FOLD: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "minimum": min,
+    "maximum": max,
+    "abs": abs,
+}
+MAX_CASES = 8  # a case distinction over constants is not spread out beyond this
+
+
+def cases(x: Expr) -> list[tuple[Expr, Expr]] | None:
+    """x as (condition, constant) pairs, disjoint and complete; None if it is no case distinction over constants."""
+    if x.op == "index" and isinstance(x.args[0], Atom) and x.args[0].expr.op == "where":
+        x = x.args[0].expr
+    if x.is_const:
+        return [(TRUE, x)]
+    if x.dtype == torch.bool:
+        return [(x, TRUE), (logical_not(x), FALSE)]
+    if x.op != "where":
+        return None
+    condition, a, b = x.args
+    first, second = cases(a), cases(b)
+    if first is None or second is None or len(first) + len(second) > MAX_CASES:
+        return None
+    no = logical_not(condition)
+    return [(logical_and(condition, c), v) for c, v in first] + [(logical_and(no, c), v) for c, v in second]
+
+
+def from_cases(pairs: list[tuple[Expr, Expr]]) -> Expr:
+    """The opposite of `cases`, with equal values joined."""
+    merged: dict[Expr, Expr] = {}
+    for condition, value in pairs:
+        if condition != FALSE:
+            merged[value] = logical_or(merged[value], condition) if value in merged else condition
+    *most, (_, result) = [(c, v) for v, c in merged.items()]
+    for condition, value in reversed(most):
+        result = where(condition, value, result)
+    return result
+
+
+def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
+    """An elementwise operator, folded where its arguments are constants or case distinctions over constants."""
+    if all(a.is_const for a in args):
+        folded = _fold(op, [a.value for a in args], dtype)
+        if folded is not None:
+            return folded
+    same = _neutral(op, args)
+    if same is not None:
+        return same
+    spread = [options for a in args if (options := cases(a)) is not None]
+    if op in FOLD and len(spread) == len(args) and any(len(options) > 1 for options in spread):
+        return _spread(op, args, spread, dtype)
+    return Expr(op, args, dtype)
+
+
+def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]]], dtype: torch.dtype) -> Expr:
+    total = math.prod(len(s) for s in spread)
+    if total > MAX_CASES:
+        return Expr(op, args, dtype)
+    rows: list[tuple[Expr, tuple[Expr, ...]]] = [(TRUE, ())]
+    for options in spread:
+        rows = [(logical_and(c, d), (*vs, v)) for c, vs in rows for d, v in options]
+    return from_cases([(c, pointwise(op, vs, dtype)) for c, vs in rows])
+
+
+def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
+    """A constant, computed in the dtype in which the program would."""
+    if any(isinstance(v, float) and math.isnan(v) for v in values):
+        return None
+    if op in FOLD:
+        return const(FOLD[op](*values), dtype)
+    function = getattr(torch, op, None)
+    if function is None or not dtype.is_floating_point:
+        return None
+    return const(function(*(torch.tensor(v, dtype=dtype) for v in values)).item(), dtype)
+
+
+def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:
+    """x where the other argument changes nothing: x + 0, x - 0, x * 1, x / 1."""
+    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(op)
+    if neutral is None:
+        return None
+    first, second = args
+    if second.is_const and second.value == neutral:
+        return first
+    return second if op in ("add", "mul") and first.is_const and first.value == neutral else None
+
+
+def cast(x: Expr, dtype: torch.dtype) -> Expr:
+    """Conversion between kinds of numbers. Rounding to a narrower floating type is dropped: the score is computed in
+    float32 at least, and more precision than eager has is within the rule."""
+    if x.dtype == dtype:
+        return x
+    if x.dtype == torch.bool:
+        return where(x, const(1, dtype), const(0, dtype))
+    if dtype == torch.bool:
+        return logical_not(compare("eq", x, const(0, x.dtype)))
+    options = cases(x)
+    if options is not None and all(math.isfinite(v.value) or dtype.is_floating_point for _, v in options):
+        return from_cases([(c, const(v.value, dtype)) for c, v in options])
+    if is_integer(dtype):
+        return x if is_integer(x.dtype) else index(Atom(Expr("trunc", (x,), torch.int64)))
+    if x.dtype.is_floating_point:
+        return Expr(x.op, x.args, dtype)
+    return Expr("float", (x,), dtype)
+
+
+def compare(op: str, a: Expr, b: Expr) -> Expr:
+    plain = all(is_integer(x.dtype) and (x.is_const or cases(x) is None) for x in (a, b))
+    if plain:
+        known = _sign(op, sympy.expand(integer(a) - integer(b)))
+        if known is not None:
+            return TRUE if known else FALSE
+    return pointwise(op, (a, b), torch.bool)
+
+
+def _sign(op: str, difference: sympy.Expr) -> bool | None:
+    """Whether `difference op 0` holds, where the signs of the positions and sizes in it tell."""
+    facts = {
+        "lt": (difference.is_negative, difference.is_nonnegative),
+        "ge": (difference.is_nonnegative, difference.is_negative),
+        "le": (difference.is_nonpositive, difference.is_positive),
+        "gt": (difference.is_positive, difference.is_nonpositive),
+        "eq": (difference.is_zero, difference.is_nonzero),
+        "ne": (difference.is_nonzero, difference.is_zero),
+    }
+    yes, no = facts[op]
+    return True if yes else False if no else None
