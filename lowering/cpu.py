@@ -3,13 +3,12 @@
 - It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
 linear
   layer's output, viewed as heads).
-- It replaces the name of a size in the generated code as text, and so breaks every name that begins alike (`ks7` in
-`ks77`).
+- It replaces the name of a size in the generated code as text, and breaks every name that begins alike (`ks7`, `ks77`).
 - It cannot read a captured tensor that is computed in the same graph and not yet stored.
-- It passes queries, keys and values by the buffers that they are views of, and loses where in it the view begins: values cut
-  out of one projection would be read as queries.
+- It passes queries, keys and values by the buffers that they are views of, and loses where in it the view begins:
+  values cut out of one projection would be read as queries.
 
-Where stock torch compiles at all, the mended template makes the same code, so nobody else can tell the difference.
+Where stock torch is right, the mended template makes the same code, so nobody else can tell the difference.
 """
 
 from __future__ import annotations

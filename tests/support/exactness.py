@@ -120,8 +120,8 @@ def compare(kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tens
     bound = 2 * torch.where(lost, own, usual) + floor
     bad = ~((mine <= bound) | (lost & (apart <= floor)))
     assert not bad.any(), (
-        f"{kind}: {int(bad.sum())} of {len(bad)} rows are off: row {int(bad.nonzero()[0])} by {mine[bad].max():.3g}, where "
-        f"eager is off by {usual:.3g} and {bound[bad].max():.3g} is allowed"
+        f"{kind}: {int(bad.sum())} of {len(bad)} rows are off: row {int(bad.nonzero()[0])} by {mine[bad].max():.3g}; "
+        f"where eager is off by {usual:.3g}, and {bound[bad].max():.3g} is allowed"
     )
 
 
