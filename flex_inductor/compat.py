@@ -66,7 +66,7 @@ def one_block(counts: Any, indices: Any, mask_mod: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def _one_block_form() -> tuple[Any, ...]:
-    """A block mask's entries but the mask_mod. Their number differs between releases (13 in all in 2.11, 17 in 2.13), so
+    """A block mask's entries but the mask_mod. Their number differs between releases (13 in 2.11, 17 in 2.13), so
     they are taken from a BlockMask of the same form."""
     with torch.device("cpu"):
         sample = BlockMask.from_kv_blocks(

@@ -160,9 +160,12 @@ def of_dead_rows(found: Masked) -> Expr:
 
 def blurs(score: Expr, at: Coordinates) -> bool:
     """Whether a row may have no score but large constants, beside which its log-sum-exp is too coarse."""
-    if not any(x.op == "const" and BLURS > x.value > -math.inf for x in scalar.walk(score)):
-        return False
-    return not keeps_a_key(part(score, BLURS).mask, at)
+
+    def has_large(x: Expr) -> bool:
+        return any(n.op == "const" and BLURS > n.value > -math.inf for n in scalar.walk(x))
+
+    found = part(score, BLURS)  # what is left after that (a fill that a tensor scales) is beyond proof
+    return has_large(score) and (has_large(found.score) or not keeps_a_key(found.mask, at))
 
 
 def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
