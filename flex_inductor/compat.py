@@ -143,6 +143,18 @@ def flex_lowerings() -> Any:
     return flex_attention
 
 
+def stored(tensor: Any) -> Any:
+    """An Inductor tensor that lies in memory as it is: computed ones are stored, views that are no strides of it copied.
+    Sizes, which are captured as well, stay."""
+    from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
+
+    if not hasattr(tensor, "realize"):
+        return tensor
+    tensor.realize()
+    is_view = isinstance(tensor.data, BaseView) and not isinstance(tensor.data, ReinterpretView)
+    return ExternKernel.copy_input(tensor) if is_view else tensor
+
+
 def from_the_start(tensor: Any) -> Any:
     """An Inductor tensor that is stored, and begins where its buffer does: a copy of it otherwise."""
     from torch._inductor.ir import ExternKernel

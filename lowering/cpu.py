@@ -43,10 +43,8 @@ def mended() -> Iterator[None]:
 def _stored_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def lower_cpu(query: Any, key: Any, value: Any, *others: Any) -> Any:
         *rest, scores_read, masks_read = others
-        for tensor in (*scores_read, *masks_read):
-            if hasattr(tensor, "realize"):
-                tensor.realize()
-        return original(*map(compat.from_the_start, (query, key, value)), *rest, scores_read, masks_read)
+        captured = ([compat.stored(x) for x in read] for read in (scores_read, masks_read))
+        return original(*map(compat.from_the_start, (query, key, value)), *rest, *captured)
 
     return lower_cpu
 
