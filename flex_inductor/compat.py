@@ -144,8 +144,8 @@ def flex_lowerings() -> Any:
 
 
 def stored(tensor: Any) -> Any:
-    """An Inductor tensor that lies in memory as it is: computed ones are stored, views that are no strides of it copied.
-    Sizes, which are captured as well, stay."""
+    """An Inductor tensor that lies in memory as it is: computed ones are stored, views that are no strides of it are
+    copied. Sizes, which are captured as well, stay."""
     from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
 
     if not hasattr(tensor, "realize"):
