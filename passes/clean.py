@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from flex_inductor.passes.normalize import AtenGraph, opaque
+from flex_inductor.passes.reach import reachable
 from flex_inductor.passes.storage import Storage, written
 
 
@@ -33,21 +34,10 @@ def has_effect(operators: Iterable[fx.Node]) -> bool:
     )
 
 
-def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    seen = set(nodes)
-    todo = list(seen)
-    while todo:
-        for source in todo.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                todo.append(source)
-    return seen
-
-
 def clean(graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: list[fx.Node]) -> None:
     """Erases what nothing reads any more, among what the replaced nodes come from."""
     operators = by_origin(aten_graph)
-    candidates = ancestors(replaced)
+    candidates = reachable(replaced, lambda n: n.all_input_nodes)
     writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
     for node in aten_graph.graph.nodes:
         for target in written(node):

@@ -3,25 +3,14 @@ rewrite would compute them twice, or lose a gradient's second path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import fx
 
 from flex_inductor.passes.normalize import opaque
+from flex_inductor.passes.reach import reachable
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.storage import written
-
-
-def reachable(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """The start, and all that steps lead to."""
-    seen = set(start)
-    todo = list(seen)
-    while todo:
-        for other in step(todo.pop()):
-            if other not in seen:
-                seen.add(other)
-                todo.append(other)
-    return seen
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
