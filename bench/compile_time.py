@@ -16,6 +16,7 @@ import datetime
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("model", "layers", "backend", "what", "seconds", "torch", "device", "commit", "date")
 WIDTH, LENGTH = 384, 128
+WARM_RUNS = 3
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": {"num_attention_heads": 12, "intermediate_size": 4 * WIDTH},
     "llama": {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 1024},
@@ -76,12 +78,13 @@ def first_call(model: str, layers: int, backend: str) -> dict[str, float]:
 
 
 def measure(model: str, layers: int, backend: str) -> list[dict[str, Any]]:
-    """A cold process and a second, warm one."""
+    """A cold process, and then warm ones, of which the median counts."""
     with tempfile.TemporaryDirectory() as cache:
-        runs = [child(model, layers, backend, cache) for _ in range(2)]
-    times = {"cold": runs[0]["call"], "warm": runs[1]["call"]}
+        cold, *warm = [child(model, layers, backend, cache) for _ in range(1 + WARM_RUNS)]
+    middle = {what: statistics.median(run[what] for run in warm) for what in cold}
+    times = {"cold": cold["call"], "warm": middle["call"]}
     if backend == "flex":
-        times |= {"passes": runs[0]["passes"], "passes, warm": runs[1]["passes"]}
+        times |= {"passes": cold["passes"], "passes, warm": middle["passes"]}
     print(model, layers, backend, {k: round(v, 2) for k, v in times.items()}, flush=True)
     return [
         {"model": model, "layers": layers, "backend": backend, "what": k, "seconds": f"{v:.3f}"}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -104,10 +106,10 @@ SMALLEST_HEAD_DIM = 16
 
 
 def cpu_has_template() -> bool:
-    """Whether torch's C++ template for flex_attention runs on this CPU."""
-    from torch._inductor.kernel.flex.flex_cpu import check_cpu_supported
-
-    return bool(check_cpu_supported())
+    """Whether torch's C++ template for flex_attention runs on this CPU: as check_cpu_supported in
+    torch/_inductor/kernel/flex/flex_cpu.py (2.13), whose import takes longer than all passes of a small model."""
+    avx2 = torch.cpu._is_avx2_supported() and os.getenv("ATEN_CPU_CAPABILITY") != "default"
+    return bool(avx2 and not torch.xpu.is_available() and sys.platform != "darwin")
 
 
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:

@@ -6,7 +6,10 @@ come from torch's own sympy library, which Inductor prints as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 
 import sympy
 import torch
@@ -16,9 +19,25 @@ Sizes = Mapping[sympy.Symbol, sympy.Expr]
 """The number of values of each position symbol."""
 
 
+_numbers: ContextVar[Iterator[int] | None] = ContextVar("numbers", default=None)
+
+
+@contextlib.contextmanager
+def numbered() -> Iterator[None]:
+    """Inside, positions are numbered from zero. Sites that are alike then have the same expressions, which sympy need
+    not work out again, and whose masks are seen to be equal."""
+    token = _numbers.set(itertools.count())
+    try:
+        yield
+    finally:
+        _numbers.reset(token)
+
+
 def position(name: str) -> sympy.Symbol:
     """A fresh position: two of the same name are different symbols."""
-    return sympy.Dummy(name, integer=True, nonnegative=True)
+    numbers = _numbers.get()
+    number = None if numbers is None else next(numbers)
+    return sympy.Dummy(name, dummy_index=number, integer=True, nonnegative=True)
 
 
 def size_expr(size: int | torch.SymInt) -> sympy.Expr:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.indices import numbered
 from flex_inductor.passes import clean as clean_pass
 from flex_inductor.passes import emit as emit_pass
 from flex_inductor.passes import expand as expand_pass
@@ -84,7 +85,8 @@ class State:
             if work.why is not None:
                 return work
             try:
-                return step(work)
+                with numbered():
+                    return step(work)
             except Declined as why:
                 return replace(work, why=why)
 

@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.indices import below, flatten, floordiv, join, mod, position, reshape, same, unflatten, upper
+from flex_inductor.indices import (
+    below,
+    flatten,
+    floordiv,
+    join,
+    mod,
+    numbered,
+    position,
+    reshape,
+    same,
+    unflatten,
+    upper,
+)
 
 a, b, c = position("a"), position("b"), position("c")
 SIZES = {a: sympy.Integer(3), b: sympy.Integer(4), c: sympy.Integer(5)}
@@ -161,3 +173,13 @@ def test_views_of_symbolic_sizes(length: int, heads: int, transposed: bool) -> N
     sizes = {p: n.subs(known) for p, n in at.items()}
     want = torch.arange(2 * length * heads * 4).view(2, length, heads, 4).transpose(1, 2).reshape(-1).tolist()
     assert element_map([e.subs(known) for e in source], sizes, [2, length, heads * 4]) == want
+
+
+def test_positions_are_numbered_anew_for_every_site():
+    fresh = position("q")
+    with numbered():
+        first = [position("q"), position("q"), position("k")]
+    with numbered():
+        second = [position("q"), position("q"), position("k")]
+    assert first == second
+    assert len({fresh, *first}) == 4
