@@ -69,6 +69,50 @@ def one_block(counts: Any, indices: Any, mask_mod: Any) -> tuple[Any, ...]:
     return (*(given[x.dim()] if isinstance(x, torch.Tensor) else x for x in _one_block_form()), mask_mod)
 
 
+BLOCK_LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
+               "full_q_num_blocks", "full_q_indices")  # fmt: skip
+
+
+def block_mask(ordered: Any, partial: Any, full: Any, widths: Any, mask_mod: Any, lengths: Any) -> BlockMask:
+    """A BlockMask of tables of blocks. ordered: makes lists of a table; full: None for none apart."""
+    lists = block_lists(ordered, partial, full, lambda table: table.transpose(-2, -1).contiguous())
+    return BlockMask(lengths, BLOCK_SIZE=widths, mask_mod=mask_mod, **lists)
+
+
+def block_lists(ordered: Any, partial: Any, full: Any, turned: Any) -> dict[str, Any]:
+    """The lists of a block mask by name. turned: exchanges rows and columns of a table; None for no lists of q-blocks,
+    which only training needs."""
+    found: dict[str, Any] = dict.fromkeys(BLOCK_LISTS)
+    for table, prefix in ((partial, ""), (full, "full_")):
+        if table is None:
+            continue
+        found[f"{prefix}kv_num_blocks"], found[f"{prefix}kv_indices"] = ordered(table)
+        if turned is not None:
+            found[f"{prefix}q_num_blocks"], found[f"{prefix}q_indices"] = ordered(turned(table))
+    return found
+
+
+def block_mask_argument(lists: dict[str, Any], widths: Any, lengths: Any, mask_mod: Any) -> tuple[Any, ...]:
+    """The HOP's block-mask argument, of nodes: entries in the order in which this release wants them, which is that of
+    a BlockMask's attributes in `as_tuple`."""
+    names = _block_mask_order()
+    given = {**lists, "q": lengths[0], "k": lengths[1], "q_width": widths[0], "k_width": widths[1]}
+    return (*(given.get(name) for name in names), mask_mod)
+
+
+@functools.cache
+def _block_mask_order() -> tuple[str | None, ...]:
+    """What each entry of a block mask's tuple is, the mask_mod at its end excepted; None for what is not used."""
+    with torch.device("cpu"):
+        tensors = {name: torch.zeros([1] * (3 + name.endswith("indices")), dtype=torch.int32) for name in BLOCK_LISTS}
+    sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), **tensors)
+    known = {id(t): name for name, t in tensors.items()}
+    numbers = {1 << 20: "q", 1 << 21: "k", 1 << 10: "q_width", 1 << 11: "k_width"}
+    return tuple(
+        known.get(id(x)) or (numbers.get(x) if isinstance(x, int) else None) for x in sample.as_tuple()[:-1]
+    )
+
+
 @functools.cache
 def _one_block_form() -> tuple[Any, ...]:
     """A block mask's entries but the mask_mod. Their number differs between releases (13 in 2.11, 17 in 2.13), so

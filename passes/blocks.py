@@ -1,25 +1,127 @@
-"""The block mask of a call: which blocks of scores are computed at all.
+"""The block mask of a call: which blocks of scores are computed at all, and which without asking the mask.
 
-The one place where sparsity enters the graph. For now a single block that covers everything, and applies mask_mod
-everywhere: nothing is skipped.
+The one place where sparsity enters the graph. The mask is analysed as a formula (`flex_inductor.mask`), and the block
+map computed in the graph, from sizes and from block-wise reductions of what the mask reads: time and memory of the
+blocks, right for every length and every padding. Sites with the same mask share one map.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
-from flex_inductor import compat
+from flex_inductor import compat, mask, scalar
+from flex_inductor.grid import Evaluator, count
+from flex_inductor.ordered import ordered_by
+from flex_inductor.passes.formula import Former
 from flex_inductor.passes.materialise import Materialiser
+from flex_inductor.passes.mods import ModWriter
+from flex_inductor.passes.opaque import function_of
+from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.storage import Storage
+from flex_inductor.scalar import TRUE, Expr
 
 aten = torch.ops.aten
-DENSE = "one block, nothing skipped"
+WIDTHS = (128, 128)
+"""Queries and keys in a block."""
 
 
-def block_mask(make: Materialiser, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
-    """The block-mask argument of a call."""
-    counts = make.call(aten.full.default, [1, 1, 1], 1, dtype=torch.int32, device=device)
-    indices = make.call(aten.full.default, [1, 1, 1, 1], 0, dtype=torch.int32, device=device)
-    return compat.one_block(counts, indices, mask_mod)
+@dataclass(frozen=True)
+class Known:
+    """Something computed of a mask: the value, the node before which it was made, the values that the mask reads."""
+
+    value: Any
+    place: fx.Node
+    reads: tuple[fx.Node, ...]
+
+
+@dataclass
+class BlockMaps:
+    """Makes the block masks of one graph.
+
+    reads: the nodes that a written mod captures. point: the node before which new ones go. made: what was computed.
+    """
+
+    make: Materialiser
+    storage: Storage
+    reads: Callable[[ModWriter], tuple[fx.Node, ...]]
+    point: fx.Node
+    made: dict[Any, Known] = field(default_factory=dict)
+
+    def block_mask(
+        self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool
+    ) -> tuple[Any, ...]:
+        """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
+        if expr == TRUE or at.size(at.q) == 1:
+            return self.one_block(mask_mod, device)
+        compute = lambda grid, formula: self.lists(grid, formula, at, training)  # noqa: E731
+        _, lists = self.shared(("lists", training), expr, at, compute, device)
+        lengths = [self.make.size(at.size(s)) for s in (at.q, at.k)]
+        return compat.block_mask_argument(lists, WIDTHS, lengths, mask_mod)
+
+    def one_block(self, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
+        """A single block that covers everything, and applies mask_mod everywhere."""
+        counts = self.make.call(aten.full.default, [1, 1, 1], 1, dtype=torch.int32, device=device)
+        indices = self.make.call(aten.full.default, [1, 1, 1, 1], 0, dtype=torch.int32, device=device)
+        return compat.one_block(counts, indices, mask_mod)
+
+    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool) -> Expr:
+        """Whether a row keeps a key: as a load from booleans (b, h, q) that are computed in the graph. exact: whether all
+        keys are asked; else rows count that provably keep one."""
+
+        def compute(grid: Evaluator, formula: sympy.Basic) -> fx.Node:
+            given = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
+            if exact:
+                given[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
+            keep = formula if exact else mask.keeps_a_key(formula, grid.rows, grid.cols)
+            rows: fx.Node = self.make.call(aten.any.dim, grid.at(given).tensor(keep), 3)
+            shape = [at.size(s) if formula.has(p) else sympy.S.One for s, p in self.row_positions(at)]
+            self.make.keep(rows, torch.bool, shape)
+            return rows
+
+        formula, node = self.shared(("rows", exact), expr, at, compute, device)
+        place = tuple(s if formula.has(p) else sympy.S.Zero for s, p in self.row_positions(at))
+        return scalar.load(node, place, torch.bool)
+
+    def row_positions(self, at: Coordinates) -> tuple[tuple[sympy.Symbol, sympy.Symbol], ...]:
+        return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
+
+    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> tuple[Any, Any]:
+        """The formula of a mask, and something computed of it, once for all sites that have that mask."""
+        former = Former(at)
+        formula = former.formula(expr)
+        key = (what, expr, tuple(at.sizes.items()), device)
+        known = self.made.get(key)
+        if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
+            value = compute(self.grid(former, at, device), formula)
+            known = self.made[key] = Known(value, self.point, tuple(former.leaves()))
+        return formula, known.value
+
+    def grid(self, former: Former, at: Coordinates, device: torch.device) -> Evaluator:
+        """Computes formulas in the graph."""
+        buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
+        buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
+        rows, cols = mask.axes(at.size(at.q), at.size(at.k), WIDTHS)
+        grid = Evaluator(self.make.call, self.make.size, buffers, rows, cols, device)
+        return grid.with_blocks(at.size(at.b), at.size(at.h))
+
+    def lists(self, grid: Evaluator, formula: sympy.Basic, at: Coordinates, training: bool) -> dict[str, Any]:
+        """The lists of blocks of a mask."""
+        call, size = self.make.call, self.make.size
+        found = mask.analyse(formula, grid.rows, grid.cols)
+        batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]
+        counts = [size(count(axis)) for axis in (grid.rows, grid.cols)]
+        some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
+        partial = call(operator.and_, some, call(torch.logical_not, full))
+        lists = compat.block_lists(lambda table: ordered_by(call, table, counts[1], grid.device), partial, full, None)
+        if training:
+            turned = [call(torch.transpose, table, -2, -1) for table in (partial, full)]
+            by_key = compat.block_lists(lambda table: ordered_by(call, table, counts[0], grid.device), *turned, None)
+            lists |= {name.replace("kv_", "q_"): nodes for name, nodes in by_key.items() if "kv_" in name}
+        return lists

@@ -19,13 +19,13 @@ from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
-from flex_inductor.passes import heads, rows
-from flex_inductor.passes.blocks import block_mask
+from flex_inductor.passes import heads
+from flex_inductor.passes.blocks import BlockMaps
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.storage import Storage, same_memory
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
@@ -65,6 +65,12 @@ def mask_of(site: Site) -> Expr:
     return logical_or(compare("ge", index(site.at.k), index(keys)), scalar.substitute(mask, inside))
 
 
+def columns_of(site: Site) -> Coordinates:
+    """The positions of a site's call, columns beyond the keys included."""
+    at = site.at
+    return replace(at, sizes={**at.sizes, at.k: at.size(at.k) + len(site.extra)})
+
+
 def _columns(site: Site) -> tuple[Callable[[sympy.Expr], sympy.Expr], sympy.Expr]:
     """A map that keeps loads for columns beyond the keys inside their buffers, and the number of keys."""
     k, keys = site.at.k, site.at.size(site.at.k)
@@ -78,10 +84,12 @@ class Emitter:
     def __init__(self, gm: fx.GraphModule, make: Materialiser, storage: Storage) -> None:
         self.gm, self.make, self.storage = gm, make, storage
         self.count = 0
+        self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
     def emit(self, site: Site, result: Result, training: bool) -> None:
         """Replaces the result by the call. Raises Declined without having changed the program."""
         self.make.forget()
+        self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:
             with self.gm.graph.inserting_before(result.dynamo):
@@ -96,10 +104,10 @@ class Emitter:
         """The new nodes; the last has the result's value."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
-        site = self.with_rows(site) if site.dead is not None else site
+        site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
         score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
-        blocks = block_mask(self.make, mask_mod, device)
+        blocks = self.maps.block_mask(mask_of(site), columns_of(site), mask_mod, device, training)
         options = compat.kernel_options(device, training)
         call = self.make.call(
             compat.flex_attention_hop,
@@ -118,17 +126,15 @@ class Emitter:
         out = out if wanted == dtype_of(site) else self.make.graph.call_method("to", (out, wanted))
         return self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out
 
-    def with_rows(self, site: Site) -> Site:
-        """A site whose dead rows attend to all keys, with scores of their own."""
-        assert site.mask is not None and site.dead is not None
-        writer = ModWriter(site.at, False)
-        module = writer.finish(site.mask, "alive", sizes_of)
-        node = rows.alive(self.make, site, site.mask, module, self.reads(writer, set()))
-        node.meta["val"] = torch.empty((1, 1, 1), dtype=torch.bool, device="meta")  # all that is asked of it is a dtype
-        self.make.made[node] = node
-        alive = scalar.load(node, rows.index_of(site, site.mask), torch.bool)
-        score = scalar.where(alive, site.score, scalar.cast(site.dead, site.score.dtype))
-        return replace(site, score=score, mask=logical_or(site.mask, scalar.logical_not(alive)), dead=None)
+    def with_rows(self, site: Site, device: torch.device) -> Site:
+        """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,
+        else by the fill that is in the score."""
+        assert site.mask is not None
+        alive = self.maps.rows_with_keys(site.mask, site.at, device, exact=site.dead is not None)
+        mask, score = logical_or(site.mask, scalar.logical_not(alive)), site.score
+        if site.dead is not None:
+            score = scalar.where(alive, site.score, scalar.cast(site.dead, site.score.dtype))
+        return replace(site, score=score, mask=mask, dead=None, uncertain=False)
 
     def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""
@@ -173,8 +179,10 @@ class Emitter:
 
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:
     """All symbols in the shapes of captured tensors: torch's C++ template must be told of each."""
-    shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node, _ in captured.tensors]
-    return {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
+    nodes = {node for node, _ in captured.tensors}
+    shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
+    own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
+    return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
 
 
 def needs_strides(node: fx.Node) -> bool:

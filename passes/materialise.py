@@ -15,7 +15,7 @@ import sympy
 import torch
 from torch import fx
 from torch.utils._pytree import tree_map
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from flex_inductor import compat
 from flex_inductor.indices import size_expr
@@ -26,12 +26,17 @@ from flex_inductor.passes.storage import written
 aten = torch.ops.aten
 
 
+ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, sympy.Mul: operator.mul,
+              FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
+
+
 class Materialiser:
     """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
 
     def __init__(self, graph: fx.Graph, aten_graph: AtenGraph) -> None:
         self.graph, self.aten_graph = graph, aten_graph
         self.made: dict[fx.Node, fx.Node] = {}
+        self.own: set[fx.Node] = set()
         self.sizes: dict[sympy.Expr, Any] = {}
         self.symbols = symbol_nodes(graph)
         self.numbers = number_nodes(graph)
@@ -40,7 +45,15 @@ class Materialiser:
         """Nodes made for one site may come too late for another."""
         self.made, self.sizes = {}, {}
 
+    def keep(self, node: fx.Node, dtype: torch.dtype, shape: Sequence[sympy.Expr]) -> None:
+        """Makes a new node of the Dynamo graph one that expressions may load from."""
+        node.meta["val"] = torch.empty([1] * len(shape), dtype=dtype, device="meta")  # for its dtype and rank
+        node.meta["symbols"] = set().union(*(n.free_symbols for n in shape))
+        self.own.add(node)
+
     def value(self, node: fx.Node) -> fx.Node:
+        if node in self.own:
+            return node
         if node in self.aten_graph.value_of:
             return self.aten_graph.value_of[node]
         if node not in self.made:
@@ -88,8 +101,7 @@ class Materialiser:
             if expr not in self.symbols:
                 raise Declined(f"the size {expr} is no input of the graph")
             return self.symbols[expr]
-        functions = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
-        for kind, function in functions.items():
+        for kind, function in ARITHMETIC.items():
             if isinstance(expr, kind):
                 first, *rest = [self.size(a) for a in expr.args]
                 for x in rest:

@@ -7,7 +7,6 @@ import re
 from torch import fx
 
 from flex_inductor.decisions import Decision, describe
-from flex_inductor.passes.blocks import DENSE
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.site import Declined, Site
@@ -52,7 +51,7 @@ def rewritten(name: str, found: Found, site: Site) -> Decision:
     score_mod, mask_mod = mods(site)
     return Decision(
         site=name, verdict="rewritten", source=source_of(found.anchor), matched=matched(found), score_mod=score_mod,
-        mask_mod=mask_mod, sparsity=DENSE, notes=site.notes,
+        mask_mod=mask_mod, sparsity="", notes=site.notes,
     )  # fmt: skip
 
 

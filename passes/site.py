@@ -72,7 +72,8 @@ class Site:
     products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
     value: the value operand; channel is the position of its last dimension in the wanted view.
     score: the lifted score. mask: the keys that may be attended, None for all. fills: what the score
-    itself gives hidden keys. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0.
+    itself gives hidden keys. uncertain: whether rows may lose all keys, so that the mask is for those only that keep
+    one. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0.
     extra: scores of columns beyond the keys.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
@@ -91,6 +92,7 @@ class Site:
     extra: tuple[Expr, ...] = ()
     mask: Expr | None = None
     fills: tuple[float, ...] = ()
+    uncertain: bool = False
     dead: Expr | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@
 A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf,
 finfo.min, -1e9. A smaller constant (-10000 added) is a bias and stays in the score. Where a row may lose all of its
 keys, a finite fill still has a meaning (the mean of the values), which no mask can express: then everything stays in
-the score.
+the score, and the mask is used for those rows only that turn out to keep a key.
 """
 
 from __future__ import annotations
@@ -195,6 +195,5 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
             raise Declined("rows may lose all keys, under several fills", site.candidate.anchor)
         notes = (*site.notes, "rows that lose all keys get the mean of the values")
         return replace(site, score=found.score, mask=found.mask, dead=of_dead_rows(found), notes=notes)
-    return replace(
-        site, fills=found.fills, notes=(*site.notes, "rows may lose all keys: the finite fill stays in score_mod")
-    )
+    notes = (*site.notes, "rows may lose all keys: the finite fill stays in score_mod")
+    return replace(site, mask=found.mask, fills=found.fills, uncertain=True, notes=notes)

@@ -1,0 +1,39 @@
+"""Masks as mathematics: which blocks of scores are empty, full, or partly attended, worked out with sympy.
+
+    analyse(q >= k, rows, cols)   ->   some: 128*i + 127 >= 128*j      full: 128*i >= 128*j + 127
+
+Nothing here knows of graphs or tensors. Masks are sympy Booleans over b, h, q, k and uninterpreted loads (`formula`);
+results are formulas of the block numbers i and j (`interval`, `blocks`), closed-form ranges (`ranges`), and proofs that
+rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or as nodes of a graph.
+"""
+
+from flex_inductor.mask.blocks import LIMIT, BlockFormula, analyse, axes
+from flex_inductor.mask.formula import B, H, K, Q, holds, load, normal
+from flex_inductor.mask.interval import Axis, Every, I, J, Least, Most, Some
+from flex_inductor.mask.ranges import Ranges, Span, ranges
+from flex_inductor.mask.rows import keeps_a_key
+
+__all__ = [
+    "LIMIT",
+    "Axis",
+    "B",
+    "BlockFormula",
+    "Every",
+    "H",
+    "I",
+    "J",
+    "K",
+    "Least",
+    "Most",
+    "Q",
+    "Ranges",
+    "Some",
+    "Span",
+    "analyse",
+    "axes",
+    "holds",
+    "keeps_a_key",
+    "load",
+    "normal",
+    "ranges",
+]

@@ -1,0 +1,119 @@
+"""Is a block of the mask empty, full, or partly both?
+
+    q >= k   ->   some: 128*i + 127 >= 128*j      full: 128*i >= 128*j + 127
+
+Both are sympy Booleans of the block numbers. `full` holds only where every score of the block is attended, `some`
+wherever one is; a block between the two is PARTIAL. Both are sound for every mask, and exact for single comparisons of
+a function of q with one of k, and for what And and Or make of them except where several must hold of one score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+from sympy.core.relational import Relational
+
+from flex_inductor.mask.formula import K, Q, normal, size
+from flex_inductor.mask.interval import Axis, Every, I, Intervals, J, Some, slope
+
+LIMIT = 4000
+"""The size of a formula beyond which it is not analysed: sympy would take seconds."""
+
+
+@dataclass(frozen=True)
+class BlockFormula:
+    """The block map as formulas. full, some: see above. unknown: what could not be analysed, in words."""
+
+    full: sympy.Basic
+    some: sympy.Basic
+    unknown: tuple[str, ...] = ()
+
+
+def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True) -> BlockFormula:
+    """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block."""
+    if size(mask, LIMIT) == LIMIT:
+        return BlockFormula(sympy.false, sympy.true, (f"the mask: more than {LIMIT} terms",))
+    intervals = Intervals(rows, cols, pool)
+    mask = normal(mask)
+    full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
+    full = sympy.And(full, inside(rows), inside(cols))
+    return BlockFormula(full, some, tuple(dict.fromkeys(map(str, intervals.unknown))))
+
+
+def inside(axis: Axis) -> sympy.Basic:
+    """Whether a block is not cut off by the end."""
+    return sympy.true if axis.whole else sympy.Le(axis.first + axis.width, axis.length)
+
+
+@dataclass(frozen=True)
+class Decider:
+    """every: decides whether a formula holds for every score of a block; else whether it may hold for any."""
+
+    intervals: Intervals
+    every: bool
+
+    def of(self, mask: sympy.Basic) -> sympy.Basic:
+        varies = mask.free_symbols & {Q, K}
+        if not varies or mask in (sympy.true, sympy.false):
+            return mask
+        if len(varies) == 1 and not self.splits(mask):
+            return self.line(mask, *varies)
+        if isinstance(mask, Relational):
+            return self.comparison(mask)
+        if isinstance(mask, (sympy.And, sympy.Or)):
+            return mask.func(*(self.of(part) for part in self.grouped(mask)))
+        return sympy.false if self.every else sympy.true
+
+    def grouped(self, mask: sympy.Basic) -> list[sympy.Basic]:
+        """The parts of a conjunction or disjunction, with those of q alone, and those of k alone, in one."""
+        parts: dict[object, list[sympy.Basic]] = {}
+        for part in mask.args:
+            varies = frozenset(part.free_symbols & {Q, K})
+            parts.setdefault(varies if len(varies) == 1 and not self.splits(part) else part, []).append(part)
+        return [mask.func(*together) for together in parts.values()]
+
+    def splits(self, mask: sympy.Basic) -> bool:
+        """Whether a condition on one position comes down to comparisons by ends."""
+        if not isinstance(mask, (sympy.And, sympy.Or)):
+            return self.by_ends(mask)
+        return isinstance(mask, sympy.Or) != self.every and all(map(self.by_ends, mask.args))
+
+    def by_ends(self, mask: sympy.Basic) -> bool:
+        """Whether a comparison of one position is decided by the ends of a block."""
+        varies = mask.free_symbols & {Q, K}
+        if len(varies) != 1 or not isinstance(mask, Relational):
+            return False
+        (position,) = varies
+        if isinstance(mask, sympy.Ge):
+            return slope(mask.lhs, position) is not None
+        return not (mask.lhs.diff(position) ** 2 - 1) if mask.lhs.is_polynomial(position) else False
+
+    def line(self, mask: sympy.Basic, position: sympy.Symbol) -> sympy.Basic:
+        """A condition on one position: asked of every position of the block."""
+        return (Every if self.every else Some)(mask, position)
+
+    def comparison(self, mask: Relational) -> sympy.Basic:
+        """`d >= 0`, `d == 0` or `d != 0`, by the interval of d."""
+        d = self.intervals.of(mask.lhs)
+        if isinstance(mask, sympy.Ge):
+            return not_below(d.low, False) if self.every else not_below(d.high, True)
+        always = sympy.And(not_below(d.low, False), not_above(d.high, False))
+        ever = sympy.And(not_above(d.low, True), not_below(d.high, True))
+        if isinstance(mask, sympy.Eq):
+            return always if self.every else ever
+        return sympy.Not(ever) if self.every else sympy.Not(always)
+
+
+def not_below(end: sympy.Expr | None, otherwise: bool) -> sympy.Basic:
+    """end >= 0, or what is to be assumed of an unknown end."""
+    return sympy.sympify(otherwise) if end is None else sympy.Ge(end, 0)
+
+
+def not_above(end: sympy.Expr | None, otherwise: bool) -> sympy.Basic:
+    return sympy.sympify(otherwise) if end is None else sympy.Le(end, 0)
+
+
+def axes(q_length: sympy.Expr, k_length: sympy.Expr, widths: tuple[int, int]) -> tuple[Axis, Axis]:
+    """The axes of a grid of blocks."""
+    return Axis(Q, I, sympy.sympify(q_length), widths[0]), Axis(K, J, sympy.sympify(k_length), widths[1])

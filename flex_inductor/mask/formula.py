@@ -1,0 +1,107 @@
+"""The language of masks: sympy Booleans over the positions b, h, q, k, with uninterpreted loads.
+
+    (q >= k) & Eq(document(q), document(k))
+
+Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Piecewise and loads. Truth values are
+comparisons of integers under And, Or, Not; a load of a truth value is a load of 0 or 1 (`holds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import sympy
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from torch.utils._sympy.functions import FloorDiv, PythonMod
+
+B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
+"""The positions of a score: batch, head, query, key."""
+
+NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
+           sympy.Ne: sympy.Eq}  # fmt: skip
+
+
+def load(name: str, *at: sympy.Expr | int) -> sympy.Expr:
+    """The integer that a buffer has at a place."""
+    return sympy.Function(name, integer=True)(*at)
+
+
+def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
+    """The truth value that a buffer has at a place."""
+    return sympy.Ge(load(name, *at), 1)
+
+
+def loads(expr: sympy.Basic) -> set[AppliedUndef]:
+    return set(expr.atoms(AppliedUndef))
+
+
+def size(expr: sympy.Basic, limit: int) -> int:
+    """The number of nodes of an expression, counted up to a limit."""
+    return sum(1 for _, _ in zip(range(limit), sympy.preorder_traversal(expr)))
+
+
+def normal(mask: sympy.Basic) -> sympy.Basic:
+    """The mask with Not only inside comparisons, every comparison as `d >= 0`, `d == 0` or `d != 0`, and each
+    conjunction simplified by the equations in it."""
+    if isinstance(mask, sympy.Not):
+        return normal(_negation(mask.args[0]))
+    if isinstance(mask, sympy.And):
+        return _conjunction([normal(a) for a in mask.args])
+    if isinstance(mask, sympy.Or):
+        return sympy.Or(*(normal(a) for a in mask.args))
+    if isinstance(mask, Relational):
+        return _comparison(mask)
+    return mask
+
+
+def _negation(mask: sympy.Basic) -> sympy.Basic:
+    if isinstance(mask, (sympy.And, sympy.Or)):
+        other = sympy.Or if isinstance(mask, sympy.And) else sympy.And
+        return other(*(sympy.Not(a) for a in mask.args))
+    if isinstance(mask, Relational):
+        return NEGATED[mask.func](*mask.args)
+    return sympy.Not(mask)
+
+
+def _comparison(mask: Relational) -> sympy.Basic:
+    a, b = mask.args
+    if isinstance(mask, (sympy.Eq, sympy.Ne)):
+        difference = _fold_mod(sympy.expand(a - b))
+        if difference.could_extract_minus_sign():
+            difference = -difference
+        return mask.func(difference, 0)
+    d = {sympy.Ge: a - b, sympy.Le: b - a, sympy.Gt: a - b - 1, sympy.Lt: b - a - 1}[mask.func]
+    d = _fold_mod(sympy.expand(d))
+    return sympy.true if d.is_nonnegative else sympy.false if d.is_negative else sympy.Ge(d, 0)
+
+
+def _fold_mod(expr: sympy.Expr) -> sympy.Expr:
+    """`x - n * (x // n)` is `x % n`: as one operator its bounds are known."""
+    for quotient in expr.atoms(FloorDiv):
+        value, divisor = quotient.args
+        factor = expr.coeff(quotient)
+        if divisor.is_Integer and divisor > 0 and factor != 0 and factor % divisor == 0:
+            times = -factor / divisor
+            rest = sympy.expand(expr - factor * quotient - times * value)
+            if len(sympy.Add.make_args(rest)) < len(sympy.Add.make_args(expr)) - 1:
+                return _fold_mod(rest + times * PythonMod(value, divisor))
+    return expr
+
+
+def _conjunction(parts: list[sympy.Basic]) -> sympy.Basic:
+    """And; where it says f(q) == f(k), the other parts may as well read f(q)."""
+    equal = dict(pair for p in parts for pair in _equation(p))
+    if not equal:
+        return sympy.And(*parts)
+    return sympy.And(*(p if any(_equation(p)) else normal(p.xreplace(equal)) for p in parts))
+
+
+def _equation(part: sympy.Basic) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
+    """(f(k), f(q)) if part says that both are equal."""
+    if isinstance(part, sympy.Eq) and isinstance(part.lhs, sympy.Add) and len(part.lhs.args) == 2:
+        for a, b in (part.lhs.args, part.lhs.args[::-1]):
+            if isinstance(a, AppliedUndef) and a.has(K) and not a.has(Q) and a.xreplace({K: Q}) == -b:
+                yield a, -b
+            elif isinstance(b, AppliedUndef) and b.has(K) and not b.has(Q) and b.xreplace({K: Q}) == -a:
+                yield b, -a

@@ -1,0 +1,87 @@
+"""Lists of blocks from a table of truth values, as BlockMask wants them: for every row the number of blocks, and the
+blocks themselves, those that are not chosen behind the others.
+
+    [[1, 1, 0], [0, 1, 1]]   ->   [2, 2], [[0, 1, 2], [1, 2, 0]]
+
+Sorting, as torch does, takes most of the time of a large block mask. Rows are a few runs of neighbouring blocks
+instead, and the lists follow from where these begin and end.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+MOST_RUNS = 6
+TILE = 1 << 18
+
+
+def ordered(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers (..., rows) and blocks (..., rows, columns), int32, of a boolean table (..., rows, columns)."""
+    flat = table.reshape(-1, table.shape[-1])
+    blocks = torch.empty(flat.shape, dtype=torch.int32, device=table.device)
+    step = max(1, TILE // flat.shape[1])
+    for start in range(0, len(flat), step):
+        blocks[start : start + step] = listed(flat[start : start + step])
+    return flat.sum(-1, dtype=torch.int32).view(table.shape[:-1]), blocks.view(table.shape)
+
+
+def listed(rows: torch.Tensor) -> torch.Tensor:
+    """The columns of each row, the chosen ones first."""
+    begin, end = edges(rows, 1), edges(rows, -1)
+    runs = torch.bincount(begin[0], minlength=len(rows))
+    most = int(runs.max()) if len(rows) else 0
+    if most > MOST_RUNS:
+        return torch.argsort(rows.to(torch.uint8), dim=1, descending=True, stable=True).to(torch.int32)
+    starts = by_row(begin, runs, most, rows.shape[1])
+    stops = by_row(end, runs, most, rows.shape[1] - 1) + 1
+    return from_runs(starts, stops, rows.shape[1])
+
+
+def edges(rows: torch.Tensor, way: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns where a run begins (way 1) or ends (way -1)."""
+    here, before = (slice(1, None), slice(None, -1)) if way == 1 else (slice(None, -1), slice(1, None))
+    marks = rows.clone()
+    marks[:, here] &= ~rows[:, before]
+    row, column = marks.nonzero(as_tuple=True)
+    return row, column
+
+
+def by_row(found: tuple[torch.Tensor, torch.Tensor], runs: torch.Tensor, most: int, beyond: int) -> torch.Tensor:
+    """The columns found in each row, as int32 (rows, most); `beyond` where a row has fewer."""
+    row, column = found
+    table = torch.full((len(runs), most), beyond, dtype=torch.int32, device=row.device)
+    rank = torch.arange(len(row), device=row.device) - (runs.cumsum(0) - runs)[row]
+    table[row, rank] = column.to(torch.int32)
+    return table
+
+
+def from_runs(starts: torch.Tensor, stops: torch.Tensor, columns: int) -> torch.Tensor:
+    """The list of each row, given its runs: chosen columns are those of the runs, the others those of the gaps."""
+    place = torch.arange(columns, dtype=torch.int32, device=starts.device)
+    lengths = stops - starts
+    before = lengths.cumsum(1, dtype=torch.int32) - lengths
+    number = lengths.sum(1, keepdim=True, dtype=torch.int32)
+    chosen, others = place.expand(len(starts), -1), place - number
+    behind = others.clone()
+    for r in range(starts.shape[1]):
+        gap = (starts[:, r] - stops[:, r - 1] if r else starts[:, r])[:, None]
+        chosen = chosen + (gap * (place >= before[:, r, None]) if r else gap)  # the first run begins at place 0
+        behind += lengths[:, r, None] * (others >= (starts[:, r] - before[:, r])[:, None])
+    return torch.where(place < number, chosen, behind)
+
+
+def ordered_by(call: Callable[..., Any], table: Any, columns: Any, device: torch.device) -> tuple[Any, Any]:
+    """The same by functions that are called through `call`, which may add them to a graph: no sizes that depend on
+    data. Places behind a row's number hold any block."""
+    numbers = call(torch.sum, table, -1, dtype=torch.int32)
+    rank = call(operator.sub, call(torch.cumsum, table, -1, dtype=torch.int64), 1)
+    place = call(torch.where, table, rank, columns)  # what is not chosen goes behind the end
+    column = call(torch.where, table, call(torch.arange, columns, dtype=torch.int32, device=device), 0)
+    longer = call(aten.constant_pad_nd.default, column, [0, 1])
+    blocks = call(aten.slice.Tensor, call(aten.scatter.src, longer, -1, place, column), -1, 0, columns)
+    return numbers, call(torch.clone, blocks, memory_format=torch.contiguous_format)

@@ -1,0 +1,101 @@
+"""A lifted mask as mathematics: the sympy Boolean that `flex_inductor.mask` analyses.
+
+    load(pad, b, k) and k <= q   ->   holds(pad, b, k) & (k <= q)
+
+Buffers become uninterpreted functions of their places. What the language of masks lacks (a comparison of floating-point
+numbers) becomes a function of the positions that it varies with: its values are computed like those of a buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sympy
+from torch.utils._sympy.functions import Max, Min
+
+from flex_inductor import scalar
+from flex_inductor.mask import B, H, K, Q, load
+from flex_inductor.passes.site import Coordinates
+from flex_inductor.scalar import Atom, Expr, Leaf, is_integer
+
+COMPARE = {"lt": sympy.Lt, "le": sympy.Le, "gt": sympy.Gt, "ge": sympy.Ge, "eq": sympy.Eq, "ne": sympy.Ne}
+EXTREMES = {"minimum": Min, "maximum": Max}
+
+
+@dataclass
+class Former:
+    """Forms the formula of a mask. buffers, opaque: what the functions in it stand for, by name."""
+
+    at: Coordinates
+    buffers: dict[str, Leaf] = field(default_factory=dict)
+    opaque: dict[str, Expr] = field(default_factory=dict)
+    memo: dict[Expr, sympy.Basic] = field(default_factory=dict)
+
+    def leaves(self) -> set[Leaf]:
+        """All values that the formula reads."""
+        inside = (n for x in self.opaque.values() for n in scalar.walk(x) if n.op == "load")
+        return {*self.buffers.values(), *(n.args[0] for n in inside)}
+
+    @property
+    def positions(self) -> dict[sympy.Symbol, sympy.Symbol]:
+        """The positions of the site, as the language of masks names them."""
+        return {self.at.b: B, self.at.h: H, self.at.q: Q, self.at.k: K}
+
+    def formula(self, x: Expr) -> sympy.Basic:
+        if x not in self.memo:
+            self.memo[x] = self.form(x)
+        return self.memo[x]
+
+    def form(self, x: Expr) -> sympy.Basic:
+        if x.op == "const":
+            return sympy.sympify(bool(x.value))
+        if x.op in ("and", "or"):
+            return (sympy.And if x.op == "and" else sympy.Or)(*map(self.formula, x.args))
+        if x.op == "not":
+            return sympy.Not(self.formula(x.args[0]))
+        if x.op in COMPARE and all(is_integer(a.dtype) for a in x.args):
+            return COMPARE[x.op](*(self.integer(scalar.integer(a)) for a in x.args))
+        return sympy.Ge(self.load(x) if x.op == "load" else self.value(x), 1)
+
+    def integer(self, e: sympy.Expr) -> sympy.Expr:
+        atoms = {a: self.atom(a.expr) for a in e.atoms(Atom)}
+        return e.xreplace({**atoms, **self.positions})
+
+    def atom(self, x: Expr) -> sympy.Expr:
+        """An integer that is no arithmetic to sympy."""
+        if x.op == "load":
+            return self.load(x)
+        if x.op == "where":
+            condition, a, b = x.args
+            integers = (self.integer(scalar.integer(value)) for value in (a, b))
+            return sympy.Piecewise(*zip(integers, (self.formula(condition), True)))
+        if x.op in EXTREMES or x.op == "abs":
+            args = [self.integer(scalar.integer(a)) for a in x.args]
+            return EXTREMES[x.op](*args) if x.op in EXTREMES else sympy.Abs(*args)
+        return self.value(x)
+
+    def load(self, x: Expr) -> sympy.Expr:
+        buffer, index = x.args
+        return load(self.name(self.buffers, buffer, str(buffer)), *map(self.integer, index))
+
+    def value(self, x: Expr) -> sympy.Expr:
+        """What only the expression itself knows, as a function of its positions."""
+        used = scalar.positions(x)
+        places = [new for old, new in self.positions.items() if old in used]
+        return load(self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}"), *places)
+
+    def name(self, table: dict[str, object], thing: object, wanted: str) -> str:
+        for name, known in table.items():
+            if known is thing or (isinstance(thing, Expr) and known == thing):
+                return name
+        taken = self.buffers.keys() | self.opaque.keys()
+        name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
+        table[name] = thing
+        return name
+
+
+def places_of(x: Expr, at: Coordinates) -> list[sympy.Symbol]:
+    """The positions that an opaque expression is a function of, in order."""
+    used = scalar.positions(x)
+    return [p for p in (at.b, at.h, at.q, at.k) if p in used]
+
