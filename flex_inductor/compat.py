@@ -79,7 +79,7 @@ def block_mask(ordered: Any, partial: Any, full: Any, widths: Any, mask_mod: Any
     return BlockMask(lengths, BLOCK_SIZE=widths, mask_mod=mask_mod, **lists)
 
 
-def block_lists(ordered: Any, partial: Any, full: Any, turned: Any) -> dict[str, Any]:
+def block_lists(ordered: Any, partial: Any, full: Any, turned: Any = None) -> dict[str, Any]:
     """The lists of a block mask by name. turned: exchanges rows and columns of a table; None for no lists of q-blocks,
     which only training needs."""
     found: dict[str, Any] = dict.fromkeys(BLOCK_LISTS)
@@ -97,7 +97,7 @@ def block_mask_argument(lists: dict[str, Any], widths: Any, lengths: Any, mask_m
     a BlockMask's attributes in `as_tuple`."""
     names = _block_mask_order()
     given = {**lists, "q": lengths[0], "k": lengths[1], "q_width": widths[0], "k_width": widths[1]}
-    return (*(given.get(name) for name in names), mask_mod)
+    return (*(None if name is None else given[name] for name in names), mask_mod)
 
 
 @functools.cache
@@ -108,9 +108,7 @@ def _block_mask_order() -> tuple[str | None, ...]:
     sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), **tensors)
     known = {id(t): name for name, t in tensors.items()}
     numbers = {1 << 20: "q", 1 << 21: "k", 1 << 10: "q_width", 1 << 11: "k_width"}
-    return tuple(
-        known.get(id(x)) or (numbers.get(x) if isinstance(x, int) else None) for x in sample.as_tuple()[:-1]
-    )
+    return tuple(known.get(id(x)) or (numbers.get(x) if isinstance(x, int) else None) for x in sample.as_tuple()[:-1])
 
 
 @functools.cache
@@ -272,9 +270,15 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
     for symbol in symbols:
         if shape_env.is_unbacked_symint(symbol):
             continue
-        hint = shape_env.size_hint(symbol)
+        hint = hint_of(shape_env, symbol)
         shape_env.evaluate_expr(sympy.Eq(symbol, hint))
     return True
+
+
+def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
+    """The number that a symbolic size has now. Its name changed in 2.13."""
+    hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
+    return hint(size)
 
 
 @contextlib.contextmanager

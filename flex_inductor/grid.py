@@ -21,7 +21,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from flex_inductor.mask import Axis, B, Every, H, Least, Most, Some
+from flex_inductor.mask import Axis, B, Every, H, Least, Most, Some, Where
 
 aten = torch.ops.aten
 Call = Callable[..., Any]
@@ -149,12 +149,9 @@ class Evaluator:
                 result = self.call(torch.clamp, result, **{"min" if low else "max": v.value})
         return result
 
-    def cases(self, e: sympy.Piecewise) -> Any:
-        *most, (result, _) = [(v, c) for v, c in e.args]
-        value = self.tensor(result)
-        for branch, condition in reversed(most):
-            value = self.call(torch.where, self.tensor(condition), self.plain(branch), value)
-        return value
+    def where(self, e: Where) -> Any:
+        condition, a, b = e.args
+        return self.call(torch.where, self.tensor(condition), self.plain(a), self.plain(b))
 
     def load(self, e: AppliedUndef) -> Any:
         buffer = self.buffers[e.func.__name__]
@@ -174,7 +171,7 @@ class Evaluator:
         axes = [a for a in (self.rows, self.cols) if a.position in over]
         inner = self.with_positions(*axes)
         value = inner.tensor(expr)
-        dims = []
+        dims: list[int] = []
         for axis in reversed(axes):  # the last first, so that the dimension of the other stays where it is
             dim = 2 if axis is self.rows else 3
             value = self.call(torch.unflatten, value, dim, [self.size(count(axis)), axis.width])
@@ -197,7 +194,7 @@ HANDLERS: Mapping[Any, Callable[[Evaluator, Any], Any]] = {
     sympy.Not: lambda self, e: self.call(torch.logical_not, self.tensor(e.args[0])),
     (Min, Max, sympy.Min, sympy.Max): Evaluator.clamped,
     sympy.Abs: lambda self, e: self.call(torch.abs, self.plain(e.args[0])),
-    sympy.Piecewise: Evaluator.cases,
+    Where: Evaluator.where,
     tuple(BINARY): lambda self, e: self.call(BINARY[e.func], *map(self.plain, e.args)),
     tuple(COMPARE): lambda self, e: self.call(COMPARE[e.func], *map(self.plain, e.args)),
 }

@@ -72,8 +72,8 @@ class BlockMaps:
         return compat.one_block(counts, indices, mask_mod)
 
     def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool) -> Expr:
-        """Whether a row keeps a key: as a load from booleans (b, h, q) that are computed in the graph. exact: whether all
-        keys are asked; else rows count that provably keep one."""
+        """Whether a row keeps a key: a load from booleans (b, h, q) that are computed in the graph. exact: whether all
+        keys are asked; else only rows count that provably keep one."""
 
         def compute(grid: Evaluator, formula: sympy.Basic) -> fx.Node:
             given = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
@@ -119,9 +119,9 @@ class BlockMaps:
         counts = [size(count(axis)) for axis in (grid.rows, grid.cols)]
         some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
         partial = call(operator.and_, some, call(torch.logical_not, full))
-        lists = compat.block_lists(lambda table: ordered_by(call, table, counts[1], grid.device), partial, full, None)
+        lists = compat.block_lists(lambda table: ordered_by(call, table, counts[1], grid.device), partial, full)
         if training:
             turned = [call(torch.transpose, table, -2, -1) for table in (partial, full)]
-            by_key = compat.block_lists(lambda table: ordered_by(call, table, counts[0], grid.device), *turned, None)
+            by_key = compat.block_lists(lambda table: ordered_by(call, table, counts[0], grid.device), *turned)
             lists |= {name.replace("kv_", "q_"): nodes for name, nodes in by_key.items() if "kv_" in name}
         return lists

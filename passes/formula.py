@@ -9,12 +9,13 @@ numbers) becomes a function of the positions that it varies with: its values are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import sympy
 from torch.utils._sympy.functions import Max, Min
 
 from flex_inductor import scalar
-from flex_inductor.mask import B, H, K, Q, load
+from flex_inductor.mask import B, H, K, Q, Where, load
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, Leaf, is_integer
 
@@ -67,8 +68,7 @@ class Former:
             return self.load(x)
         if x.op == "where":
             condition, a, b = x.args
-            integers = (self.integer(scalar.integer(value)) for value in (a, b))
-            return sympy.Piecewise(*zip(integers, (self.formula(condition), True)))
+            return Where(self.formula(condition), *(self.integer(scalar.integer(value)) for value in (a, b)))
         if x.op in EXTREMES or x.op == "abs":
             args = [self.integer(scalar.integer(a)) for a in x.args]
             return EXTREMES[x.op](*args) if x.op in EXTREMES else sympy.Abs(*args)
@@ -84,7 +84,7 @@ class Former:
         places = [new for old, new in self.positions.items() if old in used]
         return load(self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}"), *places)
 
-    def name(self, table: dict[str, object], thing: object, wanted: str) -> str:
+    def name(self, table: dict[str, Any], thing: Any, wanted: str) -> str:
         for name, known in table.items():
             if known is thing or (isinstance(thing, Expr) and known == thing):
                 return name
@@ -98,4 +98,3 @@ def places_of(x: Expr, at: Coordinates) -> list[sympy.Symbol]:
     """The positions that an opaque expression is a function of, in order."""
     used = scalar.positions(x)
     return [p for p in (at.b, at.h, at.q, at.k) if p in used]
-

@@ -71,9 +71,7 @@ class MaskMod:
         return target(*tree_map(convert, node.args), **tree_map(convert, node.kwargs))
 
 
-def read(
-    mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device
-) -> MaskMod:
+def read(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device) -> MaskMod:
     """The expression of a mask_mod for (batch, heads, queries, keys). Raises Declined."""
     graph = AtenGraph(fx.Graph())
     recorder = Recorder(graph)

@@ -1,6 +1,6 @@
 """What the language of masks cannot say (arithmetic on floating-point numbers), as a function of its positions.
 
-    load(age, b, k) > 0.5   ->   a function of (b, k) that computes it, for whole tensors of positions
+load(age, b, k) > 0.5   ->   a function of (b, k) that computes it, for whole tensors of positions
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def inlined(graph: fx.Graph, inputs: Sequence[Any], call: Callable[..., Any]) ->
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         if node.op == "output":
             return args[0]
-        values[node] = call(method, node.target, *args, **kwargs) if node.op == "call_method" else call(
-            node.target, *args, **kwargs
+        values[node] = (
+            call(method, node.target, *args, **kwargs)
+            if node.op == "call_method"
+            else call(node.target, *args, **kwargs)
         )
     raise ValueError("a graph without an output")
 

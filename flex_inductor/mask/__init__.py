@@ -8,20 +8,20 @@ rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or 
 """
 
 from flex_inductor.mask.blocks import LIMIT, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import B, H, K, Q, holds, load, normal
-from flex_inductor.mask.interval import Axis, Every, I, J, Least, Most, Some
+from flex_inductor.mask.formula import B, H, K, Q, Where, holds, load, normal
+from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.ranges import Ranges, Span, ranges
 from flex_inductor.mask.rows import keeps_a_key
 
 __all__ = [
+    "COLUMN",
     "LIMIT",
+    "ROW",
     "Axis",
     "B",
     "BlockFormula",
     "Every",
     "H",
-    "I",
-    "J",
     "K",
     "Least",
     "Most",
@@ -29,6 +29,7 @@ __all__ = [
     "Ranges",
     "Some",
     "Span",
+    "Where",
     "analyse",
     "axes",
     "holds",

@@ -15,7 +15,7 @@ import sympy
 from sympy.core.relational import Relational
 
 from flex_inductor.mask.formula import K, Q, normal, size
-from flex_inductor.mask.interval import Axis, Every, I, Intervals, J, Some, slope
+from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
 LIMIT = 4000
 """The size of a formula beyond which it is not analysed: sympy would take seconds."""
@@ -35,8 +35,11 @@ def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True) -> Blo
     if size(mask, LIMIT) == LIMIT:
         return BlockFormula(sympy.false, sympy.true, (f"the mask: more than {LIMIT} terms",))
     intervals = Intervals(rows, cols, pool)
-    mask = normal(mask)
-    full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
+    try:
+        mask = normal(mask)
+        full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
+    except RecursionError:
+        return BlockFormula(sympy.false, sympy.true, ("the mask: sympy did not come to an end",))
     full = sympy.And(full, inside(rows), inside(cols))
     return BlockFormula(full, some, tuple(dict.fromkeys(map(str, intervals.unknown))))
 
@@ -116,4 +119,4 @@ def not_above(end: sympy.Expr | None, otherwise: bool) -> sympy.Basic:
 
 def axes(q_length: sympy.Expr, k_length: sympy.Expr, widths: tuple[int, int]) -> tuple[Axis, Axis]:
     """The axes of a grid of blocks."""
-    return Axis(Q, I, sympy.sympify(q_length), widths[0]), Axis(K, J, sympy.sympify(k_length), widths[1])
+    return Axis(Q, ROW, sympy.sympify(q_length), widths[0]), Axis(K, COLUMN, sympy.sympify(k_length), widths[1])

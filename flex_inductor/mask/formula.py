@@ -2,7 +2,7 @@
 
     (q >= k) & Eq(document(q), document(k))
 
-Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Piecewise and loads. Truth values are
+Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Where and loads. Truth values are
 comparisons of integers under And, Or, Not; a load of a truth value is a load of 0 or 1 (`holds`).
 """
 
@@ -20,6 +20,13 @@ B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bh
 
 NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
            sympy.Ne: sympy.Eq}  # fmt: skip
+
+
+class Where(sympy.Function):
+    """Where(condition, a, b): a where the condition holds, else b. (sympy's Piecewise looks into its conditions, and may
+    never come back.)"""
+
+    is_integer = True
 
 
 def load(name: str, *at: sympy.Expr | int) -> sympy.Expr:

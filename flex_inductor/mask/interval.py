@@ -18,9 +18,9 @@ from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import BooleanFunction
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from flex_inductor.mask.formula import K, Q
+from flex_inductor.mask.formula import K, Q, Where
 
-I, J = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "ij")
+ROW, COLUMN = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "ij")
 """The numbers of a q-block and of a kv-block."""
 
 
@@ -36,11 +36,11 @@ class Most(sympy.Function):
     is_integer = True
 
 
-class Every(BooleanFunction):  # type: ignore[misc]
+class Every(BooleanFunction):
     """Every(mask, q): whether a mask holds at all positions q of a block; Every(mask, q, k) over both."""
 
 
-class Some(BooleanFunction):  # type: ignore[misc]
+class Some(BooleanFunction):
     """Whether it holds at any, as Every."""
 
 
@@ -154,8 +154,8 @@ class Intervals:
             return absolute(self.of(expr.args[0]))
         if isinstance(expr, (Min, Max, sympy.Min, sympy.Max)):
             return self.extreme(expr)
-        if isinstance(expr, sympy.Piecewise):
-            return hull([self.of(value) for value, _ in expr.args])
+        if isinstance(expr, Where):
+            return hull([self.of(value) for value in expr.args[1:]])
         if isinstance(expr, AppliedUndef) and self.pool:
             return Interval(Least(expr, Q, K), Most(expr, Q, K))
         self.unknown.append(expr)
@@ -199,7 +199,7 @@ class Intervals:
             return Interval(sympy.S.Zero, top)
         one = sympy.Eq(FloorDiv(inner.low, divisor), FloorDiv(inner.high, divisor))
         low, high = (PythonMod(end, divisor) for end in (inner.low, inner.high))
-        return Interval(sympy.Piecewise((low, one), (0, True)), sympy.Piecewise((high, one), (top, True)))
+        return Interval(Where(one, low, 0), Where(one, high, top))
 
     def extreme(self, expr: sympy.Expr) -> Interval:
         inner = [self.of(a) for a in expr.args]
@@ -223,8 +223,7 @@ def hull(all_of: list[Interval]) -> Interval:
 
 
 def corners(a: Interval, b: Interval) -> Interval:
-    ends = [a.low, a.high], [b.low, b.high]
-    if None in (*ends[0], *ends[1]):
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return UNKNOWN
-    products = [x * y for x, y in itertools.product(*ends)]
+    products = [x * y for x, y in itertools.product((a.low, a.high), (b.low, b.high))]
     return Interval(Min(*products), Max(*products))

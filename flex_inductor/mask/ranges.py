@@ -19,7 +19,7 @@ import sympy
 from sympy.core.relational import Relational
 from torch.utils._sympy.functions import FloorDiv, Max, Min
 
-from flex_inductor.mask.formula import normal
+from flex_inductor.mask.formula import Where, normal
 from flex_inductor.mask.interval import Axis, Intervals
 
 MAX_SPANS = 16
@@ -94,7 +94,7 @@ class Solver:
         if mask == sympy.false:
             return []
         if not mask.has(self.position):
-            return [Span(sympy.S.Zero, sympy.Piecewise((self.length, mask), (0, True)))]
+            return [Span(sympy.S.Zero, Where(mask, self.length, 0))]
         if isinstance(mask, sympy.Or):
             return self.limited([span for part in mask.args for span in self.solve(part)])
         if isinstance(mask, sympy.And):

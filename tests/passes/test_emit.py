@@ -121,7 +121,7 @@ mask_mod(b, h, q_idx, kv_idx):
         self.assertExpectedInline(
             texts(program, qkv(), dynamic=True),
             """\
-scale 1, score_mod reads 1, mask_mod reads 0
+scale 1, score_mod reads 1, mask_mod reads 2
 score_mod(score, b, h, q_idx, kv_idx, size_s0):
     %0 = sub(q_idx, kv_idx)
     %1 = lt(%0, 0)
@@ -130,9 +130,17 @@ score_mod(score, b, h, q_idx, kv_idx, size_s0):
     %4 = or_(%1, %3)
     %5 = where(%4, -1000000000.0, score)
     return %5
-mask_mod(b, h, q_idx, kv_idx):
-    %0 = full_like(b, True, dtype=torch.bool)
-    return %0""",
+mask_mod(b, h, q_idx, kv_idx, size_s0, buffer_0):
+    %0 = sub(q_idx, kv_idx)
+    %1 = lt(%0, 0)
+    %2 = floordiv(size_s0, 2)
+    %3 = ge(%0, %2)
+    %4 = or_(%1, %3)
+    %5 = logical_not(%4)
+    %6 = getitem(buffer_0, (q_idx,))
+    %7 = logical_not(%6)
+    %8 = or_(%5, %7)
+    return %8""",
         )
 
 
@@ -228,13 +236,57 @@ return (%9,)""",
 %0 = flex_score_mod_0
 %1 = flex_mask_mod_1
 %2 = select.int(l_m_, 1, 0)
-%3 = full([1, 1, 1], 1, dtype=torch.int32, device=device(type='cpu'))
-%4 = full([1, 1, 1, 1], 0, dtype=torch.int32, device=device(type='cpu'))
-%5 = flex_attention(l_q_, l_k_, l_v_, %0, ...)
-%6 = getitem(%5, 0)
-%7 = transpose(%6, 1, 2)
-%8 = flatten(%7, 2)
-return (%8,)""",
+%3 = arange(2, dtype=torch.int32, device=device(type='cpu'))
+%4 = view(%3, [2, 1, 1, 1])
+%5 = arange(4, dtype=torch.int32, device=device(type='cpu'))
+%6 = view(%5, [1, 4, 1, 1])
+%7 = arange(1, dtype=torch.int32, device=device(type='cpu'))
+%8 = view(%7, [1, 1, 1, 1])
+%9 = arange(1, dtype=torch.int32, device=device(type='cpu'))
+%10 = view(%9, [1, 1, 1, 1])
+%11 = arange(128, dtype=torch.int32, device=device(type='cpu'))
+%12 = view(%11, [1, 1, 128, 1])
+%13 = clamp(%12, max=11)
+%14 = arange(128, dtype=torch.int32, device=device(type='cpu'))
+%15 = view(%14, [1, 1, 1, 128])
+%16 = clamp(%15, max=11)
+%17 = full([1, 1, 1, 1], 0, dtype=torch.int64, device=device(type='cpu'))
+%18 = getitem(l_m_, (%4, %17, %13, %16))
+%19 = unflatten(%18, 3, [1, 128])
+%20 = unflatten(%19, 2, [1, 128])
+%21 = amax(%20, [3, 5])
+%22 = add(%21, -1)
+%23 = ge(%22, 0)
+%24 = expand(%23, [2, 1, 1, 1])
+%25 = full([1, 1, 1, 1], False, dtype=torch.bool, device=device(type='cpu'))
+%26 = expand(%25, [2, 1, 1, 1])
+%27 = logical_not(%26)
+%28 = and_(%24, %27)
+%29 = sum(%28, -1, dtype=torch.int32)
+%30 = cumsum(%28, -1, dtype=torch.int64)
+%31 = sub(%30, 1)
+%32 = where(%28, %31, 1)
+%33 = arange(1, dtype=torch.int32, device=device(type='cpu'))
+%34 = where(%28, %33, 0)
+%35 = constant_pad_nd(%34, [0, 1])
+%36 = scatter.src(%35, -1, %32, %34)
+%37 = slice.Tensor(%36, -1, 0, 1)
+%38 = clone(%37, memory_format=torch.contiguous_format)
+%39 = sum(%26, -1, dtype=torch.int32)
+%40 = cumsum(%26, -1, dtype=torch.int64)
+%41 = sub(%40, 1)
+%42 = where(%26, %41, 1)
+%43 = arange(1, dtype=torch.int32, device=device(type='cpu'))
+%44 = where(%26, %43, 0)
+%45 = constant_pad_nd(%44, [0, 1])
+%46 = scatter.src(%45, -1, %42, %44)
+%47 = slice.Tensor(%46, -1, 0, 1)
+%48 = clone(%47, memory_format=torch.contiguous_format)
+%49 = flex_attention(l_q_, l_k_, l_v_, %0, (12, 12, %29, %38, %39, %48, None, None, None, None, None, None, None, None, 128, 128, %1), 0.353553, {'BACKEND': 'AUTO', 'PRESCALE_QK': False, 'ROWS_GUARANTEED_SAFE': False, 'BLOCKS_ARE_CONTIGUOUS': False, 'WRITE_DQ': True, 'OUTPUT_LOGSUMEXP': False, 'OUTPUT_MAX': False}, (), (%2,))...)
+%50 = getitem(%49, 0)
+%51 = transpose(%50, 1, 2)
+%52 = flatten(%51, 2)
+return (%52,)""",
         )
 
 

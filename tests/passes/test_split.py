@@ -34,8 +34,9 @@ def test_fill_of_hidden_keys(fill: str, dtype: torch.dtype, rows: str) -> None:
         lambda q, k, v, keep: attend(q, k, v, lambda s: FILLS[fill](s, keep)), (*qkv(dtype=dtype), keep)
     )
     masked = "inf" in fill and "finfo" not in fill
-    assert bool(decision.mask_mod) == masked
+    assert bool(decision.mask_mod) == (fill != "added_10000")
     assert any("gives 0" in n for n in decision.notes) == masked
+    assert any("rows may lose all keys" in n for n in decision.notes) == (not masked and fill != "added_10000")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_window_without_the_diagonal_may_lose_rows() -> None:
         return attend(q, k, v, lambda s: s.masked_fill(i[:, None] <= i, torch.finfo(s.dtype).min))
 
     (decision,) = check(program, qkv())
-    assert not decision.mask_mod and "rows may lose all keys" in decision.notes[0]
+    assert decision.mask_mod and "rows may lose all keys" in decision.notes[0]
 
 
 def test_probabilities_masked_again_give_zero_rows() -> None:
@@ -117,7 +118,7 @@ def test_sdpa_with_a_finite_float_mask_gives_the_mean_in_empty_rows() -> None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.where(keep, 0.0, torch.finfo(q.dtype).min))
 
     (decision,) = check(program, (*qkv(), EMPTY_ROWS))
-    assert not decision.mask_mod
+    assert "rows may lose all keys" in decision.notes[0]
 
 
 FACTORS = {
