@@ -2,6 +2,7 @@
 it did."""
 
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
+from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
 from flex_inductor.version import __version__
@@ -12,6 +13,7 @@ __all__ = [
     "FallbackWarning",
     "GraphReport",
     "__version__",
+    "create_block_mask",
     "explain",
     "flex",
     "flex_eager",

@@ -17,7 +17,7 @@ from torch import fx
 
 from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
-from flex_inductor.lowering import support
+from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
 from flex_inductor.options import Options, read
 
@@ -46,7 +46,7 @@ def flex(
 
     def refuse(request: passes.Request) -> str | None:
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
-        return lacking or unprofitable(request, ours)
+        return lacking or unprofitable(request, ours) or slower(request, ours)
 
     return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings))
 
@@ -77,6 +77,13 @@ def unprofitable(request: passes.Request, options: Options) -> str | None:
     if request.plain and options.rewrite != "always":
         return "an SDPA call without a mask has its best kernel already (rewrite='always' overrides)"
     return None
+
+
+def slower(request: passes.Request, options: Options) -> str | None:
+    """Why the generated code would be slower than Inductor's."""
+    if options.rewrite == "always":
+        return None
+    return profit.refusal(request.device, request.scores, request.attended, request.fused)
 
 
 def run(

@@ -275,6 +275,14 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
     return True
 
 
+def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
+    """What a size of the program is now. value: any tensor of the program, which knows the symbols."""
+    if size.is_Integer:
+        return int(size)
+    shape_env = next(n.node.shape_env for n in value.shape if isinstance(n, torch.SymInt))
+    return int(size.xreplace({s: sympy.Integer(hint_of(shape_env, s)) for s in size.free_symbols}))
+
+
 def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
     """The number that a symbolic size has now. Its name changed in 2.13."""
     hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint

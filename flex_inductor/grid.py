@@ -61,7 +61,7 @@ class Evaluator:
 
     def with_blocks(self, batch: sympy.Expr, heads: sympy.Expr) -> Evaluator:
         """With the numbers of batch, head and blocks as symbols."""
-        counts = [(s.block, count(s)) for s in (self.rows, self.cols)]
+        counts = [(s.block, s.count) for s in (self.rows, self.cols)]
         found = [(B, batch), (H, heads), *counts]
         return self.at({s: self.line(self.size(n), d) for d, (s, n) in enumerate(found)})
 
@@ -74,7 +74,7 @@ class Evaluator:
         """With the positions along axes as symbols: whole blocks; those behind the end repeat the last position."""
         new = {}
         for axis in axes:
-            line = self.line(self.size(count(axis) * axis.width), 2 if axis is self.rows else 3)
+            line = self.line(self.size(axis.count * axis.width), 2 if axis is self.rows else 3)
             last = self.size(axis.length - 1)
             new[axis.position] = line if axis.whole else self.call(torch.clamp, line, max=last)
         return self.at(new)
@@ -168,22 +168,17 @@ class Evaluator:
 
     def reduce(self, e: sympy.Basic) -> Any:
         expr, *over = e.args
-        axes = [a for a in (self.rows, self.cols) if a.position in over]
+        axes = [a for a in (self.rows, self.cols) if a.position in over and expr.has(a.position)]
         inner = self.with_positions(*axes)
         value = inner.tensor(expr)
         dims: list[int] = []
         for axis in reversed(axes):  # the last first, so that the dimension of the other stays where it is
             dim = 2 if axis is self.rows else 3
-            value = self.call(torch.unflatten, value, dim, [self.size(count(axis)), axis.width])
+            value = self.call(torch.unflatten, value, dim, [self.size(axis.count), axis.width])
             dims = [d + 1 for d in dims]
             dims.append(dim + 1)
         function = {Every: aten.all.dims, Some: aten.any.dims, Least: torch.amin, Most: torch.amax}[e.func]
         return self.call(function, value, sorted(dims))
-
-
-def count(axis: Axis) -> sympy.Expr:
-    """The number of blocks."""
-    return FloorDiv(axis.length + axis.width - 1, axis.width)
 
 
 HANDLERS: Mapping[Any, Callable[[Evaluator, Any], Any]] = {
@@ -194,6 +189,7 @@ HANDLERS: Mapping[Any, Callable[[Evaluator, Any], Any]] = {
     sympy.Not: lambda self, e: self.call(torch.logical_not, self.tensor(e.args[0])),
     (Min, Max, sympy.Min, sympy.Max): Evaluator.clamped,
     sympy.Abs: lambda self, e: self.call(torch.abs, self.plain(e.args[0])),
+    sympy.Pow: lambda self, e: self.call(operator.pow, *map(self.plain, e.args)),
     Where: Evaluator.where,
     tuple(BINARY): lambda self, e: self.call(BINARY[e.func], *map(self.plain, e.args)),
     tuple(COMPARE): lambda self, e: self.call(COMPARE[e.func], *map(self.plain, e.args)),

@@ -8,6 +8,7 @@ which one failed if one does. The given graph is never changed.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
 from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
+from flex_inductor.passes.attended import attended
+from flex_inductor.passes.blocks import block_width
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.materialise import Materialiser
@@ -41,7 +44,10 @@ from flex_inductor.scalar import Expr
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be lowered: all that a device must be able to do."""
+    """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
+
+    plain: an SDPA call without mask. scores: their number, now. attended: the share of their blocks that may be
+    attended. fused: whether the scores are the products alone, for which Inductor has a fused kernel."""
 
     device: str
     dtype: torch.dtype
@@ -49,6 +55,9 @@ class Request:
     head_dims: tuple[sympy.Expr, sympy.Expr]
     heads: sympy.Expr
     plain: bool
+    scores: int
+    attended: float
+    fused: bool
 
 
 Refusal = Callable[[Request], str | None]
@@ -175,7 +184,13 @@ def request_of(site: Site, result: Result) -> Request:
     value = result.node.meta["val"]
     dims = sympy.Add(*(n for *_, n in site.products)), site.channels
     plain = find_pass.is_sdpa(site.candidate.anchor) and sdpa.is_plain(site.candidate)
-    return Request(value.device.type, dtype_of(site), trains(result), dims, site.at.size(site.at.h), plain)
+    at, number = site.at, functools.partial(compat.number_now, value)
+    scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
+    fused = site.mask is None and site.score.op == "dot" and not site.extra
+    share = attended(site, block_width(value.device, site.mask is not None), number)
+    return Request(
+        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused
+    )
 
 
 def trains(result: Result) -> bool:

@@ -17,19 +17,24 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, mask, scalar
-from flex_inductor.grid import Evaluator, count
+from flex_inductor.grid import Evaluator
 from flex_inductor.ordered import ordered_by
 from flex_inductor.passes.formula import Former
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import ModWriter
 from flex_inductor.passes.opaque import function_of
-from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import TRUE, Expr
 
 aten = torch.ops.aten
-WIDTHS = (128, 128)
-"""Queries and keys in a block."""
+WIDTHS = {"cpu": (128, 64)}
+"""Queries and keys in a block by device, without and with a mask: what was fastest, or nearly so, at all sizes of
+bench/attention_cpu.py. Elsewhere torch's own."""
+
+
+def block_width(device: torch.device, masked: bool) -> int:
+    return WIDTHS.get(device.type, (128, 128))[masked]
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,16 @@ class BlockMaps:
         self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool
     ) -> tuple[Any, ...]:
         """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
-        if expr == TRUE or at.size(at.q) == 1:
+        if at.size(at.q) == 1:
             return self.one_block(mask_mod, device)
         compute = lambda grid, formula: self.lists(grid, formula, at, training)  # noqa: E731
-        _, lists = self.shared(("lists", training), expr, at, compute, device)
+        try:
+            _, lists = self.shared(("lists", training), expr, at, compute, device)
+        except Declined:  # a value that cannot be computed again: no sparsity
+            return self.one_block(mask_mod, device)
         lengths = [self.make.size(at.size(s)) for s in (at.q, at.k)]
-        return compat.block_mask_argument(lists, WIDTHS, lengths, mask_mod)
+        width = block_width(device, expr != TRUE)
+        return compat.block_mask_argument(lists, (width, width), lengths, mask_mod)
 
     def one_block(self, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
         """A single block that covers everything, and applies mask_mod everywhere."""
@@ -93,21 +102,25 @@ class BlockMaps:
         return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
 
     def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> tuple[Any, Any]:
-        """The formula of a mask, and something computed of it, once for all sites that have that mask."""
+        """The formula of a mask, and something computed of it, once for all sites that have that mask. Raises
+        Declined where it cannot be computed in the graph."""
         former = Former(at)
         formula = former.formula(expr)
         key = (what, expr, tuple(at.sizes.items()), device)
         known = self.made.get(key)
         if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
-            value = compute(self.grid(former, at, device), formula)
+            try:
+                value = compute(self.grid(former, at, block_width(device, expr != TRUE), device), formula)
+            except NotImplementedError as error:
+                raise Declined(str(error)) from error
             known = self.made[key] = Known(value, self.point, tuple(former.leaves()))
         return formula, known.value
 
-    def grid(self, former: Former, at: Coordinates, device: torch.device) -> Evaluator:
+    def grid(self, former: Former, at: Coordinates, width: int, device: torch.device) -> Evaluator:
         """Computes formulas in the graph."""
         buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
         buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
-        rows, cols = mask.axes(at.size(at.q), at.size(at.k), WIDTHS)
+        rows, cols = mask.axes(at.size(at.q), at.size(at.k), (width, width))
         grid = Evaluator(self.make.call, self.make.size, buffers, rows, cols, device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
@@ -116,7 +129,7 @@ class BlockMaps:
         call, size = self.make.call, self.make.size
         found = mask.analyse(formula, grid.rows, grid.cols)
         batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]
-        counts = [size(count(axis)) for axis in (grid.rows, grid.cols)]
+        counts = [size(axis.count) for axis in (grid.rows, grid.cols)]
         some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
         partial = call(operator.and_, some, call(torch.logical_not, full))
         lists = compat.block_lists(lambda table: ordered_by(call, table, counts[1], grid.device), partial, full)

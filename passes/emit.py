@@ -25,7 +25,7 @@ from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
-from flex_inductor.passes.site import Coordinates, Site
+from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.storage import Storage, same_memory
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
@@ -99,6 +99,8 @@ class Emitter:
                 self.gm.graph.erase_node(result.dynamo.prev)
             raise
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
+        if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
+            self.make.aten_graph.value_of[result.node] = value
 
     def value(self, site: Site, result: Result, training: bool) -> fx.Node:
         """The new nodes; the last has the result's value."""
@@ -130,7 +132,12 @@ class Emitter:
         """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,
         else by the fill that is in the score."""
         assert site.mask is not None
-        alive = self.maps.rows_with_keys(site.mask, site.at, device, exact=site.dead is not None)
+        try:
+            alive = self.maps.rows_with_keys(site.mask, site.at, device, exact=site.dead is not None)
+        except Declined:
+            if site.dead is not None:
+                raise
+            return replace(site, mask=None, uncertain=False)  # all rows as they are, nothing skipped
         mask, score = logical_or(site.mask, scalar.logical_not(alive)), site.score
         if site.dead is not None:
             score = scalar.where(alive, site.score, scalar.cast(site.dead, site.score.dtype))

@@ -8,7 +8,7 @@ rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or 
 """
 
 from flex_inductor.mask.blocks import LIMIT, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import B, H, K, Q, Where, holds, load, normal
+from flex_inductor.mask.formula import POSITIONS, B, H, K, Q, Where, holds, load, normal
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.ranges import Ranges, Span, ranges
 from flex_inductor.mask.rows import keeps_a_key
@@ -16,6 +16,7 @@ from flex_inductor.mask.rows import keeps_a_key
 __all__ = [
     "COLUMN",
     "LIMIT",
+    "POSITIONS",
     "ROW",
     "Axis",
     "B",

@@ -33,15 +33,21 @@ class BlockFormula:
 def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True) -> BlockFormula:
     """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block."""
     if size(mask, LIMIT) == LIMIT:
-        return BlockFormula(sympy.false, sympy.true, (f"the mask: more than {LIMIT} terms",))
+        return nothing(rows, cols, f"more than {LIMIT} terms")
     intervals = Intervals(rows, cols, pool)
     try:
         mask = normal(mask)
         full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
     except RecursionError:
-        return BlockFormula(sympy.false, sympy.true, ("the mask: sympy did not come to an end",))
+        return nothing(rows, cols, "sympy did not come to an end")
     full = sympy.And(full, inside(rows), inside(cols))
+    some = sympy.And(some, rows.occupied, cols.occupied)
     return BlockFormula(full, some, tuple(dict.fromkeys(map(str, intervals.unknown))))
+
+
+def nothing(rows: Axis, cols: Axis, why: str) -> BlockFormula:
+    """What is known of a mask that is not analysed."""
+    return BlockFormula(sympy.false, sympy.And(rows.occupied, cols.occupied), (f"the mask: {why}",))
 
 
 def inside(axis: Axis) -> sympy.Basic:

@@ -17,16 +17,23 @@ from torch.utils._sympy.functions import FloorDiv, PythonMod
 
 B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
 """The positions of a score: batch, head, query, key."""
+POSITIONS = frozenset({B, H, Q, K})
 
 NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
            sympy.Ne: sympy.Eq}  # fmt: skip
 
 
 class Where(sympy.Function):
-    """Where(condition, a, b): a where the condition holds, else b. (sympy's Piecewise looks into its conditions, and may
-    never come back.)"""
+    """Where(condition, a, b): a where the condition holds, else b. sympy's own Piecewise looks into its conditions, and
+    may never come back."""
 
     is_integer = True
+
+    @classmethod
+    def eval(cls, condition: sympy.Basic, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
+        if a == b or condition == sympy.true:
+            return a
+        return b if condition == sympy.false else None
 
 
 def load(name: str, *at: sympy.Expr | int) -> sympy.Expr:

@@ -67,7 +67,19 @@ class Axis:
     @property
     def whole(self) -> bool:
         """Whether every block is known to be whole."""
-        return (self.length % self.width) == 0
+        return self.length.is_Integer and self.length % self.width == 0
+
+    @property
+    def count(self) -> sympy.Expr:
+        """The number of blocks. Where the length is not known one more, which is empty: a number that may be one would
+        have to be known."""
+        spare = 0 if self.length.is_Integer else 1
+        return FloorDiv(self.length + self.width - 1, self.width) + spare
+
+    @property
+    def occupied(self) -> sympy.Basic:
+        """Whether a block holds any position."""
+        return sympy.true if self.length.is_Integer else sympy.Lt(self.first, self.length)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flex_inductor.mask.interval import Axis, Some
 def keeps_a_key(mask: sympy.Basic, rows: Axis, cols: Axis) -> sympy.Basic:
     """A condition on b, h and q under which the row has a key. For a mask that does not vary with q it is exact."""
     if not mask.has(Q):
-        return Some(mask, K)
+        return Some(mask, K) if mask.has(K) else mask
     return sympy.Or(*(mask.xreplace({K: key}) for key in witnesses(rows, cols)))
 
 

@@ -74,7 +74,8 @@ def batch(length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["flex_eager", pytest.param("flex", marks=pytest.mark.compile)])
-def test_causal_padding_sinks_and_alibi_with_one_compile(backend: str) -> None:
+def test_causal_padding_sinks_and_alibi_with_one_compile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "always")
     torch._dynamo.reset()
     model = Decoder()
     counter = CompileCounterWithBackend(backend)

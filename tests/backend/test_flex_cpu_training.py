@@ -50,7 +50,7 @@ def test_the_same_model_in_inference_is_rewritten() -> None:
     torch._dynamo.reset()
     model, x = Tiny().eval(), randn(2, 12, 32)
     with torch.no_grad(), listen() as reports:
-        got = torch.compile(model, backend="flex", options={"on_failure": "raise"})(x)
+        got = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": "always"})(x)
         torch.testing.assert_close(got, model(x))
     assert sum(r.rewritten for r in reports) == 1
 

@@ -32,7 +32,8 @@ for step in sys.argv[1:]:
     name, backend = step.split(":")
     torch._dynamo.reset()
     with torch.no_grad():
-        out, code = run_and_get_code(torch.compile(globals()[name], backend=backend), *inputs)
+        options = {"options": {"rewrite": "always"}} if backend == "flex" else {}
+        out, code = run_and_get_code(torch.compile(globals()[name], backend=backend, **options), *inputs)
     exact = globals()[name](*inputs)
     assert torch.allclose(out, exact, atol=1e-5), (out - exact).abs().max()
     result.setdefault(step, []).append(code)

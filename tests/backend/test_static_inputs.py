@@ -44,7 +44,7 @@ def told(backend: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     torch._dynamo.reset()
     monkeypatch.setattr(compile_fx, "compile_fx_inner", stop)
-    settings = {"options": {"on_failure": "raise"}} if backend == "flex" else {}
+    settings = {"options": {"on_failure": "raise", "rewrite": "always"}} if backend == "flex" else {}
     with torch.no_grad(), listen() as reports, torch._functorch.config.patch(enable_autograd_cache=False):
         compiled = torch.compile(Model(), backend=via(backend, stop, settings))
         compiled(randn(2, 12, 32))

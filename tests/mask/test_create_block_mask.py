@@ -1,0 +1,115 @@
+"""create_block_mask against torch's: the same block mask, for every mask of attn-gym and for what no formula has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+
+import flex_inductor
+from flex_inductor.block_mask import MaskBlocks, block_map, evaluated
+from flex_inductor.compat import BLOCK_LISTS
+from flex_inductor.passes.site import Declined
+from tests.support.gym import LONGEST, MASKS, S
+
+CPU = torch.device("cpu")
+SIZES = [(S, S, 128), (S, S - 90, (64, 128)), (S - 200, S, 256), (S // 2 + 3, S // 2 - 1, (128, 64))]
+NO_FORMULA = {"vsa"}
+"""Masks that are looked at in tiles: each of their scores is a search."""
+SOUND_ONLY = {"documents", "tiled natten", "morton natten", "global and window", "shared prefix", "block diffusion",
+              "sta 2d", "sta 3d", "svg spatial", "svg temporal", "jetspec tree", "jetspec training", "batchify",
+              "natten"}  # fmt: skip
+"""Masks of which the formula alone leaves some blocks open: conditions that hold in a block, but not of one score."""
+
+
+def same(ours: Any, theirs: Any) -> None:
+    assert ours.shape == theirs.shape and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    for name in BLOCK_LISTS:
+        a, b = getattr(ours, name), getattr(theirs, name)
+        assert (a is None) == (b is None), name
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), name
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_every_mask_of_attn_gym(name: str, size: tuple[int, int, Any]) -> None:
+    mask_mod, (queries, keys, width) = MASKS[name](), size
+    queries = min(queries, LONGEST.get(name, queries))
+    given = (mask_mod, 2, 3, queries, keys, "cpu", width)
+    same(flex_inductor.create_block_mask(*given), flex_attention.create_block_mask(*given))
+    sizes, widths = (2, 3, queries, keys), (width, width) if isinstance(width, int) else width
+    exact = evaluated(mask_mod, sizes, widths, CPU)
+    try:
+        found = MaskBlocks.read(mask_mod, sizes, widths, CPU).map()
+    except Declined:
+        assert name in NO_FORMULA
+        return
+    assert not (found.full & ~exact.full).any() and not (exact.some & ~found.some).any()
+    if name not in SOUND_ONLY | NO_FORMULA:
+        assert torch.equal(found.full.expand_as(exact.full), exact.full)
+        assert torch.equal(found.some.expand_as(exact.some), exact.some)
+
+
+def test_torch_runs_with_it() -> None:
+    mask_mod = MASKS["sliding window"]()
+    q, k, v = (torch.randn(1, 2, 300, 16) for _ in range(3))
+    masks = [make(mask_mod, None, None, 300, 300, "cpu") for make in CREATORS]
+    ours, theirs = (flex_attention.flex_attention(q, k, v, block_mask=m) for m in masks)
+    assert torch.equal(ours, theirs)
+
+
+CREATORS = (flex_inductor.create_block_mask, flex_attention.create_block_mask)
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("apart", [True, False])
+def test_options(batch: int | None, apart: bool) -> None:
+    keep = torch.rand(2, 300) > 0.4
+    given = (lambda b, h, q, k: keep[b, k] & (q >= k), batch, None, 300, 300, "cpu", 64)
+    same(*(make(*given, separate_full_blocks=apart) for make in CREATORS))
+
+
+def test_floating_point_numbers() -> None:
+    ages, table = torch.rand(2, 200), torch.rand(200, 200)
+    given = (2, 1, 200, 200, "cpu", 32)
+    for mask_mod in (
+        lambda b, h, q, k: ages[b, q] > ages[b, k],
+        lambda b, h, q, k: torch.sin(q * 0.1) > 0.5,
+        lambda b, h, q, k: (table[q, k] > 0.1) & (q >= k),
+    ):
+        same(*(make(mask_mod, *given) for make in CREATORS))
+
+
+def test_a_mask_that_cannot_be_traced_is_evaluated() -> None:
+    """Python's own control flow over a captured tensor's number."""
+    limit = torch.tensor(40)
+
+    def mask_mod(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (q >= k) if limit.item() > 30 else (q < k)
+
+    same(*(make(mask_mod, None, None, 200, 200, "cpu", 64) for make in CREATORS))
+
+
+def test_inside_compile() -> None:
+    def program(q: Any, k: Any, v: Any) -> Any:
+        blocks = flex_inductor.create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], k.shape[2], "cpu")
+        return flex_attention.flex_attention(q, k, v, block_mask=blocks)
+
+    q, k, v = (torch.randn(1, 2, 200, 16) for _ in range(3))
+    torch._dynamo.reset()
+    got = torch.compile(program, backend="aot_eager", fullgraph=True)(q, k, v)
+    torch.testing.assert_close(got, program(q, k, v))
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, -1)])
+def test_sizes_below_one(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        flex_inductor.create_block_mask(lambda b, h, q, k: q >= k, None, None, *sizes, "cpu")
+
+
+def test_memory_stays_small() -> None:
+    """131,072 positions: the mask itself would be 16 GiB."""
+    found = block_map(lambda b, h, q, k: q >= k, (1, 1, 1 << 17, 1 << 17), (128, 128), CPU)
+    assert int(found.full.sum()) == 1024 * 1023 // 2 and int(found.some.sum()) == 1024 * 1025 // 2
