@@ -93,7 +93,7 @@ def measure(model: str, layers: int, backend: str) -> list[dict[str, Any]]:
 
 
 def child(model: str, layers: int, backend: str, cache: str) -> dict[str, float]:
-    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1", "FLEX_INDUCTOR_REWRITE": "always"}
     command = [sys.executable, "-m", "bench.compile_time", "--child", model, str(layers), backend]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:

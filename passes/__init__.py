@@ -29,7 +29,7 @@ from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
 from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
-from flex_inductor.passes.attended import attended
+from flex_inductor.passes.attended import attended, describe
 from flex_inductor.passes.blocks import block_width
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
@@ -285,8 +285,11 @@ class Run:
         name = f"site{number}"
         if work.why is not None:
             return records.declined(name, work.found, work.why, work.site, work.notes)
-        assert work.site is not None
-        return records.rewritten(name, work.found, work.site)
+        assert work.site is not None and work.result is not None
+        value, masked = work.result.node.meta["val"], work.site.mask is not None
+        now = functools.partial(compat.number_now, value)
+        sparsity = describe(work.site, block_width(value.device, masked), now)
+        return records.rewritten(name, work.found, work.site, sparsity)
 
 
 def copy_of(gm: fx.GraphModule) -> fx.GraphModule:

@@ -1,8 +1,9 @@
-"""What share of the blocks does a mask attend, as far as that is known before the program runs?
+"""Which blocks does a mask attend, as far as that is known before the program runs?
 
-    k <= q at 4096 queries   ->   0.5           pad[b, k] and k <= q   ->   0.5
+    k <= q at 4096 queries      ->   row q attends keys [0, q + 1); 51% of the blocks of 64 attended, 49% full
+    pad[b, k] and k <= q        ->   at most 51% ..., 0% or more full; the rest is decided at run time by pad
 
-What only the data tells counts as attended. Symbolic sizes count as the numbers that they are now.
+What only the data tells counts as attended, and as not full. Symbolic sizes count as the numbers that they are now.
 """
 
 from __future__ import annotations
@@ -23,31 +24,72 @@ from flex_inductor.passes.site import Site
 MOST_BLOCKS = 512
 """The number of blocks in a row that are looked at: longer sequences get longer blocks."""
 
+Number = Callable[[sympy.Expr], int]
+"""What a size is now."""
 
-def attended(site: Site, width: int, number: Callable[[sympy.Expr], int]) -> float:
-    """The share of blocks that may be attended. number: what a size is now."""
+
+def attended(site: Site, width: int, number: Number) -> float:
+    """The share of blocks that may be attended."""
+    return 1.0 if site.mask is None else shares(site, formula_of(site), width, number)[0]
+
+
+def describe(site: Site, width: int, number: Number) -> str:
+    """The sparsity of a site's mask in words."""
     if site.mask is None:
-        return 1.0
-    formula = static(mask.normal(Former(site.at).formula(site.mask)))
-    formula = formula.xreplace({s: sympy.Integer(number(s)) for s in formula.free_symbols - mask.POSITIONS})
-    return share(formula, number(site.at.size(site.at.q)), number(site.at.size(site.at.k)), width)
+        return "no mask: every block is full"
+    formula = formula_of(site)
+    some, full = shares(site, formula, width, number)
+    data = sorted({f.func.__name__ for f in formula.atoms(AppliedUndef)})
+    bounds = ("at most ", "at least ") if data else ("", "")
+    told = [closed_form(formula, site.at.size(site.at.q), site.at.size(site.at.k), width)]
+    told.append(f"{bounds[0]}{some:.0%} of the blocks of {width} attended, {bounds[1]}{full:.0%} full")
+    told += [f"decided at run time by {', '.join(data)}"] * bool(data)
+    return "; ".join(t for t in told if t)
 
 
-def static(formula: sympy.Basic) -> sympy.Basic:
-    """The formula with true for every comparison that reads data, of which there is no Not in normal form."""
+def formula_of(site: Site) -> sympy.Basic:
+    assert site.mask is not None
+    return mask.normal(Former(site.at).formula(site.mask))
+
+
+def shares(site: Site, formula: sympy.Basic, width: int, number: Number) -> tuple[float, float]:
+    """The shares of blocks that may be attended, and that surely are full."""
+    sizes = {s: sympy.Integer(number(s)) for s in formula.free_symbols - mask.POSITIONS}
+    lengths = [number(site.at.size(s)) for s in (site.at.q, site.at.k)]
+    some, full = (static(formula, otherwise).xreplace(sizes) for otherwise in (sympy.true, sympy.false))
+    return share(some, *lengths, width)[0], share(full, *lengths, width)[1]
+
+
+def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:
+    """The formula with something else for every comparison that reads data. Normal form has no Not above one."""
     if isinstance(formula, (sympy.And, sympy.Or)):
-        return formula.func(*map(static, formula.args))
+        return formula.func(*(static(part, otherwise) for part in formula.args))
     unknown = isinstance(formula, Relational) and formula.has(AppliedUndef, mask.B, mask.H)
-    return sympy.true if unknown else formula
+    return otherwise if unknown else formula
 
 
 @functools.lru_cache(maxsize=64)
-def share(formula: sympy.Basic, queries: int, keys: int, width: int) -> float:
-    """The share of blocks in which a mask of positions alone may hold."""
+def share(formula: sympy.Basic, queries: int, keys: int, width: int) -> tuple[float, float]:
+    """The shares of blocks in which a mask of positions alone may hold, and surely holds throughout."""
     width = max(width, -(-max(queries, keys) // MOST_BLOCKS))
-    rows, cols = mask.axes(queries, keys, (width, width))
-    some = mask.analyse(formula, rows, cols).some
+    rows, cols = mask.axes(sympy.Integer(queries), sympy.Integer(keys), (width, width))
+    found = mask.analyse(formula, rows, cols)
     with torch.device("cpu"):
         grid = Evaluator(lambda f, *args, **kwargs: f(*args, **kwargs), int, {}, rows, cols, torch.device("cpu"))
-        table = grid.with_blocks(sympy.S.One, sympy.S.One).tensor(some)
-    return float(table.expand(1, 1, int(rows.count), int(cols.count)).float().mean())
+        grid = grid.with_blocks(sympy.S.One, sympy.S.One)
+        tables = [grid.tensor(f).expand(1, 1, int(rows.count), int(cols.count)) for f in (found.some, found.full)]
+    some, full = (float(table.float().mean()) for table in tables)
+    return some, full
+
+
+@functools.lru_cache(maxsize=64)
+def closed_form(formula: sympy.Basic, queries: sympy.Expr, keys: sympy.Expr, width: int) -> str:
+    """The keys of a row, where the mask says so in closed form; what could not be analysed."""
+    rows, cols = mask.axes(queries, keys, (width, width))
+    unknown = mask.analyse(formula, rows, cols).unknown
+    if unknown:
+        return f"not analysed: {', '.join(unknown)}"
+    ranges = mask.ranges(formula, rows, cols)
+    if ranges is None:
+        return ""
+    return "row q attends keys " + " or ".join(f"[{span.start}, {span.stop})" for span in ranges.spans)

@@ -67,7 +67,7 @@ class BlockMaps:
             return self.one_block(mask_mod, device)
         compute = lambda grid, formula: self.lists(grid, formula, at, training)  # noqa: E731
         try:
-            _, lists = self.shared(("lists", training), expr, at, compute, device)
+            lists = self.shared(("lists", training), expr, at, compute, device)
         except Declined:  # a value that cannot be computed again: no sparsity
             return self.one_block(mask_mod, device)
         lengths = [self.make.size(at.size(s)) for s in (at.q, at.k)]
@@ -83,26 +83,29 @@ class BlockMaps:
     def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool) -> Expr:
         """Whether a row keeps a key: a load from booleans (b, h, q) that are computed in the graph. exact: whether all
         keys are asked; else only rows count that provably keep one."""
+        axes = self.axes(at, device)
+        formula = Former(at).formula(expr)
+        keep = formula if exact else mask.keeps_a_key(formula, *axes)
+        if keep == sympy.true:
+            return TRUE
 
-        def compute(grid: Evaluator, formula: sympy.Basic) -> fx.Node:
+        def compute(grid: Evaluator, _: sympy.Basic) -> fx.Node:
             given = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
             if exact:
                 given[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
-            keep = formula if exact else mask.keeps_a_key(formula, grid.rows, grid.cols)
             rows: fx.Node = self.make.call(aten.any.dim, grid.at(given).tensor(keep), 3)
-            shape = [at.size(s) if formula.has(p) else sympy.S.One for s, p in self.row_positions(at)]
-            self.make.keep(rows, torch.bool, shape)
+            self.make.keep(rows, torch.bool, [at.size(s) if keep.has(p) else sympy.S.One for s, p in places])
             return rows
 
-        formula, node = self.shared(("rows", exact), expr, at, compute, device)
-        place = tuple(s if formula.has(p) else sympy.S.Zero for s, p in self.row_positions(at))
-        return scalar.load(node, place, torch.bool)
+        places = self.row_positions(at)
+        node = self.shared(("rows", exact), expr, at, compute, device)
+        return scalar.load(node, tuple(s if keep.has(p) else sympy.S.Zero for s, p in places), torch.bool)
 
     def row_positions(self, at: Coordinates) -> tuple[tuple[sympy.Symbol, sympy.Symbol], ...]:
         return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
 
-    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> tuple[Any, Any]:
-        """The formula of a mask, and something computed of it, once for all sites that have that mask. Raises
+    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> Any:
+        """Something computed of the formula of a mask, once for all sites that have that mask. Raises
         Declined where it cannot be computed in the graph."""
         former = Former(at)
         formula = former.formula(expr)
@@ -110,18 +113,21 @@ class BlockMaps:
         known = self.made.get(key)
         if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
             try:
-                value = compute(self.grid(former, at, block_width(device, expr != TRUE), device), formula)
+                value = compute(self.grid(former, at, device, expr != TRUE), formula)
             except NotImplementedError as error:
                 raise Declined(str(error)) from error
             known = self.made[key] = Known(value, self.point, tuple(former.leaves()))
-        return formula, known.value
+        return known.value
 
-    def grid(self, former: Former, at: Coordinates, width: int, device: torch.device) -> Evaluator:
+    def axes(self, at: Coordinates, device: torch.device, masked: bool = True) -> tuple[mask.Axis, mask.Axis]:
+        width = block_width(device, masked)
+        return mask.axes(at.size(at.q), at.size(at.k), (width, width))
+
+    def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:
         """Computes formulas in the graph."""
         buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
         buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
-        rows, cols = mask.axes(at.size(at.q), at.size(at.k), (width, width))
-        grid = Evaluator(self.make.call, self.make.size, buffers, rows, cols, device)
+        grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
     def lists(self, grid: Evaluator, formula: sympy.Basic, at: Coordinates, training: bool) -> dict[str, Any]:
