@@ -10,11 +10,8 @@ memory. Bars, at 131,072: under 0.05 s and 100 MB; at 1,048,576: under 3 s; at 3
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import itertools
 import json
-import os
 import random
 import resource
 import statistics
@@ -25,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-COLUMNS = ("mask", "length", "how", "seconds", "first", "peak_mb", "torch", "device", "commit", "date")
+from bench.record import ROOT, write
+
+COLUMNS = ("mask", "length", "how", "seconds", "first", "peak_mb")
 MASKS = ("causal", "window", "documents", "prefix")
 HOW = ("flex_inductor", "torch", "torch compiled", "attn-gym fast", "closed form")
 FITS = 1 << 15
@@ -48,10 +46,10 @@ def main() -> None:
             continue
         if how == "closed form" and mask == "documents":
             continue
-        row = {"mask": mask, "length": length, "how": how, **child(mask, length, how), **where()}
+        row = {"mask": mask, "length": length, "how": how, **child(mask, length, how)}
         print({k: row[k] for k in COLUMNS[:6]}, flush=True)
         rows.append(row)
-        write(args.out, rows)
+        write(args.out, COLUMNS, rows)
 
 
 def mask_mod(name: str, length: int) -> Any:
@@ -125,23 +123,6 @@ def child(mask: str, length: int, how: str) -> dict[str, Any]:
         raise SystemExit(done.stderr[-3000:])
     result: dict[str, Any] = json.loads(done.stdout.split("RESULT")[1])
     return result
-
-
-def where() -> dict[str, str]:
-    import torch
-
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    device = f"cpu, {os.cpu_count()} cores"
-    return {"torch": torch.__version__, "device": device, "commit": git.stdout.strip(),
-            "date": datetime.date.today().isoformat()}  # fmt: skip
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ Bars: passes <= 10% of Inductor's cold, warm within 1 s of Inductor's, passes li
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import itertools
 import json
 import os
@@ -24,8 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-COLUMNS = ("model", "layers", "backend", "what", "seconds", "torch", "device", "commit", "date")
+from bench.record import ROOT, write
+
+COLUMNS = ("model", "layers", "backend", "what", "seconds")
 WIDTH, LENGTH = 384, 128
 WARM_RUNS = 3
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,7 +48,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for run in itertools.product(args.models, args.layers, args.backends):
         rows += measure(*run)
-        write(args.out, rows)  # at once: a run takes many minutes
+        write(args.out, COLUMNS, rows)  # at once: a run takes many minutes
     report(rows)
 
 
@@ -100,18 +99,6 @@ def child(model: str, layers: int, backend: str, cache: str) -> dict[str, float]
         raise SystemExit(done.stderr[-3000:])
     result: dict[str, float] = json.loads(done.stdout.split("RESULT")[1])
     return result
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    import torch
-
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    where = {"torch": torch.__version__, "device": f"cpu, {os.cpu_count()} cores", "commit": git.stdout.strip()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({**row, **where, "date": datetime.date.today().isoformat()} for row in rows)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

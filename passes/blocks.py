@@ -63,16 +63,16 @@ class BlockMaps:
         self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool
     ) -> tuple[Any, ...]:
         """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
-        if at.size(at.q) == 1:
+        rows, cols = self.axes(at, device, expr != TRUE)
+        if rows.length == 1 or rows.count == cols.count == 1:  # nothing to leave out
             return self.one_block(mask_mod, device)
         compute = lambda grid, formula: self.lists(grid, formula, at, training)  # noqa: E731
         try:
             lists = self.shared(("lists", training), expr, at, compute, device)
         except Declined:  # a value that cannot be computed again: no sparsity
             return self.one_block(mask_mod, device)
-        lengths = [self.make.size(at.size(s)) for s in (at.q, at.k)]
-        width = block_width(device, expr != TRUE)
-        return compat.block_mask_argument(lists, (width, width), lengths, mask_mod)
+        lengths = [self.make.size(axis.length) for axis in (rows, cols)]
+        return compat.block_mask_argument(lists, (rows.width, cols.width), lengths, mask_mod)
 
     def one_block(self, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
         """A single block that covers everything, and applies mask_mod everywhere."""
