@@ -68,7 +68,7 @@ def create_block_mask(
             mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE, separate_full_blocks=separate_full_blocks, **more
         )
     widths = (BLOCK_SIZE, BLOCK_SIZE) if isinstance(BLOCK_SIZE, int) else tuple(BLOCK_SIZE)
-    sizes = (B or 1, H or 1, Q_LEN, KV_LEN)
+    sizes = (1 if B is None else B, 1 if H is None else H, Q_LEN, KV_LEN)
     if len(widths) != 2 or min(*sizes, *widths) < 1:
         raise ValueError(f"sizes {sizes} and blocks {widths}: all must be at least 1")
     where = torch.device(device if device is not None else torch.accelerator.current_accelerator() or "cpu")
@@ -85,7 +85,7 @@ def block_map(
     """The exact block map of a mask_mod; of size one in dimensions that it does not vary with."""
     try:
         return MaskBlocks.read(mask_mod, sizes, widths, device).exact()
-    except Declined:
+    except (Declined, NotImplementedError):
         return evaluated(mask_mod, sizes, widths, device)
 
 
@@ -96,6 +96,7 @@ class MaskBlocks:
     formula: sympy.Basic
     evaluator: Evaluator
     sizes: tuple[int, int, int, int]
+    wide: frozenset[str]
 
     @classmethod
     def read(cls, mask_mod: MaskFunction, sizes: Any, widths: Any, device: torch.device) -> MaskBlocks:
@@ -106,19 +107,19 @@ class MaskBlocks:
         buffers = {name: read.value(node) for name, node in former.buffers.items()}
         buffers |= {name: function_of(x, read.at, read.reads) for name, x in former.opaque.items()}
         rows, cols = mask.axes(sizes[2], sizes[3], widths)
-        return cls(formula, Evaluator(run, int, buffers, rows, cols, device), sizes)
+        return cls(formula, Evaluator(run, int, buffers, rows, cols, device), sizes, frozenset(former.wide))
 
     def map(self) -> BlockMap:
         """The block map as far as the formula alone tells: sound."""
         rows, cols = self.evaluator.rows, self.evaluator.cols
-        blocks = mask.analyse(self.formula, rows, cols, pool=False)
+        blocks = mask.analyse(self.formula, rows, cols, pool=False, wide=self.wide)
         grid = self.evaluator.with_blocks(*map(sympy.Integer, self.sizes[:2]))
-        counts = [-(-a.length // a.width) for a in (rows, cols)]
+        counts = [int(a.count) for a in (rows, cols)]
         varies = [n if self.formula.has(s) else 1 for s, n in zip((mask.B, mask.H), self.sizes)]
-        shape = (*varies, *map(int, counts))
+        shape = (*varies, *counts)
         result = BlockMap(*(torch.empty(shape, dtype=torch.bool, device=grid.device) for _ in range(2)))
-        step = max(1, GRID_TILE // (varies[0] * varies[1] * int(counts[1])))
-        for start in range(0, int(counts[0]), step):
+        step = max(1, GRID_TILE // (varies[0] * varies[1] * counts[1]))
+        for start in range(0, counts[0], step):
             tile = grid.tiled(start, start + step)
             result.some[:, :, start : start + step] = tile.tensor(blocks.some)
             result.full[:, :, start : start + step] = tile.tensor(blocks.full)

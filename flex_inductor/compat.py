@@ -75,20 +75,20 @@ BLOCK_LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_ind
 
 def block_mask(ordered: Any, partial: Any, full: Any, widths: Any, mask_mod: Any, lengths: Any) -> BlockMask:
     """A BlockMask of tables of blocks. ordered: makes lists of a table; full: None for none apart."""
-    lists = block_lists(ordered, partial, full, lambda table: table.transpose(-2, -1).contiguous())
+    lists = block_lists(ordered, partial, full, lambda table: ordered(table.transpose(-2, -1).contiguous()))
     return BlockMask(lengths, BLOCK_SIZE=widths, mask_mod=mask_mod, **lists)
 
 
-def block_lists(ordered: Any, partial: Any, full: Any, turned: Any = None) -> dict[str, Any]:
-    """The lists of a block mask by name. turned: exchanges rows and columns of a table; None for no lists of q-blocks,
-    which only training needs."""
+def block_lists(by_query: Any, partial: Any, full: Any, by_key: Any = None) -> dict[str, Any]:
+    """The lists of a block mask by name. by_query: makes the numbers and lists of kv-blocks of a table. by_key: those of
+    q-blocks; None for none, which only training needs."""
     found: dict[str, Any] = dict.fromkeys(BLOCK_LISTS)
     for table, prefix in ((partial, ""), (full, "full_")):
         if table is None:
             continue
-        found[f"{prefix}kv_num_blocks"], found[f"{prefix}kv_indices"] = ordered(table)
-        if turned is not None:
-            found[f"{prefix}q_num_blocks"], found[f"{prefix}q_indices"] = ordered(turned(table))
+        found[f"{prefix}kv_num_blocks"], found[f"{prefix}kv_indices"] = by_query(table)
+        if by_key is not None:
+            found[f"{prefix}q_num_blocks"], found[f"{prefix}q_indices"] = by_key(table)
     return found
 
 
@@ -264,23 +264,29 @@ def requiring_gradient(x: torch.Tensor) -> torch.Tensor:
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:
     """Makes symbolic sizes the numbers that they are now, by guards."""
-    shape_env = next((n.node.shape_env for n in value.shape if isinstance(n, torch.SymInt)), None)
+    shape_env = value.fake_mode.shape_env
     if shape_env is None:
         return False
     for symbol in symbols:
         if shape_env.is_unbacked_symint(symbol):
             continue
-        hint = hint_of(shape_env, symbol)
-        shape_env.evaluate_expr(sympy.Eq(symbol, hint))
+        shape_env.evaluate_expr(sympy.Eq(symbol, hint_of(shape_env, symbol)))
     return True
 
 
+UNKNOWN_SIZE = 4096
+"""What a size that depends on data is taken for where only a guess is wanted."""
+
+
 def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
-    """What a size of the program is now. value: any tensor of the program, which knows the symbols."""
+    """What a size of the program is now, without a guard. value: any fake tensor of the program."""
     if size.is_Integer:
         return int(size)
-    shape_env = next(n.node.shape_env for n in value.shape if isinstance(n, torch.SymInt))
-    return int(size.xreplace({s: sympy.Integer(hint_of(shape_env, s)) for s in size.free_symbols}))
+    shape_env = value.fake_mode.shape_env
+    numbers = {
+        s: UNKNOWN_SIZE if shape_env.is_unbacked_symint(s) else int(hint_of(shape_env, s)) for s in size.free_symbols
+    }
+    return int(size.xreplace({s: sympy.Integer(n) for s, n in numbers.items()}))
 
 
 def hint_of(shape_env: Any, size: sympy.Expr) -> Any:

@@ -25,7 +25,6 @@ from flex_inductor.mask import Axis, B, Every, H, Least, Most, Some, Where
 
 aten = torch.ops.aten
 Call = Callable[..., Any]
-DIMS = {"b": 0, "h": 1, "rows": 2, "cols": 3}
 
 COMPARE = {sympy.Ge: operator.ge, sympy.Gt: operator.gt, sympy.Le: operator.le, sympy.Lt: operator.lt,
            sympy.Eq: operator.eq, sympy.Ne: operator.ne}  # fmt: skip
@@ -85,7 +84,7 @@ class Evaluator:
     def line(self, size: Any, dim: int) -> Any:
         """0, 1, 2, ... along a dimension."""
         shape = [1] * 4
-        line = self.call(torch.arange, size, dtype=torch.int32, device=self.device)
+        line = self.call(torch.arange, size, dtype=torch.int64, device=self.device)
         return self.call(aten.view.default, line, [*shape[:dim], size, *shape[dim + 1 :]])
 
     def tensor(self, formula: sympy.Basic) -> Any:
@@ -154,10 +153,11 @@ class Evaluator:
         return self.call(torch.where, self.tensor(condition), self.plain(a), self.plain(b))
 
     def load(self, e: AppliedUndef) -> Any:
-        buffer = self.buffers[e.func.__name__]
-        if callable(buffer) and not isinstance(buffer, torch.Tensor):
-            return buffer(self, [self.tensor(a) for a in e.args])
-        return self.call(operator.getitem, buffer, tuple(self.tensor(a) for a in e.args))
+        """As int64: narrower integers would wrap around in differences."""
+        buffer, places = self.buffers[e.func.__name__], [self.tensor(a) for a in e.args]
+        computed = callable(buffer) and not isinstance(buffer, torch.Tensor)
+        value = buffer(self, places) if computed else self.call(operator.getitem, buffer, tuple(places))
+        return self.call(torch.Tensor.to, value, torch.int64)
 
     def reduced(self, e: sympy.Basic) -> Any:
         """Every, Some, Least, Most over the positions in a block."""

@@ -183,10 +183,11 @@ def decide(state: State) -> State:
 def request_of(site: Site, result: Result) -> Request:
     value = result.node.meta["val"]
     dims = sympy.Add(*(n for *_, n in site.products)), site.channels
-    plain = find_pass.is_sdpa(site.candidate.anchor) and sdpa.is_plain(site.candidate)
+    called = find_pass.is_sdpa(site.candidate.anchor)
+    plain = called and sdpa.is_plain(site.candidate)
     at, number = site.at, functools.partial(compat.number_now, value)
     scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
-    fused = site.mask is None and site.score.op == "dot" and not site.extra
+    fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
     share = attended(site, block_width(value.device, site.mask is not None), number)
     return Request(
         value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused

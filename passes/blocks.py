@@ -7,6 +7,7 @@ blocks, right for every length and every padding. Sites with the same mask share
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class BlockMaps:
         rows, cols = self.axes(at, device, expr != TRUE)
         if rows.length == 1 or rows.count == cols.count == 1:  # nothing to leave out
             return self.one_block(mask_mod, device)
-        compute = lambda grid, formula: self.lists(grid, formula, at, training)  # noqa: E731
+        compute = functools.partial(self.lists, at=at, training=training)
         try:
             lists = self.shared(("lists", training), expr, at, compute, device)
         except Declined:  # a value that cannot be computed again: no sparsity
@@ -89,7 +90,7 @@ class BlockMaps:
         if keep == sympy.true:
             return TRUE
 
-        def compute(grid: Evaluator, _: sympy.Basic) -> fx.Node:
+        def compute(grid: Evaluator, *_: Any) -> fx.Node:
             given = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
             if exact:
                 given[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
@@ -113,7 +114,7 @@ class BlockMaps:
         known = self.made.get(key)
         if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
             try:
-                value = compute(self.grid(former, at, device, expr != TRUE), formula)
+                value = compute(self.grid(former, at, device, expr != TRUE), former, formula)
             except NotImplementedError as error:
                 raise Declined(str(error)) from error
             known = self.made[key] = Known(value, self.point, tuple(former.leaves()))
@@ -130,17 +131,21 @@ class BlockMaps:
         grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
-    def lists(self, grid: Evaluator, formula: sympy.Basic, at: Coordinates, training: bool) -> dict[str, Any]:
+    def lists(
+        self, grid: Evaluator, former: Former, formula: sympy.Basic, at: Coordinates, training: bool
+    ) -> dict[str, Any]:
         """The lists of blocks of a mask."""
         call, size = self.make.call, self.make.size
-        found = mask.analyse(formula, grid.rows, grid.cols)
+        found = mask.analyse(formula, grid.rows, grid.cols, wide=former.wide)
         batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]
         counts = [size(axis.count) for axis in (grid.rows, grid.cols)]
         some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
         partial = call(operator.and_, some, call(torch.logical_not, full))
-        lists = compat.block_lists(lambda table: ordered_by(call, table, counts[1], grid.device), partial, full)
-        if training:
-            turned = [call(torch.transpose, table, -2, -1) for table in (partial, full)]
-            by_key = compat.block_lists(lambda table: ordered_by(call, table, counts[0], grid.device), *turned)
-            lists |= {name.replace("kv_", "q_"): nodes for name, nodes in by_key.items() if "kv_" in name}
-        return lists
+
+        def by_query(table: fx.Node) -> Any:
+            return ordered_by(call, table, counts[1], grid.device)
+
+        def by_key(table: fx.Node) -> Any:
+            return ordered_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
+
+        return compat.block_lists(by_query, partial, full, by_key if training else None)

@@ -134,9 +134,9 @@ class Emitter:
         assert site.mask is not None
         try:
             alive = self.maps.rows_with_keys(site.mask, site.at, device, exact=site.dead is not None)
-        except Declined:
+        except Declined as why:
             if site.dead is not None:
-                raise
+                raise Declined(why.reason, why.node or site.candidate.anchor) from why
             return replace(site, mask=None, uncertain=False)  # all rows as they are, nothing skipped
         mask, score = logical_or(site.mask, scalar.logical_not(alive)), site.score
         if site.dead is not None:

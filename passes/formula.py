@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
+import torch
 from torch.utils._sympy.functions import Max, Min
 
 from flex_inductor import scalar
@@ -20,16 +21,20 @@ from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, Leaf, is_integer
 
 COMPARE = {"lt": sympy.Lt, "le": sympy.Le, "gt": sympy.Gt, "ge": sympy.Ge, "eq": sympy.Eq, "ne": sympy.Ne}
+NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
+"""What has no values beyond mask.BOUND."""
 EXTREMES = {"minimum": Min, "maximum": Max}
 
 
 @dataclass
 class Former:
-    """Forms the formula of a mask. buffers, opaque: what the functions in it stand for, by name."""
+    """Forms the formula of a mask. buffers, opaque: what the functions in it stand for, by name. wide: the names of
+    those that may give large integers."""
 
     at: Coordinates
     buffers: dict[str, Leaf] = field(default_factory=dict)
     opaque: dict[str, Expr] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
     memo: dict[Expr, sympy.Basic] = field(default_factory=dict)
 
     def leaves(self) -> set[Leaf]:
@@ -76,13 +81,19 @@ class Former:
 
     def load(self, x: Expr) -> sympy.Expr:
         buffer, index = x.args
-        return load(self.name(self.buffers, buffer, str(buffer)), *map(self.integer, index))
+        name = self.name(self.buffers, buffer, str(buffer))
+        return self.noted(load(name, *map(self.integer, index)), x)
 
     def value(self, x: Expr) -> sympy.Expr:
         """What only the expression itself knows, as a function of its positions."""
-        used = scalar.positions(x)
-        places = [new for old, new in self.positions.items() if old in used]
-        return load(self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}"), *places)
+        name = self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}")
+        return self.noted(load(name, *(self.positions[p] for p in places_of(x, self.at))), x)
+
+    def noted(self, value: sympy.Expr, x: Expr) -> sympy.Expr:
+        """The value of a function, which is wide if x is."""
+        if x.dtype not in NARROW:
+            self.wide.add(value.func.__name__)
+        return value
 
     def name(self, table: dict[str, Any], thing: Any, wanted: str) -> str:
         for name, known in table.items():

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import sympy
 import torch
 
-from flex_inductor import scalar
-from flex_inductor.indices import below, same
+from flex_inductor import mask, scalar
+from flex_inductor.passes.formula import Former
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.scalar import Expr, logical_and, logical_not
 
@@ -106,20 +106,10 @@ def _part_sum(x: Expr, low: float) -> Masked:
     return Masked(logical_and(left.mask, right.mask), score, hidden, left.fills + right.fills)
 
 
-def keeps_a_key(mask: Expr, at: Coordinates) -> bool:
-    """Whether every row provably has a key: a witness (the diagonal, the first key, the last) satisfies the mask."""
-    witnesses = [sympy.S.Zero, sympy.expand(at.sizes[at.k] - 1)]
-    offset = sympy.expand(at.sizes[at.k] - at.sizes[at.q])
-    if below(at.q, at.sizes[at.k], at.sizes) or same(at.sizes[at.q], at.sizes[at.k]):
-        witnesses.append(at.q)
-    if offset.is_nonnegative:
-        witnesses.append(at.q + offset)
-    return any(at_key(mask, at, w) == scalar.TRUE for w in witnesses)
-
-
-def at_key(x: Expr, at: Coordinates, key: sympy.Expr) -> Expr:
-    """An expression at one key of each row."""
-    return scalar.substitute(x, lambda e: sympy.expand(e.xreplace({at.k: key})) if e.has(at.k) else e)
+def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
+    """Whether every row provably has a key under a mask."""
+    axes = mask.axes(at.size(at.q), at.size(at.k), (1, 1))
+    return bool(mask.keeps_a_key(Former(at).formula(hidden), *axes) == sympy.true)
 
 
 def pull_scale(x: Expr) -> tuple[Expr, float]:

@@ -9,16 +9,20 @@ a function of q with one of k, and for what And and Or make of them except where
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sympy
+from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor.mask.formula import K, Q, normal, size
+from flex_inductor.mask.formula import BOUND, K, Q, normal, reach, size
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
 LIMIT = 4000
 """The size of a formula beyond which it is not analysed: sympy would take seconds."""
+LARGEST = 1 << 62
+"""What numbers may reach: with twice that, int64 wraps around."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,11 @@ class BlockFormula:
     unknown: tuple[str, ...] = ()
 
 
-def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True) -> BlockFormula:
-    """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block."""
+def analyse(
+    mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: Collection[str] = ()
+) -> BlockFormula:
+    """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block. wide: the
+    loads that may give numbers beyond BOUND; blocks in which one does are PARTIAL."""
     if size(mask, LIMIT) == LIMIT:
         return nothing(rows, cols, f"more than {LIMIT} terms")
     intervals = Intervals(rows, cols, pool)
@@ -40,14 +47,32 @@ def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True) -> Blo
         full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
     except RecursionError:
         return nothing(rows, cols, "sympy did not come to an end")
-    full = sympy.And(full, inside(rows), inside(cols))
-    some = sympy.And(some, rows.occupied, cols.occupied)
+    if reach(mask) > LARGEST:
+        return nothing(rows, cols, "its numbers may not fit into 64 bits")
+    small = bounded(mask, wide, pool)
+    full = sympy.And(full, small, inside(rows), inside(cols))
+    some = sympy.And(sympy.Or(some, sympy.Not(small)), rows.occupied, cols.occupied)
     return BlockFormula(full, some, tuple(dict.fromkeys(map(str, intervals.unknown))))
 
 
 def nothing(rows: Axis, cols: Axis, why: str) -> BlockFormula:
     """What is known of a mask that is not analysed."""
     return BlockFormula(sympy.false, sympy.And(rows.occupied, cols.occupied), (f"the mask: {why}",))
+
+
+def bounded(mask: sympy.Basic, wide: Collection[str], pool: bool) -> sympy.Basic:
+    """Whether all that a block loads is within BOUND. Sentinels like the largest int64 are not: differences of them
+    wrap around."""
+    conditions = []
+    for load in sorted(mask.atoms(AppliedUndef), key=str):
+        if load.func.__name__ not in wide:
+            continue
+        small = sympy.And(sympy.Le(load, BOUND), sympy.Ge(load, -BOUND))
+        over = [p for p in (Q, K) if load.has(p)]
+        if len(over) == 2 and not pool:
+            return sympy.false
+        conditions.append(Every(small, *over) if over else small)
+    return sympy.And(*conditions)
 
 
 def inside(axis: Axis) -> sympy.Basic:

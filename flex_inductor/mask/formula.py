@@ -8,6 +8,7 @@ comparisons of integers under And, Or, Not; a load of a truth value is a load of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import sympy
@@ -18,6 +19,8 @@ from torch.utils._sympy.functions import FloorDiv, PythonMod
 B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
 """The positions of a score: batch, head, query, key."""
 POSITIONS = frozenset({B, H, Q, K})
+BOUND = 1 << 31
+"""Positions, sizes and nearly all numbers in buffers are within this."""
 
 NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
            sympy.Ne: sympy.Eq}  # fmt: skip
@@ -46,8 +49,21 @@ def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
     return sympy.Ge(load(name, *at), 1)
 
 
-def loads(expr: sympy.Basic) -> set[AppliedUndef]:
-    return set(expr.atoms(AppliedUndef))
+def reach(expr: sympy.Basic) -> int:
+    """What the absolute values of the numbers in an expression stay within, if those of its symbols and loads do
+    within BOUND."""
+    if expr.is_Integer:
+        return abs(int(expr))
+    if isinstance(expr, AppliedUndef):
+        return BOUND
+    if not expr.args:
+        return BOUND
+    parts = [reach(a) for a in expr.args]
+    if isinstance(expr, sympy.Add):
+        return sum(parts)
+    if isinstance(expr, sympy.Mul):
+        return math.prod(max(1, p) for p in parts)
+    return parts[0] ** max(1, parts[1]) if isinstance(expr, sympy.Pow) else max(parts) + 1
 
 
 def size(expr: sympy.Basic, limit: int) -> int:

@@ -10,22 +10,21 @@ from __future__ import annotations
 import sympy
 from torch.utils._sympy.functions import Min
 
-from flex_inductor.mask.formula import K, Q
+from flex_inductor.mask.formula import K, Q, normal
 from flex_inductor.mask.interval import Axis, Some
 
 
 def keeps_a_key(mask: sympy.Basic, rows: Axis, cols: Axis) -> sympy.Basic:
     """A condition on b, h and q under which the row has a key. For a mask that does not vary with q it is exact."""
-    if not mask.has(Q):
-        return Some(mask, K) if mask.has(K) else mask
-    return sympy.Or(*(mask.xreplace({K: key}) for key in witnesses(rows, cols)))
+    found = sympy.Or(*(mask.xreplace({K: key}) for key in witnesses(rows, cols)))
+    if normal(found) == sympy.true:
+        return sympy.true
+    return found if mask.has(Q) else Some(mask, K) if mask.has(K) else mask
 
 
 def witnesses(rows: Axis, cols: Axis) -> list[sympy.Expr]:
     """Keys that masks tend to leave to a row."""
     last = cols.length - 1
     offset = cols.length - rows.length
-    diagonal = [Q if offset == 0 else Min(Q, last)]
-    if offset != 0 and offset.is_nonnegative:
-        diagonal.append(Q + offset)
-    return [*diagonal, sympy.S.Zero, last]
+    diagonal = [Q, Q + offset] if offset.is_nonnegative else [Min(Q, last)]
+    return [*dict.fromkeys(diagonal), sympy.S.Zero, last]

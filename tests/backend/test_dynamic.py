@@ -97,3 +97,22 @@ def test_training_at_several_lengths() -> None:
             got = outcome(compiled, model, batch(length), True)
             compare_all(got, outcome(model, model, batch(length), True), reference(model, batch(length), True), 16)
     assert [r.rewritten for r in reports] == [1]
+
+
+def test_only_the_number_of_keys_changes() -> None:
+    """The result has no dynamic size then: a growing cache. The cost of the site was asked of the result's sizes."""
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keep = torch.arange(k.shape[2]) >= torch.arange(q.shape[2])[:, None]
+        return torch.softmax((q @ k.mT).masked_fill(~keep, float("-inf")), -1) @ v
+
+    torch._dynamo.reset()
+    compiled = torch.compile(program, backend="flex_eager")
+    q = randn(1, 2, 130, 16)
+    with torch.no_grad(), listen() as reports:
+        for keys in (200, 300, 333):
+            k, v = randn(1, 2, keys, 16, seed=1), randn(1, 2, keys, 16, seed=2)
+            torch._dynamo.mark_dynamic(k, 2)
+            torch._dynamo.mark_dynamic(v, 2)
+            torch.testing.assert_close(compiled(q, k, v), program(q, k, v), atol=1e-5, rtol=0)
+    assert [(r.rewritten, r.fallback) for r in reports] == [(1, None)]

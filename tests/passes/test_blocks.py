@@ -64,12 +64,18 @@ def table(numbers: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
 def calls_of(program: Callable[..., Any], inputs: dict[str, torch.Tensor], dynamic: bool = False) -> list[Call]:
     """The calls of a rewritten program, run on its own inputs."""
     torch._dynamo.reset()
+    first, inputs = copied(inputs), copied(inputs)
     with torch.no_grad(), listen() as reports:
-        torch.compile(program, backend="flex_eager", dynamic=dynamic)(**inputs)
+        torch.compile(program, backend="flex_eager", dynamic=dynamic)(**first)
     (report,) = reports
     watching = Watching(report.after)
     watching.run(*(given(n, inputs) for n in report.after.graph.nodes if n.op == "placeholder"))
     return watching.calls
+
+
+def copied(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """For programs that write to their inputs."""
+    return {name: x.clone() for name, x in inputs.items()}
 
 
 def given(node: fx.Node, inputs: dict[str, torch.Tensor]) -> Any:
@@ -119,6 +125,13 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, torch.Te
         lambda n: {"m": torch.arange(n) == torch.tensor([[3], [5]])},
     ),
 }
+FIRST = torch.arange(256) < 128
+NUMBERS = {
+    "uint8": torch.where(FIRST, 0, 255).to(torch.uint8),
+    "int8": torch.where(FIRST, -100, 100).to(torch.int8),
+    "int32": torch.where(FIRST, -5, torch.iinfo(torch.int32).max).to(torch.int32),
+    "int64": torch.where(FIRST, -5, torch.iinfo(torch.int64).max),
+}
 LOOSE = {"left padding"}
 """Where rows without keys attend to all."""
 
@@ -160,14 +173,29 @@ def test_layers_share_a_map() -> None:
 
 
 def test_a_mask_that_changes_is_not_shared() -> None:
-    """Whatever is rewritten of it, the numbers are checked."""
-
     def program(q: Any, k: Any, v: Any, m: Any) -> Any:
         first = attend(q, k, v, m)
         m.logical_not_()
         return first + attend(q, k, v, m)
 
-    reports_of(program, (*qkv(130).values(), (torch.arange(130)[:, None] + torch.arange(130)) // 70 % 2 == 0))
+    mask = (torch.arange(256)[:, None] + torch.arange(256)) // 200 % 2 == 0
+    reports_of(program, (*qkv(256).values(), mask.clone()))
+    first, second = calls_of(program, {**qkv(256), "m": mask})
+    assert torch.equal(first.dense, ~second.dense)
+    for call in (first, second):
+        some, full = pooled(call.dense, (64, 64))
+        assert torch.equal(call.some.expand_as(some), some) and torch.equal(call.full.expand_as(full), full)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_near_the_ends_of_their_type(name: str) -> None:
+    """Differences wrapped around, and blocks were lost."""
+    numbers = NUMBERS[name]
+    program = lambda q, k, v, n: attend(q, k, v, n[:, None] >= n)  # noqa: E731
+    check(program, (*qkv(256).values(), numbers))
+    (call,) = calls_of(program, {**qkv(256), "n": numbers})
+    some, full = pooled(call.dense, (64, 64))
+    assert not (some & ~call.some).any() and not (call.full & ~full).any()
 
 
 @pytest.fixture
