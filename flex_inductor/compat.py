@@ -80,8 +80,8 @@ def block_mask(ordered: Any, partial: Any, full: Any, widths: Any, mask_mod: Any
 
 
 def block_lists(by_query: Any, partial: Any, full: Any, by_key: Any = None) -> dict[str, Any]:
-    """The lists of a block mask by name. by_query: makes the numbers and lists of kv-blocks of a table. by_key: those of
-    q-blocks; None for none, which only training needs."""
+    """The lists of a block mask by name. by_query: makes the numbers and lists of kv-blocks of a table. by_key: those
+    of q-blocks; None for none, which only training needs."""
     found: dict[str, Any] = dict.fromkeys(BLOCK_LISTS)
     for table, prefix in ((partial, ""), (full, "full_")):
         if table is None:

@@ -157,7 +157,7 @@ class Evaluator:
         buffer, places = self.buffers[e.func.__name__], [self.tensor(a) for a in e.args]
         computed = callable(buffer) and not isinstance(buffer, torch.Tensor)
         value = buffer(self, places) if computed else self.call(operator.getitem, buffer, tuple(places))
-        return self.call(torch.Tensor.to, value, torch.int64)
+        return self.call(aten.to.dtype, value, torch.int64)
 
     def reduced(self, e: sympy.Basic) -> Any:
         """Every, Some, Least, Most over the positions in a block."""

@@ -1,14 +1,13 @@
-"""torch's C++ template for flex_attention, with four faults of torch 2.13 mended while our graphs compile.
+"""torch's C++ template for flex_attention, with five faults of torch 2.13 mended while our graphs compile.
 
 - It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
-linear
-  layer's output, viewed as heads).
+  linear layer's output, viewed as heads).
 - It replaces the name of a size in the generated code as text, and breaks every name that begins alike (`ks7`, `ks77`).
 - It cannot read a captured tensor that is computed in the same graph and not yet stored.
 - It passes queries, keys and values by the buffers that they are views of, and loses where in it the view begins:
   values cut out of one projection would be read as queries.
-
-Where stock torch is right, the mended template makes the same code, so nobody else can tell the difference.
+- It names local variables after the buffers of the whole graph, so that every layer of a model has a kernel of its own,
+  compiled and loaded apart from the others that do the same.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ def mended() -> Iterator[None]:
         _lock,
         mock.patch.object(template, "choose_flex_template", _choose(template.choose_flex_template)),
         mock.patch.object(template, "modification", _modification(template.modification)),
+        mock.patch.object(template, "render", _render(template.render)),
         mock.patch.object(compat.flex_lowerings(), "lower_cpu", _stored_first(compat.flex_lowerings().lower_cpu)),
     ):
         yield
@@ -60,6 +60,16 @@ def _choose(original: Callable[..., Any]) -> Callable[..., Any]:
 def _shaped(node: Any) -> Any:
     """All that the original looks at: a shape, below two layers of views."""
     return SimpleNamespace(data=SimpleNamespace(data=SimpleNamespace(layout=SimpleNamespace(size=node.get_size()))))
+
+
+def _render(original: Callable[..., Any]) -> Callable[..., Any]:
+    def render(self: Any, *args: Any, **kwargs: Any) -> str:
+        for number, name in enumerate(("score_buf_idx", "mask_buf_idx")):
+            if getattr(self, name) is not None:
+                setattr(self, name, number)
+        return original(self, *args, **kwargs)
+
+    return render
 
 
 def _modification(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -125,7 +125,7 @@ class Emitter:
         )
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
-        out = out if wanted == dtype_of(site) else self.make.graph.call_method("to", (out, wanted))
+        out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
         return self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
@@ -148,8 +148,8 @@ class Emitter:
         strides = [heads.magnitude(size_expr(n)) for n in original.meta["example_value"].stride()]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
-            return self.make.graph.call_method("contiguous", (out,))
-        dense = self.make.graph.call_method("contiguous", (self.make.call(aten.permute.default, out, order),))
+            return self.make.call(aten.contiguous.default, out)
+        dense = self.make.call(aten.contiguous.default, self.make.call(aten.permute.default, out, order))
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def module(self, name: str, expr: Expr, site: Site, with_score: bool) -> tuple[fx.Node, tuple[fx.Node, ...]]:
@@ -178,7 +178,7 @@ class Emitter:
         comparison."""
         value = self.make.value(node)
         if node not in gradients and node.meta["val"].dtype.is_floating_point:
-            value = self.make.graph.call_method("detach", (value,))
+            value = self.make.call(aten.detach.default, value)
         for dim, place in reversed(selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
         return value

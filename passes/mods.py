@@ -21,6 +21,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.scalar import Atom, Expr
 
+aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
 """Dimensions of a captured tensor that are read at one place only, and that place."""
 
@@ -32,7 +33,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "and": operator.and_,
     "or": operator.or_,
     "not": torch.logical_not,
-    "detach": torch.Tensor.detach,
+    "detach": torch.detach,
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
     "elu": torch.nn.functional.elu,
@@ -127,7 +128,7 @@ class ModWriter:
         if x.op in ("float", "trunc"):
             value = self.value(x.args[0])
             dtype = torch.float32 if x.op == "float" else torch.int64
-            return self.graph.call_method("to", (value, dtype)) if self.is_tensor(value) else value
+            return self.call(aten.to.dtype, value, dtype) if self.is_tensor(value) else value
         if x.op == "where":
             return self.where(x)
         return self.function(x)
@@ -178,7 +179,7 @@ class ModWriter:
         if places:
             value = self.call(operator.getitem, value, tuple(places))
         if buffer.meta["val"].dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
-            value = self.graph.call_method("to", (value, torch.float32))
+            value = self.call(aten.to.dtype, value, torch.float32)
         return value
 
     def lifted(self, buffer: fx.Node) -> bool:

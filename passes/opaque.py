@@ -44,14 +44,5 @@ def inlined(graph: fx.Graph, inputs: Sequence[Any], call: Callable[..., Any]) ->
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         if node.op == "output":
             return args[0]
-        values[node] = (
-            call(method, node.target, *args, **kwargs)
-            if node.op == "call_method"
-            else call(node.target, *args, **kwargs)
-        )
+        values[node] = call(node.target, *args, **kwargs)
     raise ValueError("a graph without an output")
-
-
-def method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """A method of a tensor, as a function."""
-    return getattr(x, name)(*args, **kwargs)

@@ -95,6 +95,6 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
             raise Declined("an operand of the attention is no view of a tensor", source.node)
         node = view(make, make.value(source.node), how)
         if source.node.meta["val"].dtype != dtype_of(site):
-            node = make.graph.call_method("to", (node, dtype_of(site)))
+            node = make.call(aten.to.dtype, node, dtype_of(site))
         nodes.append(node)
     return nodes[0] if len(nodes) == 1 else make.call(torch.cat, nodes, -1)

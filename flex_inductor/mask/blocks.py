@@ -34,9 +34,7 @@ class BlockFormula:
     unknown: tuple[str, ...] = ()
 
 
-def analyse(
-    mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: Collection[str] = ()
-) -> BlockFormula:
+def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: Collection[str] = ()) -> BlockFormula:
     """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block. wide: the
     loads that may give numbers beyond BOUND; blocks in which one does are PARTIAL."""
     if size(mask, LIMIT) == LIMIT:

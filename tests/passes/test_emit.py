@@ -57,7 +57,7 @@ scale 0.353553, score_mod reads 1, mask_mod reads 1
 score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     %0 = getitem(buffer_0, (h,))
     %1 = sub(kv_idx, q_idx)
-    %2 = to(%1, torch.float32)
+    %2 = to.dtype(%1, torch.float32)
     %3 = mul(%0, %2)
     %4 = add(score, %3)
     return %4
@@ -104,7 +104,7 @@ score_mod(score, b, h, q_idx, kv_idx, buffer_0):
     %1 = abs(%0)
     %2 = clamp(%1, max=7)
     %3 = getitem(buffer_0, (%2, h))
-    %4 = to(%3, torch.float32)
+    %4 = to.dtype(%3, torch.float32)
     %5 = add(score, %4)
     return %5
 mask_mod(b, h, q_idx, kv_idx):

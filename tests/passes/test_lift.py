@@ -44,7 +44,7 @@ def captured(report: Any) -> list[torch.Tensor]:
     """The tensors that the flex_attention calls of a graph capture and the program did not give."""
     calls = [n for n in report.after.graph.nodes if n.target is flex_attention_hop]
     read = [x for call in calls for x in tree_leaves(call.args[-2:]) if isinstance(x, torch.fx.Node)]
-    selected = ("detach", torch.ops.aten.select.int)
+    selected = (torch.ops.aten.detach.default, torch.ops.aten.select.int)
     return [x for x in read if x.op != "placeholder" and not (x.target in selected and x.args[0].op == "placeholder")]
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._functorch._aot_autograd.autograd_cache import BypassAOTAutogradCache, check_cacheable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -156,6 +157,15 @@ def compiled(program: Any, backend: str, dynamic: bool | None = None) -> Any:
     return torch.compile(program, backend=backend, dynamic=dynamic, options=dict(options))
 
 
+def cacheable(gm: fx.GraphModule) -> bool:
+    """Whether torch's caches take a compiled graph: what Dynamo captured does not always allow it."""
+    try:
+        check_cacheable(gm)
+    except (BypassAOTAutogradCache, AttributeError):
+        return False
+    return True
+
+
 def reports_of(
     program: Any,
     inputs: Sequence[Any],
@@ -169,6 +179,9 @@ def reports_of(
     with listen() as reports:
         got = outcome(compiled(program, backend, dynamic), program, inputs, train)
     compare_all(got, eager, exact, c)
+    for report in reports:
+        if cacheable(report.before):
+            check_cacheable(report.after)
     return reports
 
 
