@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
 from torch._higher_order_ops.flex_attention import flex_attention_backward as flex_attention_backward_hop
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE, BlockMask
 
 __all__ = [
@@ -136,6 +137,11 @@ def kernel_options(device: torch.device, training: bool) -> dict[str, Any]:
         "OUTPUT_LOGSUMEXP": training,
         "OUTPUT_MAX": False,
     }
+
+
+def graph_module(root: Any, graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
+    """A graph module whose Python code is not written before somebody asks for it."""
+    return _LazyGraphModule(root, graph, name)
 
 
 def own_symbol(size: torch.SymInt) -> Any:

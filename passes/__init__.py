@@ -301,7 +301,7 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     end = next(n for n in gm.graph.nodes if n.op == "output")
     graph.output(output, type_expr=getattr(end, "type", None))
     list(graph.nodes)[-1].meta.update(end.meta)
-    copy = fx.GraphModule(gm, graph, type(gm).__name__)
+    copy = compat.graph_module(gm, graph, type(gm).__name__)
     for node, twin in values.items():  # AOTAutograd reads off these attributes which inputs are parameters, and static
         if hasattr(node, "_dynamo_source"):
             twin._dynamo_source = node._dynamo_source

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
+from flex_inductor import compat
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.scalar import Atom, Expr
 
@@ -86,7 +87,7 @@ class ModWriter:
             value = self.constant(value, expr.dtype)
         self.graph.output(value)
         self.graph.lint()
-        return fx.GraphModule({}, self.graph, name)
+        return compat.graph_module({}, self.graph, name)
 
     def constant(self, value: Any, dtype: torch.dtype) -> fx.Node:
         """A number as a scalar tensor."""
