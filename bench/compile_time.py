@@ -26,7 +26,7 @@ from bench.record import ROOT, write
 
 COLUMNS = ("model", "layers", "backend", "what", "seconds")
 WIDTH, LENGTH = 384, 128
-WARM_RUNS = 3
+WARM_RUNS = 5
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": {"num_attention_heads": 12, "intermediate_size": 4 * WIDTH},
     "llama": {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 1024},

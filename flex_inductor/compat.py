@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from typing import Any
 from unittest import mock
 
@@ -214,6 +215,15 @@ def from_the_start(tensor: Any) -> Any:
 
     stored = ExternKernel.realize_input(tensor)
     return tensor if stored.get_layout().offset == 0 else ExternKernel.copy_input(stored)
+
+
+def announce(**backends: str) -> None:
+    """Makes backends known to torch.compile by name, as their entry points do: without that these are installed, and
+    without torch importing every backend that it has to look for them."""
+    from torch._dynamo.backends import registry
+
+    for name, place in backends.items():
+        registry._BACKENDS.setdefault(name, EntryPoint(name, place, "torch_dynamo_backends"))
 
 
 def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:

@@ -35,6 +35,7 @@ class Decision:
     matched: what was found there, in one line.
     score_mod, mask_mod: Python-like text of the two functions, as far as they could be worked out.
     sparsity: what is known of the mask's block sparsity, in one line.
+    block_map: a picture of it, a line a row of blocks: full `#`, partly attended `/`, empty `.`, known at run time `?`.
     notes: anything a careful user wants to know, e.g. that an empty row gives 0 where eager gives NaN.
     """
 
@@ -47,6 +48,7 @@ class Decision:
     score_mod: str = ""
     mask_mod: str = ""
     sparsity: str = ""
+    block_map: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -36,6 +36,7 @@ from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.normalize import AtenGraph
 from flex_inductor.passes.operands import dtype_of
+from flex_inductor.passes.picture import picture
 from flex_inductor.passes.result import Result, locate
 from flex_inductor.passes.site import Candidate, Declined, Site
 from flex_inductor.passes.storage import Storage
@@ -289,8 +290,8 @@ class Run:
         assert work.site is not None and work.result is not None
         value, masked = work.result.node.meta["val"], work.site.mask is not None
         now = functools.partial(compat.number_now, value)
-        sparsity = describe(work.site, block_width(value.device, masked), now)
-        return records.rewritten(name, work.found, work.site, sparsity)
+        known = (work.site, block_width(value.device, masked), now)
+        return records.rewritten(name, work.found, work.site, describe(*known), picture(*known))
 
 
 def copy_of(gm: fx.GraphModule) -> fx.GraphModule:

@@ -24,6 +24,7 @@ from flex_inductor.passes.site import Site
 MOST_BLOCKS = 512
 """The number of blocks in a row that are looked at: longer sequences get longer blocks."""
 
+Tables = tuple[torch.Tensor, torch.Tensor]
 Number = Callable[[sympy.Expr], int]
 """What a size is now."""
 
@@ -54,10 +55,15 @@ def formula_of(site: Site) -> sympy.Basic:
 
 def shares(site: Site, formula: sympy.Basic, width: int, number: Number) -> tuple[float, float]:
     """The shares of blocks that may be attended, and that surely are full."""
+    (some, _), (_, full) = ends(site, formula, width, number)
+    return float(some.float().mean()), float(full.float().mean())
+
+
+def ends(site: Site, formula: sympy.Basic, width: int, number: Number) -> tuple[Tables, ...]:
+    """Blocks with any score, and full ones, if all that data decides is attended, and if nothing of it is."""
     sizes = {s: sympy.Integer(number(s)) for s in formula.free_symbols - mask.POSITIONS}
     lengths = [number(site.at.size(s)) for s in (site.at.q, site.at.k)]
-    some, full = (static(formula, otherwise).xreplace(sizes) for otherwise in (sympy.true, sympy.false))
-    return share(some, *lengths, width)[0], share(full, *lengths, width)[1]
+    return tuple(tables(static(formula, data).xreplace(sizes), *lengths, width) for data in (sympy.true, sympy.false))
 
 
 def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:
@@ -69,17 +75,16 @@ def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:
 
 
 @functools.lru_cache(maxsize=64)
-def share(formula: sympy.Basic, queries: int, keys: int, width: int) -> tuple[float, float]:
-    """The shares of blocks in which a mask of positions alone may hold, and surely holds throughout."""
+def tables(formula: sympy.Basic, queries: int, keys: int, width: int) -> Tables:
+    """The blocks in which a mask of positions alone may hold, and those in which it surely holds throughout."""
     width = max(width, -(-max(queries, keys) // MOST_BLOCKS))
     rows, cols = mask.axes(sympy.Integer(queries), sympy.Integer(keys), (width, width))
     found = mask.analyse(formula, rows, cols)
     with torch.device("cpu"):
         grid = Evaluator(lambda f, *args, **kwargs: f(*args, **kwargs), int, {}, rows, cols, torch.device("cpu"))
         grid = grid.with_blocks(sympy.S.One, sympy.S.One)
-        tables = [grid.tensor(f).expand(1, 1, int(rows.count), int(cols.count)) for f in (found.some, found.full)]
-    some, full = (float(table.float().mean()) for table in tables)
-    return some, full
+        some, full = (grid.tensor(f).expand(1, 1, int(rows.count), int(cols.count)) for f in (found.some, found.full))
+    return some[0, 0], full[0, 0]
 
 
 @functools.lru_cache(maxsize=64)

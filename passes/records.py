@@ -47,11 +47,11 @@ def declined(name: str, found: Found, why: Declined, site: Site | None, notes: t
     )  # fmt: skip
 
 
-def rewritten(name: str, found: Found, site: Site, sparsity: str) -> Decision:
+def rewritten(name: str, found: Found, site: Site, sparsity: str, block_map: tuple[str, ...]) -> Decision:
     score_mod, mask_mod = mods(site)
     return Decision(
         site=name, verdict="rewritten", source=source_of(found.anchor), matched=matched(found), score_mod=score_mod,
-        mask_mod=mask_mod, sparsity=sparsity, notes=site.notes,
+        mask_mod=mask_mod, sparsity=sparsity, block_map=block_map, notes=site.notes,
     )  # fmt: skip
 
 

@@ -1,22 +1,37 @@
-"""Every graph before and after, as text, as DOT and as a picture, with the rewritten region marked.
+"""Every graph before and after, as text, as DOT and as a picture, with the rewritten region marked; and the block maps.
 
-`graph0.before.txt`, `graph0.before.dot`, `graph0.before.svg`, and the same with `after`.
+`graph0.before.txt`, `graph0.before.dot`, `graph0.before.svg`, the same with `after`, and `graph0.site0.blocks.svg` for
+the first of the sites that have the same block map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flex_inductor.decisions import GraphReport
+from flex_inductor.report import blocks
 from flex_inductor.report.drawing import Drawing, drawing
 from flex_inductor.report.svg import svg
 
 
 def write_graphs(reports: Iterable[GraphReport], directory: Path) -> list[Path]:
-    """Writes six files a graph (three where nothing was rewritten); returns them in order."""
+    """Writes six files a graph (three where nothing was rewritten) and one a block map; returns them in order."""
     directory.mkdir(parents=True, exist_ok=True)
-    return [path for i, report in enumerate(reports) for path in _write(report, directory / f"graph{i}")]
+    stems = [(report, directory / f"graph{i}") for i, report in enumerate(reports)]
+    return [path for report, stem in stems for path in (*_write(report, stem), *_block_maps(report, stem))]
+
+
+def _block_maps(report: GraphReport, stem: Path) -> Iterator[Path]:
+    first = {d.block_map: d for d in reversed(report.decisions) if d.block_map}
+    for decision in reversed(first.values()):
+        path = stem.with_name(f"{stem.name}.{decision.site}.blocks.svg")
+        path.write_text(blocks.svg(decision))
+        yield path
+        with contextlib.suppress(ImportError):  # matplotlib is an extra
+            blocks.png(decision, path.with_suffix(".png"))
+            yield path.with_suffix(".png")
 
 
 def _write(report: GraphReport, stem: Path) -> list[Path]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flex_inductor.explain import Report
 
 WIDTH = 120
+MAP_LINES = 16
+"""Larger block maps are left to their pictures."""
 DYNAMO_NAME = re.compile(r"\bl_(?:kwargs_)?(\w+?)_(?!\w)")
 
 
@@ -87,6 +89,7 @@ def _details(decision: Decision) -> Table:
         ("score_mod", decision.score_mod),
         ("mask_mod", decision.mask_mod),
         ("sparsity", decision.sparsity),
+        ("block map", "\n".join(decision.block_map) if len(decision.block_map) <= MAP_LINES else ""),
         *(("note", note) for note in decision.notes),
     ]
     table = Table.grid(padding=(0, 2))

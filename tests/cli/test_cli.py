@@ -79,6 +79,7 @@ def test_dump_writes_both_graphs(cli, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     listed = {Path(line).name for line in result.stdout.splitlines()}
     assert listed == {p.name for p in (tmp_path / "out").iterdir()}
+    assert "graph0.site0.blocks.svg" in listed
     assert "flex_attention" in (tmp_path / "out" / "graph0.after.txt").read_text()
     assert "flex_attention" not in (tmp_path / "out" / "graph0.before.txt").read_text()
 

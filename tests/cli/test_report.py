@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import fx
 
 from flex_inductor.decisions import Decision, Fallback, GraphReport
 from flex_inductor.explain import Report
+from flex_inductor.report.blocks import COLOURS
 from flex_inductor.report.drawing import drawing
 from flex_inductor.report.graphs import regions, write_graphs
 from flex_inductor.report.text import readable
@@ -103,6 +105,35 @@ def test_graphs_are_written_as_text_dot_and_svg(report: Report, tmp_path: Path) 
     assert names == [*first, "graph1.before.txt", "graph1.before.dot", "graph1.before.svg"]
     for path in (tmp_path / "new" / "folder").glob("*.svg"):
         ET.parse(path)
+
+
+def test_block_maps_are_written_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fx.symbolic_trace(plain)
+    maps = (("/.", "#/"), ("/.", "#/"), (), ("?.", "??"))
+    sites = tuple(site(i, mask_mod="k <= q", block_map=lines) for i, lines in enumerate(maps))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report = Report((GraphReport(sites, module, module),))
+    names = [p.name for p in report.graphs(tmp_path) if "blocks" in p.name]
+    assert names == ["graph0.site0.blocks.svg", "graph0.site3.blocks.svg"]
+    text = (tmp_path / names[1]).read_text()
+    ET.fromstring(text)
+    assert text.count(COLOURS["?"]) == 3 + 1 and "known at run time" in text and "partly" not in text
+
+
+def test_block_maps_as_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    module = fx.symbolic_trace(plain)
+    report = Report((GraphReport((site(0, block_map=("/.", "#/")),), module, module),))
+    (path,) = [p for p in report.graphs(tmp_path) if p.suffix == ".png"]
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_small_block_maps_are_part_of_the_text() -> None:
+    module = fx.symbolic_trace(plain)
+    report = Report(
+        (GraphReport((site(0, block_map=("/.", "#/")), site(1, block_map=("/" * 40,) * 40)), module, module),)
+    )
+    assert "block map  /.\n             #/\n" in str(report) and "////" not in str(report)
 
 
 def test_the_rewritten_region_is_marked_in_both_graphs(report: Report, tmp_path: Path) -> None:
