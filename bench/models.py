@@ -129,7 +129,7 @@ def measured(name: str, batch: int, length: int) -> list[dict[str, Any]]:
         for backend in BACKENDS[1:]:
             runs[backend] = torch.compile(net, backend=backend)
             torch.testing.assert_close(runs[backend](**inputs)[0], expected, atol=1e-3, rtol=1e-3)
-        times = interleaved(runs, inputs)
+        times = interleaved(runs, inputs, 60 if name in LONG else 15)
         peaks = {backend: peak(run, inputs) for backend, run in runs.items()}
     decisions = [d for r in reports for d in r.decisions]
     rewritten = sum(d.rewritten for d in decisions)
@@ -144,10 +144,10 @@ def measured(name: str, batch: int, length: int) -> list[dict[str, Any]]:
     return rows
 
 
-def interleaved(runs: dict[str, Callable[..., Any]], inputs: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of rounds of calls: as many rounds as fit into about a minute, five at least."""
+def interleaved(runs: dict[str, Callable[..., Any]], inputs: Any, seconds: float) -> dict[str, list[float]]:
+    """The times of rounds of calls: as many rounds as fit into some seconds, five at least, 41 at most."""
     times: dict[str, list[float]] = {backend: [] for backend in runs}
-    end = time.perf_counter() + 60
+    end = time.perf_counter() + seconds
     while len(times["eager"]) < 5 or (time.perf_counter() < end and len(times["eager"]) < 41):
         for backend, run in runs.items():
             start = time.perf_counter()

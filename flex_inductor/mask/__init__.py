@@ -10,6 +10,7 @@ rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or 
 from flex_inductor.mask.blocks import LIMIT, BlockFormula, analyse, axes
 from flex_inductor.mask.formula import POSITIONS, B, H, K, Q, Where, holds, load, normal
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
+from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges
 from flex_inductor.mask.rows import keeps_a_key
 
@@ -25,6 +26,7 @@ __all__ = [
     "H",
     "K",
     "Least",
+    "Loop",
     "Most",
     "Q",
     "Ranges",
@@ -36,6 +38,7 @@ __all__ = [
     "holds",
     "keeps_a_key",
     "load",
+    "loops",
     "normal",
     "ranges",
 ]

@@ -67,7 +67,10 @@ def block_bounds(span: Span, rows: Axis, cols: Axis) -> tuple[Span, Span] | None
     if start.low is None or start.high is None or stop.low is None or stop.high is None:
         return None
     count = ceil_div(cols.length, cols.width)
-    touched = Span(Max(0, FloorDiv(start.low, cols.width)), Min(count, ceil_div(stop.high, cols.width)))
+    any_key = sympy.Lt(start.low, stop.high)  # else a span that is empty, within a block, would still touch that
+    touched = Span(
+        Max(0, FloorDiv(start.low, cols.width)), Where(any_key, Min(count, ceil_div(stop.high, cols.width)), 0)
+    )
     covered = Span(Max(0, ceil_div(start.high, cols.width)), Min(count, FloorDiv(stop.low, cols.width)))
     return touched, covered
 

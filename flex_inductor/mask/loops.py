@@ -1,0 +1,86 @@
+"""Ranges of blocks as loops: every block that a row of blocks may attend once, in order, those that are full apart.
+
+    causal, blocks of 64, row i   ->   [0, i) full, [i, i + 1) masked
+
+A kernel runs the loops one after the other, the full ones without the code of the mask. The spans of a union may
+overlap and lie in any order; a loop begins where the one before has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sympy
+from torch.utils._sympy.functions import Max, Min
+
+from flex_inductor.mask.formula import Where
+from flex_inductor.mask.ranges import Ranges, Span
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Blocks start <= x < stop; none if stop <= start. masked: whether the mask decides about their scores."""
+
+    start: sympy.Expr
+    stop: sympy.Expr
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """The blocks of one span of a union, and those of them that are full."""
+
+    blocks: Span
+    full: Span
+
+
+def loops(ranges: Ranges) -> tuple[Loop, ...]:
+    """The loops of a row of blocks. Bounds are numbers of blocks, formulas of the number of the row."""
+    parts = joined([Part(*pair) for pair in zip(ranges.blocks, ranges.full)])
+    cursor: sympy.Expr = sympy.S.Zero
+    found: list[Loop] = []
+    for part in ordered(parts):
+        found += three(part, cursor)
+        cursor = Max(cursor, part.blocks.stop)
+    return tuple(loop for loop in found if (loop.stop - loop.start).is_nonpositive is not True)
+
+
+def three(part: Part, cursor: sympy.Expr) -> Iterable[Loop]:
+    """A masked loop, a full one, a masked one, none of them before the cursor."""
+    start = Max(cursor, part.blocks.start)
+    stop = part.blocks.stop
+    begin = clipped(part.full.start, start, stop)
+    end = clipped(part.full.stop, begin, stop)
+    return Loop(start, begin, True), Loop(begin, end, False), Loop(end, stop, True)
+
+
+def clipped(x: sympy.Expr, low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
+    return Max(low, Min(x, high))
+
+
+def joined(parts: list[Part]) -> list[Part]:
+    """At most two parts: of more, all but the first become one, whose blocks all are masked."""
+    if len(parts) < 3:
+        return parts
+    first, *rest = parts
+    start, stop = Min(*(p.blocks.start for p in rest)), Max(*(p.blocks.stop for p in rest))
+    return [first, Part(Span(start, stop), Span(start, start))]
+
+
+def ordered(parts: list[Part]) -> list[Part]:
+    """The part that begins first, first: where that is not known, each bound is chosen when the loop is run."""
+    if len(parts) < 2:
+        return parts
+    first, second = parts
+    swap = sympy.Lt(second.blocks.start, first.blocks.start)
+    if swap in (sympy.true, sympy.false):
+        return [second, first] if swap == sympy.true else parts
+    return [chosen(swap, second, first), chosen(swap, first, second)]
+
+
+def chosen(condition: sympy.Basic, a: Part, b: Part) -> Part:
+    def span(x: Span, y: Span) -> Span:
+        return Span(Where(condition, x.start, y.start), Where(condition, x.stop, y.stop))
+
+    return Part(span(a.blocks, b.blocks), span(a.full, b.full))
