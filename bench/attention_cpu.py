@@ -115,7 +115,7 @@ def expected(name: str, shape: tuple[int, int, int, int]) -> str:
     if name == "window":
         table = table.triu(-WINDOW // 64)
     share = float(table.mean()) if name in ("causal", "window") else 1.0
-    return f"{profit.expected(batch * heads * length * length, share, name == 'plain'):.2f}"
+    return f"{profit.expected(batch * heads * length * length, share, name == 'plain', name == 'bias'):.2f}"
 
 
 if __name__ == "__main__":

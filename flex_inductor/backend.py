@@ -83,7 +83,7 @@ def slower(request: passes.Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
     if options.rewrite == "always":
         return None
-    return profit.refusal(request.device, request.scores, request.attended, request.fused)
+    return profit.refusal(request.device, request.scores, request.attended, request.fused, request.reads)
 
 
 def run(

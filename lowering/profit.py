@@ -12,27 +12,28 @@ from __future__ import annotations
 
 CACHED = 8 << 20
 """The number of scores up to which Inductor's intermediate tensors stay in the cache."""
-SMALL, LARGE, FUSED = 1.5, 0.9, 2.3
-"""The time of flex_attention over all blocks, as a ratio to Inductor's: while scores are cached, beyond that, and where
-Inductor has a fused kernel."""
+SMALL, LARGE, READS, FUSED = 1.5, 0.9, 1.05, 2.3
+"""The time of flex_attention over all blocks, as a ratio to Inductor's: while scores are cached, beyond that, beyond
+that with a number loaded for every score (a dense bias), and where Inductor has a fused kernel."""
 OVERHEAD = 0.05
 """What block maps and the call cost besides, as a ratio."""
 WORTH = 0.97
 """The ratio below which a rewrite pays."""
 
 
-def expected(scores: float, attended: float, fused: bool) -> float:
+def expected(scores: float, attended: float, fused: bool, reads: bool) -> float:
     """The expected time on CPU as a ratio to Inductor's. scores: number of scores of the site. attended: the share of
-    blocks that are not empty. fused: whether Inductor has a fused kernel for the site."""
-    dense = FUSED if fused else SMALL if scores < CACHED else LARGE
+    blocks that are not empty. fused: whether Inductor has a fused kernel for the site. reads: whether a number is
+    loaded for every score."""
+    dense = FUSED if fused else SMALL if scores < CACHED else READS if reads else LARGE
     return dense * attended + OVERHEAD
 
 
-def refusal(device: str, scores: float, attended: float, fused: bool) -> str | None:
+def refusal(device: str, scores: float, attended: float, fused: bool, reads: bool) -> str | None:
     """Why a rewrite would not pay; None if it does."""
     if device != "cpu":
         return None
-    ratio = expected(scores, attended, fused)
+    ratio = expected(scores, attended, fused, reads)
     if ratio < WORTH:
         return None
     why = f"about {ratio:.1f} times Inductor's time expected for {scores:.0f} scores"

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from flex_inductor import compat
+from flex_inductor import compat, scalar
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.indices import numbered
 from flex_inductor.passes import clean as clean_pass
@@ -48,7 +48,8 @@ class Request:
     """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
 
     plain: an SDPA call without mask. scores: their number, now. attended: the share of their blocks that may be
-    attended. fused: whether the scores are the products alone, for which Inductor has a fused kernel."""
+    attended. fused: whether the scores are the products alone, for which Inductor has a fused kernel. reads: whether
+    score or mask load a number for every score."""
 
     device: str
     dtype: torch.dtype
@@ -59,6 +60,7 @@ class Request:
     scores: int
     attended: float
     fused: bool
+    reads: bool
 
 
 Refusal = Callable[[Request], str | None]
@@ -191,8 +193,15 @@ def request_of(site: Site, result: Result) -> Request:
     fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
     share = attended(site, block_width(value.device, site.mask is not None), number)
     return Request(
-        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused
-    )
+        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused,
+        reads_scores(site),
+    )  # fmt: skip
+
+
+def reads_scores(site: Site) -> bool:
+    """Whether score or mask load something that varies with both the query and the key."""
+    loads = (x for e in (site.score, site.mask) if e is not None for x in scalar.walk(e) if x.op == "load")
+    return any({site.at.q, site.at.k} <= scalar.positions(x) for x in loads)
 
 
 def trains(result: Result) -> bool:

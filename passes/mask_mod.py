@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.attention.flex_attention import create_mask
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from flex_inductor.indices import numbered, position
@@ -28,6 +28,7 @@ from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.storage import Storage, written
 from flex_inductor.scalar import Expr
 
+aten = torch.ops.aten
 LARGEST = 1 << 24
 """The number of elements of the largest buffer that is computed for its own sake."""
 
@@ -71,13 +72,32 @@ class MaskMod:
         return target(*tree_map(convert, node.args), **tree_map(convert, node.kwargs))
 
 
+class Indexing(TorchFunctionMode):
+    """x[i] by a scalar tensor i as an operator, where torch would ask for its number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            x, places = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+            if all(isinstance(p, (torch.Tensor, int)) for p in places):
+                return aten.index(x, [torch.as_tensor(p, device=x.device) for p in places])
+        return func(*args, **(kwargs or {}))
+
+
+def everywhere(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The mask at all positions: as torch's create_mask, which spends most of its time on gradients."""
+    for dim in reversed(range(4)):
+        mask_mod = torch.vmap(mask_mod, in_dims=tuple(0 if d == dim else None for d in range(4)))
+    with Indexing():
+        return mask_mod(*(torch.arange(n, device=device) for n in sizes))
+
+
 def read(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device) -> MaskMod:
     """The expression of a mask_mod for (batch, heads, queries, keys). Raises Declined."""
     graph = AtenGraph(fx.Graph())
     recorder = Recorder(graph)
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), recorder:
-            mask = create_mask(mask_mod, *sizes, device=device)
+            mask = everywhere(mask_mod, sizes, device)
     except Exception as error:
         raise Declined(f"the mask_mod cannot be traced ({type(error).__name__})") from error
     with numbered():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ def unknown(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> An
     return attend(q, k, v, keep)
 
 
+def padding(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
+    return attend(q, k, v, keep[None, None, :1])
+
+
 def window(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
     return attend(q, k, v, (distance() >= 0) & (distance() < 64))
 
@@ -39,8 +44,10 @@ def window(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any
 CASES: list[tuple[Any, Any, bool]] = [
     (window, eager, True),
     (window, called, True),
-    (unknown, eager, True),  # many scores, which Inductor would keep in memory
-    (unknown, called, False),  # a fused kernel, and a mask of which nothing is known
+    (unknown, eager, False),  # a mask of which nothing is known, read for every score
+    (unknown, called, False),
+    (padding, eager, True),  # many scores, which Inductor would keep in memory
+    (padding, called, False),  # a fused kernel
 ]
 
 
@@ -56,9 +63,9 @@ def test_what_is_rewritten_by_default(mask: Any, attend: Any, pays: bool) -> Non
 
 
 def test_fewer_blocks_are_expected_to_be_faster() -> None:
-    for scores in (profit.CACHED // 2, profit.CACHED * 2):
-        for fused in (False, True):
-            times = [profit.expected(scores, share, fused) for share in (0.1, 0.5, 1.0)]
-            assert times == sorted(times) and times[0] < profit.WORTH
-    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, fused=True) is not None
-    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, fused=True) is None
+    kinds = itertools.product((profit.CACHED // 2, profit.CACHED * 2), (False, True), (False, True))
+    for scores, fused, reads in kinds:
+        times = [profit.expected(scores, share, fused, reads) for share in (0.1, 0.5, 1.0)]
+        assert times == sorted(times) and times[0] < profit.WORTH
+    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, fused=True, reads=False) is not None
+    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, fused=True, reads=False) is None

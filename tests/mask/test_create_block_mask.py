@@ -133,3 +133,17 @@ def test_memory_stays_small() -> None:
     """131,072 positions: the mask itself would be 16 GiB."""
     found = block_map(lambda b, h, q, k: q >= k, (1, 1, 1 << 17, 1 << 17), (128, 128), CPU)
     assert int(found.full.sum()) == 1024 * 1023 // 2 and int(found.some.sum()) == 1024 * 1025 // 2
+
+
+def test_places_in_captured_tensors() -> None:
+    """Numbers, negative ones, and slices among the places."""
+    limits, table = torch.tensor([30, 170]), torch.randint(0, 200, (2, 200))
+    for mask_mod in (
+        lambda b, h, q, k: limits[1] > k,
+        lambda b, h, q, k: limits[-1] > k + limits[b],
+        lambda b, h, q, k: table[b, -1] < k + q,
+        lambda b, h, q, k: table[1, q] >= table[b, k],
+        lambda b, h, q, k: table[:, 3][b] >= k,
+        lambda b, h, q, k: table[b][q] >= k,
+    ):
+        same(*(make(mask_mod, 2, None, 200, 200, "cpu", 32) for make in CREATORS))
