@@ -20,6 +20,7 @@ from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
 from flex_inductor.options import Options, read
+from flex_inductor.passes.decide import Refusal, Request
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -44,7 +45,7 @@ def flex(
     """
     ours, settings = read(mode, options)
 
-    def refuse(request: passes.Request) -> str | None:
+    def refuse(request: Request) -> str | None:
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
@@ -72,14 +73,14 @@ def flex_eager(
     return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat.aot_eager)
 
 
-def unprofitable(request: passes.Request, options: Options) -> str | None:
+def unprofitable(request: Request, options: Options) -> str | None:
     """Why a rewrite would not pay."""
     if request.plain and options.rewrite != "always":
         return "an SDPA call without a mask has its best kernel already (rewrite='always' overrides)"
     return None
 
 
-def slower(request: passes.Request, options: Options) -> str | None:
+def slower(request: Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
     if options.rewrite == "always":
         return None
@@ -87,7 +88,7 @@ def slower(request: passes.Request, options: Options) -> str | None:
 
 
 def run(
-    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, refuse: passes.Refusal, compiler: Compiler
+    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, refuse: Refusal, compiler: Compiler
 ) -> Callable[..., Any]:
     """Rewrites, compiles, and falls back to the untouched graph."""
     if options.rewrite == "never":

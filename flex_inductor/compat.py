@@ -222,8 +222,9 @@ def announce(**backends: str) -> None:
     without torch importing every backend that it has to look for them."""
     from torch._dynamo.backends import registry
 
+    known = getattr(registry, "_BACKENDS", {})  # without it, torch finds installed backends all the same
     for name, place in backends.items():
-        registry._BACKENDS.setdefault(name, EntryPoint(name, place, "torch_dynamo_backends"))
+        known.setdefault(name, EntryPoint(name, place, "torch_dynamo_backends"))
 
 
 def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:

@@ -65,7 +65,7 @@ def _shaped(node: Any) -> Any:
 def _render(original: Callable[..., Any]) -> Callable[..., Any]:
     def render(self: Any, *args: Any, **kwargs: Any) -> str:
         for number, name in enumerate(("score_buf_idx", "mask_buf_idx")):
-            if getattr(self, name) is not None:
+            if getattr(self, name, None) is not None:
                 setattr(self, name, number)
         return original(self, *args, **kwargs)
 

@@ -13,12 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import sympy
 import torch
 from torch import fx
-from torch.utils._pytree import tree_leaves
 
-from flex_inductor import compat, scalar
+from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.indices import numbered
 from flex_inductor.passes import clean as clean_pass
@@ -29,8 +27,9 @@ from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
 from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
-from flex_inductor.passes.attended import attended, describe
+from flex_inductor.passes.attended import describe
 from flex_inductor.passes.blocks import block_width
+from flex_inductor.passes.decide import Refusal, request_of, trains
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.materialise import Materialiser
@@ -41,30 +40,6 @@ from flex_inductor.passes.result import Result, locate
 from flex_inductor.passes.site import Candidate, Declined, Site
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import Expr
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
-
-    plain: an SDPA call without mask. scores: their number, now. attended: the share of their blocks that may be
-    attended. fused: whether the scores are the products alone, for which Inductor has a fused kernel. reads: whether
-    score or mask load a number for every score."""
-
-    device: str
-    dtype: torch.dtype
-    training: bool
-    head_dims: tuple[sympy.Expr, sympy.Expr]
-    heads: sympy.Expr
-    plain: bool
-    scores: int
-    attended: float
-    fused: bool
-    reads: bool
-
-
-Refusal = Callable[[Request], str | None]
-"""Why a site cannot, or should not, be lowered; None if it can."""
 
 
 @dataclass(frozen=True)
@@ -181,33 +156,6 @@ def decide(state: State) -> State:
         return work
 
     return state.each(step)
-
-
-def request_of(site: Site, result: Result) -> Request:
-    value = result.node.meta["val"]
-    dims = sympy.Add(*(n for *_, n in site.products)), site.channels
-    called = find_pass.is_sdpa(site.candidate.anchor)
-    plain = called and sdpa.is_plain(site.candidate)
-    at, number = site.at, functools.partial(compat.number_now, value)
-    scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
-    fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
-    share = attended(site, block_width(value.device, site.mask is not None), number)
-    return Request(
-        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused,
-        reads_scores(site),
-    )  # fmt: skip
-
-
-def reads_scores(site: Site) -> bool:
-    """Whether score or mask load something that varies with both the query and the key."""
-    loads = (x for e in (site.score, site.mask) if e is not None for x in scalar.walk(e) if x.op == "load")
-    return any({site.at.q, site.at.k} <= scalar.positions(x) for x in loads)
-
-
-def trains(result: Result) -> bool:
-    """Whether gradients will flow through a value."""
-    values = tree_leaves(result.dynamo.meta.get("example_value"))
-    return bool(result.node.meta["grad"] and any(getattr(v, "requires_grad", False) for v in values))
 
 
 def emit(state: State) -> State:
