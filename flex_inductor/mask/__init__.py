@@ -7,8 +7,8 @@ results are formulas of the block numbers i and j (`interval`, `blocks`), closed
 rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or as nodes of a graph.
 """
 
-from flex_inductor.mask.blocks import LIMIT, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import POSITIONS, B, H, K, Q, Where, holds, load, normal
+from flex_inductor.mask.blocks import BlockFormula, analyse, axes
+from flex_inductor.mask.formula import LIMIT, POSITIONS, B, H, K, Q, Where, holds, load, normal
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges

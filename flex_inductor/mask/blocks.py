@@ -16,11 +16,9 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor.mask.formula import BOUND, K, Q, normal, reach, size
+from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, normal, reach, size
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
-LIMIT = 4000
-"""The size of a formula beyond which it is not analysed: sympy would take seconds."""
 LARGEST = 1 << 62
 """What numbers may reach: with twice that, int64 wraps around."""
 

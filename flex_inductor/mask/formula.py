@@ -19,6 +19,8 @@ from torch.utils._sympy.functions import FloorDiv, PythonMod
 B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
 """The positions of a score: batch, head, query, key."""
 POSITIONS = frozenset({B, H, Q, K})
+LIMIT = 4000
+"""The size of a formula beyond which it is not analysed: sympy would take seconds."""
 BOUND = 1 << 31
 """Positions, sizes and nearly all numbers in buffers are within this."""
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import sympy
 from torch.utils._sympy.functions import Min
 
-from flex_inductor.mask.formula import K, Q, normal
+from flex_inductor.mask.formula import LIMIT, K, Q, normal, size
 from flex_inductor.mask.interval import Axis, Some
 
 
 def keeps_a_key(mask: sympy.Basic, rows: Axis, cols: Axis) -> sympy.Basic:
     """A condition on b, h and q under which the row has a key. For a mask that does not vary with q it is exact."""
     found = sympy.Or(*(mask.xreplace({K: key}) for key in witnesses(rows, cols)))
-    if normal(found) == sympy.true:
+    if size(found, LIMIT) < LIMIT and normal(found) == sympy.true:
         return sympy.true
     return found if mask.has(Q) else Some(mask, K) if mask.has(K) else mask
 
