@@ -3,8 +3,8 @@
     python -m bench.compile_time [--models bert llama] [--layers 3 6 12] [--out bench/results/compile_time.csv]
 
 Models have the shape of BERT base and of a Llama with grouped-query attention, at half width (384): weights are no part
-of what is timed. Every run is a process of its own. Rows (`what`): passes (ours, of a cold compile), cold (torch.compile
-and the first call, empty cache), warm (the same of a second process, cache warmed by the first).
+of what is timed. Every run is a process of its own. Rows (`what`): passes (ours, of a cold compile), cold
+(torch.compile and the first call, empty cache), warm (the same of a second process, cache warmed by the first).
 Bars: passes <= 10% of Inductor's cold, warm within 1 s of Inductor's, passes linear in the layers.
 """
 
