@@ -27,7 +27,8 @@ def ordered(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     step = max(1, TILE // flat.shape[1])
     for start in range(0, len(flat), step):
         blocks[start : start + step] = listed(flat[start : start + step])
-    return flat.sum(-1, dtype=torch.int32).view(table.shape[:-1]), blocks.view(table.shape)
+    numbers = flat.view(torch.uint8).sum(-1, dtype=torch.int32)  # several times faster than of booleans
+    return numbers.view(table.shape[:-1]), blocks.view(table.shape)
 
 
 def listed(rows: torch.Tensor) -> torch.Tensor:

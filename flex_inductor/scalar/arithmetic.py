@@ -137,15 +137,17 @@ def compare(op: str, a: Expr, b: Expr) -> Expr:
     return pointwise(op, (a, b), torch.bool)
 
 
+FACTS = {
+    "lt": ("is_negative", "is_nonnegative"),
+    "ge": ("is_nonnegative", "is_negative"),
+    "le": ("is_nonpositive", "is_positive"),
+    "gt": ("is_positive", "is_nonpositive"),
+    "eq": ("is_zero", "is_nonzero"),
+    "ne": ("is_nonzero", "is_zero"),
+}
+
+
 def _sign(op: str, difference: sympy.Expr) -> bool | None:
     """Whether `difference op 0` holds, where the signs of the positions and sizes in it tell."""
-    facts = {
-        "lt": (difference.is_negative, difference.is_nonnegative),
-        "ge": (difference.is_nonnegative, difference.is_negative),
-        "le": (difference.is_nonpositive, difference.is_positive),
-        "gt": (difference.is_positive, difference.is_nonpositive),
-        "eq": (difference.is_zero, difference.is_nonzero),
-        "ne": (difference.is_nonzero, difference.is_zero),
-    }
-    yes, no = facts[op]
-    return True if yes else False if no else None
+    yes, no = FACTS[op]
+    return True if getattr(difference, yes) else False if getattr(difference, no) else None
