@@ -27,13 +27,8 @@ COLUMNS = ("mask", "queries", "keys", "block", "equal", "formula", "open", "bloc
 SIZES = [(S, S, (64, 64)), (S, S, (128, 128)), (S, S - 90, (64, 128)), (S - 200, S, (256, 256)),
          (S // 2 + 3, S // 2 - 1, (128, 64))]  # fmt: skip
 CPU = torch.device("cpu")
-TOGETHER = "several conditions hold in the block, but not of one score"
-WHY = {
-    "batchify": TOGETHER,
-    "jetspec tree": TOGETHER,
-    "shared prefix": "a union of parts: none alone fills the block, all together do; " + TOGETHER,
-    "vsa": "each score is a search in a list",
-}
+WHY = {"vsa": "each score is a search in a list"}
+TOGETHER = "conditions that hold in the block, but not of one score, or a union that fills the block only together"
 
 
 def main() -> None:
@@ -57,7 +52,7 @@ def compared(name: str, queries: int, keys: int, widths: tuple[int, int]) -> dic
     told = by_formula(mask_mod, (2, 3, queries, keys), widths, exact)
     shown = f"{widths[0]}x{widths[1]}"
     row = {"mask": name, "queries": queries, "keys": keys, "block": shown, "equal": equal, **told}
-    return {**row, "why": "" if row["formula"] == "exact" else WHY[name]}
+    return {**row, "why": "" if row["formula"] == "exact" else WHY.get(name, TOGETHER)}
 
 
 def by_formula(mask_mod: Any, sizes: Any, widths: Any, exact: Any) -> dict[str, Any]:
