@@ -40,7 +40,7 @@ def listed(rows: torch.Tensor) -> torch.Tensor:
         return torch.argsort(rows.to(torch.uint8), dim=1, descending=True, stable=True).to(torch.int32)
     starts = by_row(begin, runs, most, rows.shape[1])
     stops = by_row(end, runs, most, rows.shape[1] - 1) + 1
-    return from_runs(starts, stops, rows.shape[1])
+    return (from_run if most == 1 else from_runs)(starts, stops, rows.shape[1])
 
 
 def edges(rows: torch.Tensor, way: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +59,14 @@ def by_row(found: tuple[torch.Tensor, torch.Tensor], runs: torch.Tensor, most: i
     rank = torch.arange(len(row), device=row.device) - (runs.cumsum(0) - runs)[row]
     table[row, rank] = column.to(torch.int32)
     return table
+
+
+def from_run(start: torch.Tensor, stop: torch.Tensor, columns: int) -> torch.Tensor:
+    """The same as from_runs for one run a row, with less work: most rows of most masks are one run."""
+    place = torch.arange(columns, dtype=torch.int32, device=start.device)
+    number = stop - start
+    others = place - number
+    return torch.where(place < number, place + start, torch.where(others < start, others, place))
 
 
 def from_runs(starts: torch.Tensor, stops: torch.Tensor, columns: int) -> torch.Tensor:
