@@ -1,9 +1,11 @@
 """The block map of a mask as lines of text, a character a block.
 
-k <= q   ->   /...      full #, partly attended /, empty ., known at run time ?
-              #/..
-              ##/.
-              ###/
+    k <= q   ->   /...
+                  #/..
+                  ##/.
+                  ###/
+
+Full #, partly attended /, empty ., known at run time ?.
 """
 
 from __future__ import annotations
