@@ -19,6 +19,7 @@ from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
+from flex_inductor.lowering.digest import digest
 from flex_inductor.options import Options, read
 from flex_inductor.passes.decide import Refusal, Request
 
@@ -57,7 +58,8 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
     anything fused behind it (torch 2.13), so fusion into templates is off for it on CPU."""
     if not compat.uses_flex_attention(gm) or not compat.on_cpu(inputs):
         return compat.inductor(gm, inputs, settings)
-    return compat.inductor(gm, inputs, {"epilogue_fusion": False, **settings}, around=mended)
+    keyed = compat.with_cache_key({"epilogue_fusion": False, **settings}, digest())
+    return compat.inductor(gm, inputs, keyed, around=mended)
 
 
 def flex_eager(

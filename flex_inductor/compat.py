@@ -176,6 +176,15 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
     return compile_fx.compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=settings)
 
 
+def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """Inductor settings by which its caches, AOTAutograd's included, tell apart what is compiled under a key. The
+    setting names functions that may be cached, and what stands for them in the key; ours is no function of a graph."""
+    from torch._inductor import config
+
+    name = "unsafe_marked_cacheable_functions"
+    return {**settings, name: {**getattr(config, name), **settings.get(name, {}), "flex_inductor": key}}
+
+
 def cpu_template() -> Any:
     """The class of the C++ template for flex_attention."""
     from torch._inductor.codegen.cpp_flex_attention_template import CppFlexAttentionTemplate

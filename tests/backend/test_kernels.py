@@ -1,14 +1,22 @@
-"""The C++ kernels of rewritten graphs: layers that are alike have one."""
+"""The C++ kernels of rewritten graphs: layers that are alike have one, and caches tell whose they are."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
 
+from flex_inductor.lowering import digest as module
+from flex_inductor.lowering.digest import digest
 from tests.support.programs import randn
 
 
@@ -30,3 +38,45 @@ def test_layers_alike_have_one_kernel() -> None:
     kernels = re.findall(r"(\w+) = async_compile\.cpp_pybinding\((.*?)\n'''", code, re.S)
     templates = [name for name, source in kernels if "kvSplitSize" in source]
     assert len(templates) == 1 and len(re.findall(rf"^ +{templates[0]}\(", code, re.M)) == 3, templates
+
+
+PROGRAM = """
+import json, sys, torch, flex_inductor
+from torch._dynamo.utils import counters
+from flex_inductor import backend
+version, name, options = json.loads(sys.argv[1])
+backend.digest = lambda: version
+q = torch.randn(1, 2, 64, 16)
+def program(q):
+    return torch.nn.attention.flex_attention.flex_attention(q, q, q)
+with torch.no_grad():
+    torch.compile(program, backend=name, options=options)(q)
+print("HITS", counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+def hits(cache: Path, *given: Any) -> bool:
+    """Whether a process of its own found its kernels in a cache."""
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PROGRAM, json.dumps(given)]
+    done = subprocess.run(command, env=env, cwd=cache.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return int(done.stdout.split("HITS")[1]) > 0
+
+
+@pytest.mark.compile
+def test_caches_tell_versions_of_us_apart(tmp_path: Path) -> None:
+    """A kernel of the version before was served after its template had been mended."""
+    first, plain = ("1", "flex", {}), ("1", "inductor", {"epilogue_fusion": False})
+    assert [hits(tmp_path / "cache", *given) for given in (first, first, ("2", "flex", {}), plain)] == [
+        False, True, False, False,
+    ]  # fmt: skip
+
+
+def test_the_digest_covers_the_lowerings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest()
+    shutil.copytree(Path(module.__file__).parent, tmp_path / "lowering")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "lowering" / "digest.py"))
+    same = digest.__wrapped__()
+    (tmp_path / "lowering" / "cpu.py").write_text("# another version")
+    assert same == before != digest.__wrapped__()
