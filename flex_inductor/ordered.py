@@ -33,31 +33,31 @@ def ordered(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def listed(rows: torch.Tensor) -> torch.Tensor:
     """The columns of each row, the chosen ones first."""
-    begin, end = edges(rows, 1), edges(rows, -1)
-    runs = torch.bincount(begin[0], minlength=len(rows))
-    most = int(runs.max()) if len(rows) else 0
+    row, starts, stops = runs(rows)
+    numbers = torch.bincount(row, minlength=len(rows))
+    most = int(numbers.max()) if len(rows) else 0
     if most > MOST_RUNS:
         return torch.argsort(rows.to(torch.uint8), dim=1, descending=True, stable=True).to(torch.int32)
-    starts = by_row(begin, runs, most, rows.shape[1])
-    stops = by_row(end, runs, most, rows.shape[1] - 1) + 1
+    rank = torch.arange(len(row), device=row.device) - (numbers.cumsum(0) - numbers)[row]
+    starts, stops = (by_row(ends, row, rank, (len(rows), most), rows.shape[1]) for ends in (starts, stops))
     return (from_run if most == 1 else from_runs)(starts, stops, rows.shape[1])
 
 
-def edges(rows: torch.Tensor, way: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns where a run begins (way 1) or ends (way -1)."""
-    here, before = (slice(1, None), slice(None, -1)) if way == 1 else (slice(None, -1), slice(1, None))
-    marks = rows.clone()
-    marks[:, here] &= ~rows[:, before]
-    row, column = marks.nonzero(as_tuple=True)
-    return row, column
+def runs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Runs of chosen columns, as their rows, their first columns, and the columns behind their last."""
+    changes = torch.empty((len(rows), rows.shape[1] + 1), dtype=torch.bool, device=rows.device)
+    changes[:, 0], changes[:, -1] = rows[:, 0], rows[:, -1]
+    torch.logical_xor(rows[:, 1:], rows[:, :-1], out=changes[:, 1:-1])
+    row, column = changes.nonzero(as_tuple=True)  # in each row a first column, then one behind a last, and so on
+    return row[::2], column[::2], column[1::2]
 
 
-def by_row(found: tuple[torch.Tensor, torch.Tensor], runs: torch.Tensor, most: int, beyond: int) -> torch.Tensor:
-    """The columns found in each row, as int32 (rows, most); `beyond` where a row has fewer."""
-    row, column = found
-    table = torch.full((len(runs), most), beyond, dtype=torch.int32, device=row.device)
-    rank = torch.arange(len(row), device=row.device) - (runs.cumsum(0) - runs)[row]
-    table[row, rank] = column.to(torch.int32)
+def by_row(
+    columns: torch.Tensor, row: torch.Tensor, rank: torch.Tensor, shape: tuple[int, int], beyond: int
+) -> torch.Tensor:
+    """Columns as a table of int32, those of each row in order; `beyond` where a row has fewer than others."""
+    table = torch.full(shape, beyond, dtype=torch.int32, device=row.device)
+    table[row, rank] = columns.to(torch.int32)
     return table
 
 
