@@ -19,6 +19,7 @@ from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
+from flex_inductor.lowering.cuda import own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.options import Options, read
 from flex_inductor.passes.decide import Refusal, Request
@@ -54,12 +55,14 @@ def flex(
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """A graph without flex_attention goes to Inductor as it is. torch's C++ template for the other cannot take
-    anything fused behind it (torch 2.13), so fusion into templates is off for it on CPU."""
-    if not compat.uses_flex_attention(gm) or not compat.on_cpu(inputs):
+    """A graph without flex_attention goes to Inductor as it is; others with our lowerings. torch's C++ template cannot
+    take anything fused behind it (torch 2.13), so fusion into templates is off for it on CPU."""
+    if not compat.uses_flex_attention(gm):
         return compat.inductor(gm, inputs, settings)
-    keyed = compat.with_cache_key({"epilogue_fusion": False, **settings}, digest())
-    return compat.inductor(gm, inputs, keyed, around=mended)
+    if compat.on_cpu(inputs):
+        settings = {"epilogue_fusion": False, **settings}
+    around = mended if compat.on_cpu(inputs) else own
+    return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
 
 
 def flex_eager(

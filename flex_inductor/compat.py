@@ -334,3 +334,7 @@ def sdpa_seen_by(see: Any) -> Iterator[None]:
 
     with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention):
         yield
+
+
+MASK_OPTION = "FLEX_INDUCTOR_MASK"
+"""The kernel option that holds the formula of a call's mask, for our own lowering on CUDA."""

@@ -111,6 +111,8 @@ class Emitter:
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
         blocks = self.maps.block_mask(mask_of(site), columns_of(site), mask_mod, device, training)
         options = compat.kernel_options(device, training)
+        if (text := self.maps.text(mask_of(site), columns_of(site), device)) is not None:
+            options[compat.MASK_OPTION] = text
         call = self.make.call(
             compat.flex_attention_hop,
             query,

@@ -1,0 +1,125 @@
+"""The part of `compat` that knows Inductor's Triton templates. Imports Inductor: only what lowers graphs imports this."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+from torch._inductor import config
+from torch._inductor.codegen.triton import TritonPrinter
+from torch._inductor.ir import ExternKernel, FixedLayout, IRNode
+from torch._inductor.kernel.flex import common, flex_attention
+from torch._inductor.lowering import empty_strided, lowerings, to_dtype
+from torch._inductor.select_algorithm import (
+    SymbolicGridFn,
+    TritonTemplate,
+    TritonTemplateKernel,
+    autotune_select_algorithm,
+)
+from torch._inductor.virtualized import V
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["TritonPrinter", "empty_strided", "freeze_irnodes", "in_memory", "lowerings"]
+
+aten = torch.ops.aten
+freeze_irnodes = common.freeze_irnodes
+in_memory = common.maybe_realize
+float32_precision = flex_attention.get_float32_precision
+
+MODIFICATION_TAKES_DTYPES = "input_dtypes" in inspect.signature(TritonTemplateKernel.modification).parameters
+"""Whether `modification` is told the dtypes of positions; 2.11 knows only one."""
+
+
+def template(name: str, grid: Callable[..., Any], source: str) -> Any:
+    """A Triton template. Its inputs keep their layouts: where a release has an option for that, it is set."""
+    known = inspect.signature(TritonTemplate.__init__).parameters
+    options = {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
+    return TritonTemplate(name=name, grid=SymbolicGridFn(grid), source=source, **options)
+
+
+def sizes() -> Any:
+    """What is known of the sizes of the graph that is lowered."""
+    return V.graph.sizevars
+
+
+def max_autotune() -> bool:
+    return bool(config.max_autotune or config.max_autotune_gemm)
+
+
+def mod(graph: Any, dtypes: Mapping[str, torch.dtype], device: Any, reads: Sequence[Any]) -> Any:
+    """A subgraph as code for a template. dtypes: of its first arguments, by name; the others are what it captures."""
+    arguments = [common.create_placeholder(name, dtype, device) for name, dtype in dtypes.items()]
+    code = common.build_subgraph_buffer(arguments + list(reads), graph)
+    freeze_irnodes(code)
+    return code
+
+
+def dense_layout(like: Any, dtype: torch.dtype, size: Sequence[Any]) -> Any:
+    """A dense layout, its dimensions in the order of another tensor's."""
+    stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, like.get_stride())]
+    return FixedLayout(like.get_device(), dtype, list(size), stride=stride)
+
+
+def choose(name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, reads: Any, mods: Any) -> Any:
+    """The output of the fastest of several kernels. reads, mods: what subgraphs capture, and they themselves: Inductor
+    looks for sizes in them."""
+    tensors = [x for x in inputs if isinstance(x, IRNode)]
+    out, *_ = autotune_select_algorithm(name, choices, tensors, layout)
+    out.data.data.subgraph_inps, out.data.data.subgraph_outs = list(reads), tree_leaves(list(mods))
+    return out
+
+
+GRADIENTS = 5
+"""The place of the captured tensors' gradients among the results of a score_mod's gradient: after those of the score
+and of its position."""
+
+
+def has_captured_gradients(graph: Any) -> bool:
+    """Whether anything that the score_mod captures gets a gradient. graph: the subgraph of its gradient."""
+    (results,) = next(n for n in graph.graph_module.graph.nodes if n.op == "output").args
+    return any(x is not None for x in results[GRADIENTS:])
+
+
+def joint(graph: Any, reads: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:
+    """The gradient of a score_mod, and of what it captures, as code for a template, and where that is written."""
+    dtypes = {"score": dtype, **dict.fromkeys("bhmn", torch.int32), "grad_score_mod": dtype}
+    graph.graph_module.graph.eliminate_dead_code()
+    flex_attention.validate_joint_graph(graph.graph_module.graph)
+    return flex_attention.process_joint_outputs(mod(graph, dtypes, device, reads), len(dtypes))
+
+
+def gradients(of: Any, reads: Sequence[Any]) -> tuple[Any, ...]:
+    """The gradients of what a score_mod captures, in the dtypes of that: they are summed up in float32."""
+    return tuple(
+        to_dtype(g, x.get_dtype()) if g is not None and g.get_dtype() != x.get_dtype() else g
+        for g, x in zip(of.captured_grads, reads)
+    )
+
+
+def delta(out: Any, grad_out: Any, grad_logsumexp: Any) -> Any:
+    """What softmax takes off the gradient of its scores: a float32 for every row."""
+    product = lowerings[aten.mul](to_dtype(out, torch.float32), to_dtype(grad_out, torch.float32))
+    rows = lowerings[aten.sum](product, axis=-1)
+    if grad_logsumexp is not None:
+        rows = lowerings[aten.sub](rows, lowerings[aten.mul](grad_logsumexp, 1 / math.log(2)))
+    return ExternKernel.require_contiguous(rows)
+
+
+def empty_like(x: Any) -> Any:
+    """A dense tensor of the size and dtype of another, its dimensions in the same order."""
+    size = x.get_size()
+    stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, x.get_stride())]
+    return empty_strided(size, stride=stride, dtype=x.get_dtype(), device=x.get_device())
+
+
+@contextlib.contextmanager
+def lowered(by: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
+    """Operators have other lowerings, inside."""
+    with mock.patch.dict(lowerings, by):
+        yield

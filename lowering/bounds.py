@@ -1,0 +1,92 @@
+"""The loops of a kernel over the blocks of a mask, as Triton code: the closed form of the mask, for tiles of a size.
+
+    q >= k, tiles of 128 x 64   ->   t0 = 128*row
+                                     t1 = triton_helpers.div_floor_integer(...)
+                                     0 : t1 : full; t1 : t2 : masked
+
+`row` is the number of the block of rows that the program works on, `places` its positions. The numbers are worked out
+by each program for itself: no index tensors, nothing of the size of the mask, nothing to be built again for another
+length.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from sympy.core.function import AppliedUndef
+from torch.utils._sympy.functions import Where as TorchWhere
+
+from flex_inductor import compat_triton as inductor
+from flex_inductor import mask
+from flex_inductor.lowering.stock import Stock
+from flex_inductor.mask.text import KV_LEN, Q_LEN, read
+
+MOST_LOOPS = 6
+"""The kernel has the code of every loop: registers and instructions have an end."""
+ROW, PLACES = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("row", "places"))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Statements, and the loops "start : stop : masked" or "start : stop : full"; in both, ";" between them."""
+
+    statements: str
+    loops: str
+
+
+def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: bool = False) -> Bounds:
+    """The loops over blocks of keys for a block of queries, or of queries for a block of keys.
+
+    text: the formula of the mask. lengths: numbers of queries and keys, as sympy expressions; by name in the kernel
+    where they are not known. tile: queries and keys in a block. Raises Stock where there is no closed form."""
+    known = {s: sympy.sympify(n) for s, n in zip((Q_LEN, KV_LEN), lengths) if sympy.sympify(n).is_Integer}
+    formula = read(text).xreplace(known)
+    axes = mask.axes(*(s.xreplace(known) for s in (Q_LEN, KV_LEN)), tile)
+    rows, cols = axes[::-1] if by_key else axes
+    ranges = mask.ranges(formula, rows, cols)
+    if ranges is None:
+        raise Stock("the mask has no closed form")
+    loops = mask.loops(ranges)
+    if len(loops) > MOST_LOOPS:
+        raise Stock(f"the mask takes {len(loops)} loops")
+    ends = [end.xreplace({rows.block: ROW, rows.position: PLACES}) for loop in loops for end in (loop.start, loop.stop)]
+    if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
+        raise Stock("the mask's closed form reads buffers")
+    shared, ends = sympy.cse(ends, sympy.numbered_symbols("t", integer=True))
+    code = Printer().doprint
+    numbers = iter(map(code, ends))
+    return Bounds(
+        "; ".join(f"{name} = {code(value)}" for name, value in shared),
+        "; ".join(f"{next(numbers)} : {next(numbers)} : {'masked' if loop.masked else 'full'}" for loop in loops),
+    )
+
+
+class Printer(inductor.TritonPrinter):  # type: ignore[misc]
+    """Prints formulas as Triton code. Inductor's own repeats the operands of Min and Max, which here are deep."""
+
+    def _print_Min(self, e: Any) -> str:
+        return self.nested("tl.minimum", e)
+
+    def _print_Max(self, e: Any) -> str:
+        return self.nested("tl.maximum", e)
+
+    def _print_Least(self, e: Any) -> str:
+        return f"tl.min({self._print(e.args[0])})"
+
+    def _print_Most(self, e: Any) -> str:
+        return f"tl.max({self._print(e.args[0])})"
+
+    def _print_Where(self, e: Any) -> str:
+        return str(super()._print_Where(TorchWhere(*e.args)))
+
+    def _print_And(self, e: Any) -> str:
+        return " & ".join(f"({self._print(a)})" for a in e.args)
+
+    def _print_Or(self, e: Any) -> str:
+        return " | ".join(f"({self._print(a)})" for a in e.args)
+
+    def nested(self, function: str, e: Any) -> str:
+        return functools.reduce(lambda a, b: f"{function}({a}, {b})", map(self._print, e.args))

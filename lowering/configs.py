@@ -1,0 +1,78 @@
+"""Tile sizes of our Triton kernels, by kind of kernel and generation of the device. All are listed, so that each can be
+rendered and compiled without a GPU: tests/lowering/kernels.csv has what every one of them costs.
+
+The first that fits is taken; with max_autotune all that fit are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """block_m, block_n: queries and keys in a tile. warps: of a program. stages: tiles that are loaded ahead."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Configs for devices from a compute capability on, for numbers of at most some bytes and heads of at most some
+    dimensions (rounded up to a power of two)."""
+
+    capability: int
+    bytes: int
+    dims: int
+    configs: tuple[Config, ...]
+
+
+PREFILL = (
+    Row(90, 2, 64, (Config(128, 64, 4, 3), Config(128, 128, 8, 3))),
+    Row(90, 2, 128, (Config(128, 64, 8, 3), Config(128, 128, 8, 2))),
+    Row(90, 2, 256, (Config(128, 32, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 4, 128, (Config(64, 32, 4, 2),)),
+    Row(90, 4, 256, (Config(32, 32, 4, 2),)),
+    Row(80, 2, 64, (Config(128, 64, 4, 3), Config(64, 64, 4, 3))),
+    Row(80, 2, 128, (Config(128, 32, 4, 3), Config(64, 64, 4, 2))),
+    Row(80, 2, 256, (Config(64, 32, 4, 2), Config(32, 32, 4, 2))),
+    Row(80, 4, 128, (Config(64, 32, 4, 2),)),
+    Row(80, 4, 256, (Config(32, 16, 4, 2),)),
+)
+
+DQ = (
+    Row(90, 2, 64, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 2, 128, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 2, 256, (Config(64, 32, 8, 1),)),
+    Row(90, 4, 128, (Config(32, 32, 4, 1),)),
+    Row(90, 4, 256, (Config(32, 16, 4, 1),)),
+    Row(80, 2, 64, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(80, 2, 128, (Config(64, 32, 4, 2),)),
+    Row(80, 2, 256, (Config(32, 32, 4, 1),)),
+    Row(80, 4, 128, (Config(32, 32, 4, 1),)),
+    Row(80, 4, 256, (Config(16, 16, 4, 1),)),
+)
+DKDV = (
+    Row(90, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 2, 128, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 2, 256, (Config(32, 64, 8, 1),)),
+    Row(90, 4, 128, (Config(32, 32, 4, 1),)),
+    Row(90, 4, 256, (Config(16, 32, 4, 1),)),
+    Row(80, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
+    Row(80, 2, 128, (Config(32, 64, 4, 2),)),
+    Row(80, 2, 256, (Config(32, 32, 4, 1),)),
+    Row(80, 4, 128, (Config(32, 32, 4, 1),)),
+    Row(80, 4, 256, (Config(16, 16, 4, 1),)),
+)
+
+
+def configs(table: Iterable[Row], capability: int, bytes: int, dims: int) -> tuple[Config, ...]:
+    """The configs for a device and a head; none where the table has none."""
+    return next(
+        (r.configs for r in table if capability >= r.capability and bytes <= r.bytes and dims <= r.dims),
+        (),
+    )

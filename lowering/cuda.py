@@ -1,0 +1,92 @@
+"""Our own lowerings of flex_attention on CUDA, while our graphs compile.
+
+A call whose mask has a closed form is lowered to our kernels; everything else as torch does it, and a counter
+(`torch._dynamo.utils.counters["flex_inductor"]`) and the log say why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch._dynamo.utils import counters
+
+from flex_inductor import compat
+from flex_inductor.lowering.stock import Stock
+
+log = logging.getLogger(__name__)
+_lock = threading.RLock()
+Lowering = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def own() -> Iterator[None]:
+    """Our lowerings instead of torch's, for the time of a compilation."""
+    from flex_inductor import compat_triton as inductor
+
+    makers = {compat.flex_attention_hop: _forward, compat.flex_attention_backward_hop: _backward}
+    with _lock, inductor.lowered({hop: make(inductor.lowerings[hop]) for hop, make in makers.items()}):
+        yield
+
+
+def _forward(stock: Lowering) -> Lowering:
+    from flex_inductor.lowering import prefill
+    from flex_inductor.lowering.call import Call
+
+    def flex_attention(
+        query: Any, key: Any, value: Any, score_mod: Any, blocks: Any, scale: Any, options: Any, *reads: Any
+    ) -> Any:
+        options, mask = _parted(options)
+
+        def ours() -> Any:
+            return prefill.lower(Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads))
+
+        return _lowered(ours, lambda: stock(query, key, value, score_mod, blocks, scale, options, *reads), mask)
+
+    return flex_attention
+
+
+def _backward(stock: Lowering) -> Lowering:
+    from flex_inductor.lowering import backward
+    from flex_inductor.lowering.call import Call
+
+    def flex_attention_backward(
+        query: Any, key: Any, value: Any, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, score_mod: Any,
+        joint: Any, blocks: Any, scale: Any, options: Any, *reads: Any,
+    ) -> Any:  # fmt: skip
+        options, mask = _parted(options)
+        rows = out, logsumexp, grad_out, grad_logsumexp
+
+        def ours() -> Any:
+            call = Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads)
+            return backward.lower(call, *rows, joint)
+
+        def theirs() -> Any:
+            return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
+
+        return _lowered(ours, theirs, mask)
+
+    return flex_attention_backward
+
+
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Kernel options, and the formula of the mask, which is ours."""
+    rest = dict(options)
+    return rest, rest.pop(compat.MASK_OPTION, None)
+
+
+def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None) -> Any:
+    """What our kernel computes, or torch's."""
+    try:
+        if mask is None:
+            raise Stock("no formula of the mask")
+        result = ours()
+    except Stock as why:
+        counters["flex_inductor"][f"torch's kernel: {why}"] += 1
+        log.info("flex_attention is lowered to torch's kernel: %s", why)
+        return stock()
+    counters["flex_inductor"]["own kernel"] += 1
+    return result
