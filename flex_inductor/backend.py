@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
-from flex_inductor.lowering.cuda import own
+from flex_inductor.lowering.cuda import left_to_torch, own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.options import Options, read
-from flex_inductor.passes.decide import Refusal, Request
+from flex_inductor.passes.decide import Kernel, Refusal, Request, torchs
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -51,7 +52,7 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
-    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings))
+    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), kernel)
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -63,6 +64,15 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
         settings = {"epilogue_fusion": False, **settings}
     around = mended if compat.on_cpu(inputs) else own
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
+
+
+def kernel(request: Request, mask: str | None) -> str | None:
+    """Why a call is left to torch's kernel: see `Kernel`."""
+    if request.device != "cuda" or torch.version.hip:
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    given = request.dtype, request.training, request.head_dims, request.lengths, mask
+    return left_to_torch(*given, 10 * major + minor)
 
 
 def flex_eager(
@@ -93,7 +103,12 @@ def slower(request: Request, options: Options) -> str | None:
 
 
 def run(
-    gm: fx.GraphModule, inputs: Sequence[Any], options: Options, refuse: Refusal, compiler: Compiler
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    options: Options,
+    refuse: Refusal,
+    compiler: Compiler,
+    kernel: Kernel = torchs,
 ) -> Callable[..., Any]:
     """Rewrites, compiles, and falls back to the untouched graph."""
     if options.rewrite == "never":
@@ -102,7 +117,7 @@ def run(
     report = GraphReport((), gm, gm)
     stage = "codegen"
     try:
-        report = passes.rewrite(gm, refuse)
+        report = passes.rewrite(gm, refuse, kernel)
         if report.after is not gm:
             compiled = compiler(passes.copy_of(report.after), inputs)
             publish(report)

@@ -1,4 +1,5 @@
-"""The part of `compat` that knows Inductor's Triton templates. Imports Inductor: only what lowers graphs imports this."""
+"""The part of `compat` that knows Inductor's Triton templates. It imports Inductor: only what lowers graphs imports
+this."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import sympy
 import torch
 from torch._inductor import config
 from torch._inductor.codegen.triton import TritonPrinter
-from torch._inductor.ir import ExternKernel, FixedLayout, IRNode
+from torch._inductor.ir import ExternKernel, FixedLayout, FlexibleLayout, IRNode
 from torch._inductor.kernel.flex import common, flex_attention
 from torch._inductor.lowering import empty_strided, lowerings, to_dtype
 from torch._inductor.select_algorithm import (
@@ -25,7 +26,7 @@ from torch._inductor.select_algorithm import (
 from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["TritonPrinter", "empty_strided", "freeze_irnodes", "in_memory", "lowerings"]
+__all__ = ["TritonPrinter", "empty_strided", "freeze_irnodes", "in_memory", "lowerings", "to_dtype"]
 
 aten = torch.ops.aten
 freeze_irnodes = common.freeze_irnodes
@@ -48,6 +49,17 @@ def sizes() -> Any:
     return V.graph.sizevars
 
 
+def is_number(size: Any) -> bool:
+    """Whether a size is known."""
+    return isinstance(size, (int, sympy.Integer))
+
+
+def hint(size: Any) -> int:
+    """What a size probably is. 2.12 and before have another name for it."""
+    known = sizes()
+    return int((getattr(known, "optimization_hint", None) or known.size_hint)(size))
+
+
 def max_autotune() -> bool:
     return bool(config.max_autotune or config.max_autotune_gemm)
 
@@ -64,6 +76,10 @@ def dense_layout(like: Any, dtype: torch.dtype, size: Sequence[Any]) -> Any:
     """A dense layout, its dimensions in the order of another tensor's."""
     stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, like.get_stride())]
     return FixedLayout(like.get_device(), dtype, list(size), stride=stride)
+
+
+def contiguous_layout(size: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:
+    return FixedLayout(device, dtype, list(size), stride=FlexibleLayout.contiguous_strides(size))
 
 
 def choose(name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, reads: Any, mods: Any) -> Any:

@@ -44,7 +44,7 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     where they are not known. tile: queries and keys in a block. Raises Stock where there is no closed form."""
     known = {s: sympy.sympify(n) for s, n in zip((Q_LEN, KV_LEN), lengths) if sympy.sympify(n).is_Integer}
     formula = read(text).xreplace(known)
-    axes = mask.axes(*(s.xreplace(known) for s in (Q_LEN, KV_LEN)), tile)
+    axes = mask.axes(Q_LEN.xreplace(known), KV_LEN.xreplace(known), tile)
     rows, cols = axes[::-1] if by_key else axes
     ranges = mask.ranges(formula, rows, cols)
     if ranges is None:
@@ -58,13 +58,15 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     shared, ends = sympy.cse(ends, sympy.numbered_symbols("t", integer=True))
     code = Printer().doprint
     numbers = iter(map(code, ends))
+    if not loops:
+        return Bounds("", "0 : 0 : masked")
     return Bounds(
         "; ".join(f"{name} = {code(value)}" for name, value in shared),
         "; ".join(f"{next(numbers)} : {next(numbers)} : {'masked' if loop.masked else 'full'}" for loop in loops),
     )
 
 
-class Printer(inductor.TritonPrinter):  # type: ignore[misc]
+class Printer(inductor.TritonPrinter):
     """Prints formulas as Triton code. Inductor's own repeats the operands of Min and Max, which here are deep."""
 
     def _print_Min(self, e: Any) -> str:

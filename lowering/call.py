@@ -11,6 +11,7 @@ import sympy
 import torch
 
 from flex_inductor import compat_triton as inductor
+from flex_inductor.lowering.plan import Variant, plan
 from flex_inductor.lowering.stock import Stock
 
 INDICES = ("b", "h", "m", "n")
@@ -62,6 +63,15 @@ class Call:
         return int(self.value.get_size()[-1])
 
     @property
+    def kv_heads(self) -> int:
+        return int(self.key.get_size()[1])
+
+    @property
+    def group(self) -> int:
+        """The number of heads that share keys and values."""
+        return int(self.query.get_size()[1]) // self.kv_heads
+
+    @property
     def lengths(self) -> tuple[Any, Any]:
         return self.query.get_size()[2], self.key.get_size()[2]
 
@@ -86,10 +96,11 @@ class Call:
 
     @property
     def plain(self) -> bool:
-        """Whether the score_mod gives back the score."""
+        """Whether the score_mod gives back the score, of which then the greatest may be taken before it is scaled."""
         nodes = self.score_graph.graph_module.graph.nodes
         first, output = next(iter(nodes)), next(n for n in nodes if n.op == "output")
-        return bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
+        same = bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
+        return same and self.scale > 0
 
     @property
     def captured(self) -> list[Any]:
@@ -106,32 +117,52 @@ class Call:
         """The layout of a result: dense, its dimensions in the order of another tensor's."""
         return inductor.dense_layout(like, like.get_dtype(), size)
 
+    def plan(self, kind: str, rows: int | None = None) -> list[Variant]:
+        """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
+        variants = plan(kind, self.mask, self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, rows)
+        return variants if inductor.max_autotune() else variants[:1]
+
+    def append(
+        self, choices: list[Any], text: Any, variant: Variant, inputs: list[Any], layout: Any, mods: list[Any],
+        mutated: list[Any], size: list[Any], **constants: Any,
+    ) -> None:  # fmt: skip
+        """A variant of a kernel among the choices. text: its template."""
+        config, loops = variant.config, variant.bounds
+        queries, keys = self.lengths
+        known = {
+            **self.constants(), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
+            "EVEN_M": self.divides(config.block_m, queries), "EVEN_N": self.divides(config.block_n, keys),
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+            "num_warps": config.warps, "num_stages": config.stages,
+        }  # fmt: skip
+        error = text.maybe_append_choice(
+            choices=choices, input_nodes=inputs, layout=layout, subgraphs=mods, mutated_inputs=mutated, call_sizes=size,
+            **known | constants,
+        )  # fmt: skip
+        if error is not None and not inductor.max_autotune():
+            raise error
+
     def divides(self, width: int, length: Any) -> bool:
         """Whether a length is known to be a number of whole tiles."""
         return bool(inductor.sizes().statically_known_multiple_of(length, width))
 
     def constants(self) -> dict[str, Any]:
-        """What all templates are told."""
+        """What all templates are told. The kernel works on head dimensions that are powers of two: tensor cores want at
+        least 16."""
+        qk, v = (max(16, 1 << (n - 1).bit_length()) for n in (self.qk_dim, self.v_dim))
         return {
             "PLAIN": self.plain,
             "SM_SCALE": self.scale,
-            "GROUP": int(self.query.get_size()[1]) // int(self.key.get_size()[1]),
+            "GROUP": self.group,
             "FLOAT32_PRECISION": inductor.float32_precision(),
+            "QK_DIM": self.qk_dim,
+            "V_DIM": self.v_dim,
+            "QK_DIM_ROUNDED": qk,
+            "V_DIM_ROUNDED": v,
+            "EVEN_QK": qk == self.qk_dim,
+            "EVEN_V": v == self.v_dim,
         }
 
     def chosen(self, name: str, choices: list[Any], inputs: list[Any], layout: Any, mods: list[Any]) -> Any:
         """The output of the one kernel, or of the fastest. inputs: all tensors that it reads or writes."""
         return inductor.choose(name, choices, inputs, layout, self.captured, mods)
-
-
-def padded(call: Call) -> dict[str, Any]:
-    """The head dimensions, and the powers of two that the kernel works on: tensor cores want at least 16."""
-    rounded = [max(16, 1 << (n - 1).bit_length()) for n in (call.qk_dim, call.v_dim)]
-    return {
-        "QK_DIM": call.qk_dim,
-        "V_DIM": call.v_dim,
-        "QK_DIM_ROUNDED": rounded[0],
-        "V_DIM_ROUNDED": rounded[1],
-        "EVEN_QK": rounded[0] == call.qk_dim,
-        "EVEN_V": rounded[1] == call.v_dim,
-    }

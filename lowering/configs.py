@@ -34,44 +34,58 @@ class Row:
 PREFILL = (
     Row(90, 2, 64, (Config(128, 64, 4, 3), Config(128, 128, 8, 3))),
     Row(90, 2, 128, (Config(128, 64, 8, 3), Config(128, 128, 8, 2))),
-    Row(90, 2, 256, (Config(128, 32, 8, 2), Config(64, 64, 4, 2))),
-    Row(90, 4, 128, (Config(64, 32, 4, 2),)),
-    Row(90, 4, 256, (Config(32, 32, 4, 2),)),
-    Row(80, 2, 64, (Config(128, 64, 4, 3), Config(64, 64, 4, 3))),
-    Row(80, 2, 128, (Config(128, 32, 4, 3), Config(64, 64, 4, 2))),
-    Row(80, 2, 256, (Config(64, 32, 4, 2), Config(32, 32, 4, 2))),
-    Row(80, 4, 128, (Config(64, 32, 4, 2),)),
-    Row(80, 4, 256, (Config(32, 16, 4, 2),)),
+    Row(90, 2, 256, (Config(128, 32, 8, 2), Config(128, 64, 8, 2))),
+    Row(90, 4, 128, (Config(32, 64, 8, 2),)),
+    Row(90, 4, 256, (Config(32, 32, 8, 1), Config(16, 32, 8, 1))),
+    Row(80, 2, 64, (Config(128, 64, 8, 3), Config(128, 64, 4, 3), Config(64, 64, 4, 3))),
+    Row(80, 2, 128, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(80, 2, 256, (Config(64, 32, 8, 2),)),
+    Row(80, 4, 128, (Config(32, 64, 8, 2),)),
+    Row(80, 4, 256, (Config(32, 32, 8, 1), Config(16, 32, 8, 1))),
 )
-
 DQ = (
     Row(90, 2, 64, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
     Row(90, 2, 128, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
-    Row(90, 2, 256, (Config(64, 32, 8, 1),)),
-    Row(90, 4, 128, (Config(32, 32, 4, 1),)),
-    Row(90, 4, 256, (Config(32, 16, 4, 1),)),
-    Row(80, 2, 64, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
-    Row(80, 2, 128, (Config(64, 32, 4, 2),)),
-    Row(80, 2, 256, (Config(32, 32, 4, 1),)),
-    Row(80, 4, 128, (Config(32, 32, 4, 1),)),
-    Row(80, 4, 256, (Config(16, 16, 4, 1),)),
+    Row(90, 2, 256, (Config(64, 32, 8, 2), Config(128, 32, 8, 2))),
+    Row(90, 4, 128, (Config(32, 32, 8, 2),)),
+    Row(90, 4, 256, (Config(16, 16, 4, 2),)),
+    Row(80, 2, 64, (Config(64, 32, 4, 2), Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(80, 2, 128, (Config(64, 64, 8, 2), Config(64, 32, 4, 2))),
+    Row(80, 2, 256, (Config(32, 32, 8, 1),)),
+    Row(80, 4, 128, (Config(32, 32, 8, 2),)),
+    Row(80, 4, 256, (Config(16, 16, 4, 2),)),
 )
 DKDV = (
+    Row(100, 2, 64, (Config(64, 128, 8, 2),)),
+    Row(100, 2, 128, (Config(64, 64, 8, 2),)),
     Row(90, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
-    Row(90, 2, 128, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
-    Row(90, 2, 256, (Config(32, 64, 8, 1),)),
-    Row(90, 4, 128, (Config(32, 32, 4, 1),)),
-    Row(90, 4, 256, (Config(16, 32, 4, 1),)),
-    Row(80, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
-    Row(80, 2, 128, (Config(32, 64, 4, 2),)),
-    Row(80, 2, 256, (Config(32, 32, 4, 1),)),
-    Row(80, 4, 128, (Config(32, 32, 4, 1),)),
-    Row(80, 4, 256, (Config(16, 16, 4, 1),)),
+    Row(90, 2, 128, (Config(64, 128, 8, 2), Config(64, 64, 8, 2))),
+    Row(90, 2, 256, (Config(32, 64, 8, 2), Config(32, 32, 8, 2))),
+    Row(90, 4, 128, (Config(32, 32, 8, 1),)),
+    Row(90, 4, 256, (Config(16, 32, 8, 1),)),
+    Row(80, 2, 64, (Config(64, 128, 8, 2), Config(32, 64, 4, 2))),
+    Row(80, 2, 128, (Config(64, 64, 8, 2),)),
+    Row(80, 2, 256, (Config(32, 32, 8, 1),)),
+    Row(80, 4, 128, (Config(32, 32, 8, 1),)),
+    Row(80, 4, 256, (Config(16, 32, 8, 1),)),
 )
+
+DECODE = (
+    Row(90, 2, 128, (Config(16, 64, 4, 3), Config(16, 128, 4, 2))),
+    Row(90, 2, 256, (Config(16, 64, 4, 2),)),
+    Row(80, 2, 64, (Config(16, 64, 4, 3), Config(16, 32, 4, 3))),
+    Row(80, 2, 128, (Config(16, 64, 4, 2),)),
+    Row(80, 2, 256, (Config(16, 32, 4, 2),)),
+    Row(80, 4, 128, (Config(16, 32, 4, 2),)),
+    Row(80, 4, 256, (Config(16, 16, 4, 2),)),
+)
+"""Of decoding, the number of rows follows from the call."""
 
 
 def configs(table: Iterable[Row], capability: int, bytes: int, dims: int) -> tuple[Config, ...]:
     """The configs for a device and a head; none where the table has none."""
+    if capability >= 120:  # smaller chips again, with the tensor cores and the shared memory of those of 8.x
+        capability = 80
     return next(
         (r.configs for r in table if capability >= r.capability and bytes <= r.bytes and dims <= r.dims),
         (),

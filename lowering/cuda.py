@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import sympy
+import torch
 from torch._dynamo.utils import counters
 
 from flex_inductor import compat
@@ -32,8 +34,24 @@ def own() -> Iterator[None]:
         yield
 
 
+def left_to_torch(
+    dtype: torch.dtype, training: bool, head_dims: Sequence[sympy.Expr], lengths: Any, mask: str | None, capability: int
+) -> str | None:
+    """Why a call is left to torch's kernels; None if ours take it. mask: its formula; None where it reads tensors."""
+    from flex_inductor.lowering.plan import plan
+
+    if mask is None:
+        return "its mask reads tensors, or has no closed form"
+    try:
+        for kind in ("prefill", "dq", "dkdv") if training else ("prefill",):
+            plan(kind, mask, lengths, dtype, [int(n) for n in head_dims], capability)
+    except Stock as why:
+        return str(why)
+    return None
+
+
 def _forward(stock: Lowering) -> Lowering:
-    from flex_inductor.lowering import prefill
+    from flex_inductor.lowering import decode, prefill
     from flex_inductor.lowering.call import Call
 
     def flex_attention(
@@ -42,7 +60,8 @@ def _forward(stock: Lowering) -> Lowering:
         options, mask = _parted(options)
 
         def ours() -> Any:
-            return prefill.lower(Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads))
+            call = Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads)
+            return (decode if decode.takes(call) else prefill).lower(call)
 
         return _lowered(ours, lambda: stock(query, key, value, score_mod, blocks, scale, options, *reads), mask)
 

@@ -33,8 +33,6 @@ aten = torch.ops.aten
 WIDTHS = {"cpu": (128, 64)}
 """Queries and keys in a block by device, without and with a mask: what was fastest, or nearly so, at all sizes of
 bench/attention_cpu.py. Elsewhere torch's own."""
-CLOSED_FORMS = ("cuda",)
-"""Devices whose kernels work out the blocks of a mask by themselves, where it has a closed form."""
 
 
 def block_width(device: torch.device, masked: bool) -> int:
@@ -78,11 +76,9 @@ class BlockMaps:
         lengths = [self.make.size(axis.length) for axis in (rows, cols)]
         return compat.block_mask_argument(lists, (rows.width, cols.width), lengths, mask_mod)
 
-    def text(self, expr: Expr, at: Coordinates, device: torch.device) -> str | None:
+    def text(self, expr: Expr, at: Coordinates) -> str | None:
         """The formula of a mask as text, if it reads nothing but sizes and positions: all that a kernel needs to work
         out its loops by itself."""
-        if device.type not in CLOSED_FORMS:
-            return None
         formula = Former(at).formula(expr)
         lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
         return written(formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))

@@ -23,15 +23,16 @@ from flex_inductor.passes.site import Site
 class Request:
     """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
 
-    plain: an SDPA call without mask. scores: their number, now. attended: the share of their blocks that may be
-    attended. fused: whether the scores are the products alone, for which Inductor has a fused kernel. reads: whether
-    score or mask load a number for every score."""
+    lengths: numbers of queries, and of keys with all other columns. plain: an SDPA call without mask. scores: their
+    number, now. attended: the share of their blocks that may be attended. fused: whether the scores are the products
+    alone, for which Inductor has a fused kernel. reads: whether score or mask load a number for every score."""
 
     device: str
     dtype: torch.dtype
     training: bool
     head_dims: tuple[sympy.Expr, sympy.Expr]
     heads: sympy.Expr
+    lengths: tuple[sympy.Expr, sympy.Expr]
     plain: bool
     scores: int
     attended: float
@@ -41,6 +42,14 @@ class Request:
 
 Refusal = Callable[[Request], str | None]
 """Why a site cannot, or should not, be lowered; None if it can."""
+Kernel = Callable[[Request, "str | None"], "str | None"]
+"""Why a call is left to torch's kernel (None: ours takes it; "": there is none of ours). The text is the formula of its
+mask, None where that reads tensors."""
+
+
+def torchs(request: Request, mask: str | None) -> str:
+    """Every call is left to torch's kernel."""
+    return ""
 
 
 def request_of(site: Site, result: Result) -> Request:
@@ -52,9 +61,10 @@ def request_of(site: Site, result: Result) -> Request:
     scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
     fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
     share = attended(site, block_width(value.device, site.mask is not None), number)
+    lengths = at.size(at.q), at.size(at.k) + len(site.extra)
     return Request(
-        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), plain, number(scores), share, fused,
-        reads_scores(site),
+        value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), lengths, plain, number(scores), share,
+        fused, reads_scores(site),
     )  # fmt: skip
 
 

@@ -86,14 +86,17 @@ class Emitter:
         self.count = 0
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
-    def emit(self, site: Site, result: Result, training: bool) -> None:
-        """Replaces the result by the call. Raises Declined without having changed the program."""
+    def emit(
+        self, site: Site, result: Result, training: bool, kernel: Callable[[str | None], str | None]
+    ) -> tuple[str, ...]:
+        """Replaces the result by the call; returns what there is to say about its kernel. Raises Declined without
+        having changed the program. kernel: decide.Kernel for this site."""
         self.make.forget()
         self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:
             with self.gm.graph.inserting_before(result.dynamo):
-                value = self.value(site, result, training)
+                value, why = self.value(site, result, training, kernel)
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)
@@ -101,18 +104,25 @@ class Emitter:
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
         if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
             self.make.aten_graph.value_of[result.node] = value
+        return () if why == "" else ("own kernel" if why is None else f"torch's kernel: {why}",)
 
-    def value(self, site: Site, result: Result, training: bool) -> fx.Node:
-        """The new nodes; the last has the result's value."""
+    def value(
+        self, site: Site, result: Result, training: bool, kernel: Callable[[str | None], str | None]
+    ) -> tuple[fx.Node, str | None]:
+        """The new nodes, of which the last has the result's value; and why it is torch's kernel that computes it."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
         score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
-        blocks = self.maps.block_mask(mask_of(site), columns_of(site), mask_mod, device, training)
-        options = compat.kernel_options(device, training)
-        if (text := self.maps.text(mask_of(site), columns_of(site), device)) is not None:
+        mask, at, options = mask_of(site), columns_of(site), compat.kernel_options(device, training)
+        text = self.maps.text(mask, at)
+        why = kernel(text)
+        if why is None:  # ours works out by itself which blocks there are
+            blocks = self.maps.one_block(mask_mod, device)
             options[compat.MASK_OPTION] = text
+        else:
+            blocks = self.maps.block_mask(mask, at, mask_mod, device, training)
         call = self.make.call(
             compat.flex_attention_hop,
             query,
@@ -128,7 +138,7 @@ class Emitter:
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
-        return self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out
+        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), why
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
         """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,

@@ -1,6 +1,6 @@
 """Formulas as text, and back: how the formula of a mask travels with a call to the lowering that wants it.
 
-    And(q >= k, FloorDiv(q, 100) == FloorDiv(k, 100))   <->   "(q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))"
+And(q >= k, FloorDiv(q, 100) == FloorDiv(k, 100))   <->   "(q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))"
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = {
 
 
 class Writer(StrPrinter):
-    """Every operator by its name: torch's functions print themselves as Python operators, which mean others to sympy."""
+    """Every function by its name: torch's print themselves as Python operators, which to sympy are others."""
 
     printmethod = None
 

@@ -18,57 +18,82 @@ from typing import Any
 from unittest import mock
 
 import torch
+import triton
 
-from flex_inductor.lowering import configs
+from flex_inductor.lowering import configs, plan
 from flex_inductor.lowering.configs import Config
 from tests.support.gpuless import machine
 from tests.support.gpuless.rendering import render
 
 TABLE = Path(__file__).parent / "kernels.csv"
 COLUMNS = ("kernel", "capability", "dtype", "dim", "block_m", "block_n", "warps", "stages", "default", "registers",
-           "spills", "shared", "warnings", "tensor_core")  # fmt: skip
-TABLES = {"prefill": configs.PREFILL, "dq": configs.DQ, "dkdv": configs.DKDV}
+           "spills", "shared", "warnings", "tensor_core", "triton")  # fmt: skip
+TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
 CAPABILITIES = (80, 90, 100)
-SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (64, 256)]
+SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (128, 256)]
 
 
-def alibi(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+def distance(q: Any, k: Any) -> Any:
+    return torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None]
+
+
+def causal(q: Any, k: Any, v: Any, slopes: Any) -> Any:
     """Causal attention with a score_mod that reads a tensor."""
-    places = torch.arange(q.shape[2])
-    distance = places - places[:, None]
-    scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance).to(q.dtype)
-    return torch.softmax(torch.where(distance <= 0, scores, float("-inf")).float(), -1).to(v.dtype) @ v
+    scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance(q, k)).to(q.dtype)
+    return torch.softmax(torch.where(distance(q, k) <= 0, scores, float("-inf")).float(), -1).to(v.dtype) @ v
 
 
-def rows(capability: int, dtype: torch.dtype, dim: int, ours: bool = True) -> Iterator[dict[str, Any]]:
-    """The kernels of forward and backward for a device, a dtype and a head dimension: all tile sizes."""
-    given = capability, dtype.itemsize, dim
-    found = {name: configs.configs(table, *given) for name, table in TABLES.items()}
-    for number in range(max(map(len, found.values())) if ours else 1):
+def grouped(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+    """One query of eight heads that share two of keys and values."""
+    k, v = (x.repeat_interleave(4, 1) for x in (k, v))
+    scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance(q, k)).to(q.dtype)
+    return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+
+
+def rows(
+    capability: int, dtype: torch.dtype, dim: int, ours: bool = True, all_sizes: bool = True
+) -> Iterator[dict[str, Any]]:
+    """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension."""
+    found = {name: configs.configs(table, capability, dtype.itemsize, dim) for name, table in TABLES.items()}
+    for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
         chosen = {name: options[number] for name, options in found.items() if number < len(options)}
-        with mock.patch.object(configs, "configs", lambda table, *_: (only(table, chosen, found),)):
-            compiled = training(capability, dtype, dim, ours)
+        with forced({**{name: options[0] for name, options in found.items()}, **chosen}):
+            compiled = training(capability, dtype, dim, ours) if chosen.keys() - {"decode"} else []
+            compiled += decoding(capability, dtype, dim, ours) if "decode" in chosen else []
         for name, kernel in compiled:
-            if ours and name not in chosen:
-                continue
-            yield {"kernel": name, "capability": capability, "dtype": str(dtype)[6:], "dim": dim,
-                   "default": number == 0, **described(kernel, chosen.get(name), capability)}  # fmt: skip
+            if not ours or name in chosen:
+                about = described(kernel, chosen.get(name) if ours else None, capability)
+                given = {"kernel": name, "capability": capability, "dtype": str(dtype)[6:], "dim": dim}
+                yield {**given, "default": number == 0, **about}
 
 
-def only(table: Any, chosen: dict[str, Config], found: dict[str, tuple[Config, ...]]) -> Config:
-    name = next(name for name, known in TABLES.items() if known is table)
-    return chosen.get(name, found[name][0])
+def forced(chosen: dict[str, Config]) -> Any:
+    """Every kernel in one tile size."""
+
+    def configs_of(table: Any, *given: Any) -> tuple[Config, ...]:
+        return (chosen[next(name for name, known in TABLES.items() if known is table)],)
+
+    return mock.patch.object(configs, "configs", configs_of)
 
 
 def training(capability: int, dtype: torch.dtype, dim: int, ours: bool) -> list[tuple[str, Any]]:
-    """Compiled kernels of attention by name."""
+    """Compiled kernels by name, of forward and backward."""
     q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype, requires_grad=True) for _ in range(3))
-    rendered = render(alibi, q, k, v, torch.empty(4, 1, 1), capability=capability, ours=ours)
-    found = []
-    for part, names in ((rendered.forward, ["prefill"]), (rendered.backward, ["dq", "dkdv"] if ours else ["backward"])):
-        kernels = [k for k in part.kernels if k.inductor_meta["kernel_name"].startswith("triton_tem")]
-        found += [(name, k.compile_results[0].kernel) for name, k in zip(names, kernels, strict=True)]
-    return found
+    rendered = render(causal, q, k, v, torch.empty(4, 1, 1), capability=capability, ours=ours)
+    names = ("dq", "dkdv") if ours else ("backward",)
+    return [*templates(rendered.forward, "prefill"), *templates(rendered.backward, *names)]
+
+
+def decoding(capability: int, dtype: torch.dtype, dim: int, ours: bool) -> list[tuple[str, Any]]:
+    q, k, v = (torch.empty(2, heads, length, dim, dtype=dtype) for heads, length in ((8, 1), (2, 2048), (2, 2048)))
+    with torch.no_grad():
+        rendered = render(grouped, q, k, v, torch.empty(8, 1, 1), capability=capability, ours=ours)
+    return templates(rendered.forward, "decode")
+
+
+def templates(compiled: Any, *names: str) -> list[tuple[str, Any]]:
+    kernels = [k for k in compiled.kernels if k.inductor_meta["kernel_name"].startswith("triton_tem")]
+    return [(name, k.compile_results[0].kernel) for name, k in zip(names, kernels, strict=True)]
 
 
 def described(kernel: Any, config: Config | None, capability: int) -> dict[str, Any]:
@@ -77,7 +102,8 @@ def described(kernel: Any, config: Config | None, capability: int) -> dict[str, 
     return {**tiles, "warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages,
             "registers": cost.registers, "spills": cost.spills, "shared": cost.shared,
             "warnings": " ".join(cost.warnings),
-            "tensor_core": sum(cost.counts[name] for name in ("wgmma", "mma", "tcgen05"))}  # fmt: skip
+            "tensor_core": sum(cost.counts[name] for name in ("wgmma", "mma", "tcgen05")),
+            "triton": triton.__version__}  # fmt: skip
 
 
 def text(found: list[dict[str, Any]]) -> str:

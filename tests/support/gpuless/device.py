@@ -91,7 +91,8 @@ def pretended(capability: int) -> Iterator[Compiled]:
 
         replaced(torch.cuda, **{name: answering(value) for name, value in answers.items()})
         replaced(
-            torch.cuda, is_bf16_supported=answering(True), is_tf32_supported=answering(True), _lazy_init=answering(None),
+            torch.cuda, is_bf16_supported=answering(True), is_tf32_supported=answering(True),
+            _lazy_init=answering(None),
             get_rng_state=answering(torch.zeros(16, dtype=torch.uint8)), set_rng_state=answering(None),
             _exchange_device=answering(0), _maybe_exchange_device=answering(0),
             current_stream=answering(types.SimpleNamespace(cuda_stream=0, device=torch.device("cuda", 0))),
@@ -110,7 +111,9 @@ def pretended(capability: int) -> Iterator[Compiled]:
         replaced(triton_heuristics.CachingAutotuner, _make_launchers=note)
         replaced(output_code.CompiledFxGraph, __call__=answering(None))
         replaced(graph.GraphLowering, save_output_code=staticmethod(compiled.wrappers.append))
-        stack.enter_context(config.patch(force_disable_caches=True, compile_threads=1, use_static_triton_launcher=False))
+        stack.enter_context(
+            config.patch(force_disable_caches=True, compile_threads=1, use_static_triton_launcher=False)
+        )
         stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
         caches = [hints.DeviceProperties.create, *(getattr(_triton, name) for name in dir(_triton))]
 

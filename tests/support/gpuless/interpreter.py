@@ -2,7 +2,7 @@
 
 TRITON_INTERPRET=1 must be set before triton is imported. What the interpreter lacks is added: the functions of CUDA's
 libdevice, and bfloat16, which it keeps as raw bits and calculates with as integers. Memory that a kernel is given to
-fill is NaN, so that what is not written is seen; so is what lies around the tensors (`guarded`).
+fill is NaN, so that what is not written is seen.
 """
 
 from __future__ import annotations
@@ -53,14 +53,6 @@ def load(wrapper: str) -> Callable[[list[Any]], Any]:
 def unwritten(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
     x = torch.empty_strided(size, stride, dtype=dtype)
     return x.fill_(float("nan")) if dtype.is_floating_point else x
-
-
-def guarded(x: torch.Tensor, margin: int = 4096) -> torch.Tensor:
-    """The same numbers with NaN before and behind them: a read beyond the end is seen."""
-    memory = x.new_full((x.numel() + 2 * margin,), float("nan"))
-    inner = memory[margin : margin + x.numel()].view(x.shape)
-    inner.copy_(x.detach())
-    return inner.requires_grad_(x.requires_grad)
 
 
 def provided(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,8 +17,9 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from flex_inductor import compat, passes
-from flex_inductor.lowering.cuda import own
+from flex_inductor.lowering.cuda import left_to_torch, own
 from flex_inductor.passes import blocks
+from flex_inductor.passes.decide import Request
 from tests.support.gpuless.device import Compiled, install_guard, pretended
 
 GPU = torch.device("cuda", 0)
@@ -26,11 +27,13 @@ GPU = torch.device("cuda", 0)
 
 @dataclass
 class Rendered:
-    """forward, backward: what was compiled. result: the program's result, if it was run."""
+    """forward, backward: what was compiled. result: the program's result, if it was run. report: of the
+    passes."""
 
     forward: Compiled = field(default_factory=Compiled)
     backward: Compiled = field(default_factory=Compiled)
     result: Any = None
+    report: Any = None
 
 
 class NotRun(Exception):
@@ -62,16 +65,21 @@ def render(
         part.kernels += compiled.kernels
         return boxed(runner(compiled.wrappers[-1]) if run else not_run)
 
-    def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        forms = mock.patch.object(blocks, "CLOSED_FORMS", ("cpu",) if ours else ())
-        with forms, mock.patch.object(blocks, "WIDTHS", {}):  # what the passes would do on CUDA
-            after = passes.rewrite(gm, lambda request: None).after
-        assert compat.uses_flex_attention(after), "nothing was rewritten"
-        return compile_fx.compile_fx(passes.copy_of(after), examples, inner_compile=inner_compile)
+    def kernel(request: Request, mask: str | None) -> str | None:
+        if not ours:
+            return ""
+        return left_to_torch(request.dtype, request.training, request.head_dims, request.lengths, mask, capability)
 
-    with functorch_config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False):
-        with torch._inductor.config.patch(force_disable_caches=True, compile_threads=1), contextlib.suppress(NotRun):
-            rendered.result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
+    def backend(gm: fx.GraphModule, examples: Any) -> Any:
+        with mock.patch.object(blocks, "WIDTHS", {}):  # what the passes would do on CUDA
+            rendered.report = passes.rewrite(gm, lambda request: None, kernel)
+        assert compat.uses_flex_attention(rendered.report.after), rendered.report.decisions
+        return compile_fx.compile_fx(passes.copy_of(rendered.report.after), examples, inner_compile=inner_compile)
+
+    settings = torch._inductor.config.patch(force_disable_caches=True, compile_threads=1)
+    both = functorch_config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False)
+    with settings, both, contextlib.suppress(NotRun):
+        rendered.result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
     return rendered
 
 

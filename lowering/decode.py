@@ -1,0 +1,78 @@
+"""The lowering of flex_attention for a few queries, templates/decode.py.jinja: keys are shared out among programs, so
+that one query keeps a whole device busy, and the results of the shares are put together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from flex_inductor import compat_triton as inductor
+from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.templates import template
+
+aten = torch.ops.aten
+MOST_ROWS = 64
+"""The number of queries times heads of a group up to which they are one tile."""
+PROGRAMS = 2
+"""Programs for each multiprocessor of the device."""
+
+
+def takes(call: Call) -> bool:
+    queries, _ = call.lengths
+    plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
+    return bool(plenty <= MOST_ROWS and not call.options["OUTPUT_LOGSUMEXP"] and not call.options.get("OUTPUT_MAX"))
+
+
+def lower(call: Call) -> tuple[Any, Any, Any]:
+    """As prefill.lower. Raises Stock, before anything was done, for what torch's kernel must do."""
+    queries = int(call.lengths[0])
+    variants = call.plan("decode", rows=power_of_two(queries))
+    query, key, value = call.operands()
+    batch, heads, *_ = query.get_size()
+    shares = number_of_shares(call, batch, min(v.config.block_n for v in variants))
+    size = [batch, shares, heads, queries, call.v_dim]
+    kept = {"dtype": torch.float32, "device": query.get_device()}
+    layout = inductor.contiguous_layout(size, **kept)
+    top, total = (inductor.empty_strided(size[:-1], None, **kept) for _ in range(2))
+    inputs, mods = [query, key, value, top, total], [call.score_mod, call.mask_mod]
+    choices: list[Any] = []
+    for variant in variants:
+        call.append(
+            choices, template("decode", grid), variant, inputs, layout, mods, [top, total], [batch, call.kv_heads],
+            SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
+            BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
+        )  # fmt: skip
+    acc = call.chosen("flex_inductor_decode", choices, [*inputs, *call.captured], layout, mods)
+    return together(acc, top, total, call.dtype)
+
+
+def together(acc: Any, top: Any, total: Any, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Output, log-sum-exp and greatest score, of what the shares found."""
+    call = inductor.lowerings
+    greatest = call[aten.amax](top, 1, True)
+    empty = call[aten.eq](greatest, -math.inf)  # rows that attend nothing are 0
+    weights = call[aten.exp2](call[aten.where](empty, 0.0, call[aten.sub](top, greatest)))
+    sums = call[aten.sum](call[aten.mul](total, weights), 1)
+    greatest, empty = (call[aten.squeeze](x, 1) for x in (greatest, empty))
+    sums = call[aten.where](empty, 1.0, sums)
+    out = call[aten.sum](call[aten.mul](acc, call[aten.unsqueeze](weights, 4)), 1)
+    out = inductor.to_dtype(call[aten.div](out, call[aten.unsqueeze](sums, 3)), dtype)
+    return out, call[aten.add](greatest, call[aten.log2](sums)), greatest
+
+
+def number_of_shares(call: Call, batch: Any, block: int) -> int:
+    """Enough programs for the device, and no more than there are blocks."""
+    hint = inductor.hint
+    programs = PROGRAMS * torch.cuda.get_device_properties(call.query.get_device()).multi_processor_count
+    wanted = programs // max(1, hint(batch) * call.kv_heads)
+    return max(1, min(wanted, -(-hint(call.lengths[1]) // block)))
+
+
+def power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def grid(batch: Any, kv_heads: Any, meta: Any) -> tuple[Any, Any, Any]:
+    return meta["SHARES"], batch, kv_heads

@@ -1,0 +1,161 @@
+"""Attention programs for the tests of our kernels, by what they vary, and what their errors may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+PARAMETER = 4
+"""The place of the parameter's gradient among the results."""
+Mask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+MASKS: dict[str, Mask] = {
+    "causal": lambda q, k: k <= q,
+    "window": lambda q, k: (k <= q) & (q - k < 100),
+    "two-sided window": lambda q, k: (q - k).abs() <= 70,
+    "prefix": lambda q, k: (k <= q) | (k < 77),
+    "sinks and window": lambda q, k: (k <= q) & ((q - k < 90) | (k < 4)),
+    "global and local": lambda q, k: ((q - k).abs() < 60) | (k < 33) | (q < 20),
+    "chunks": lambda q, k: (q // 100 == k // 100) & (k <= q),
+    "near the end": lambda q, k: k >= 170,
+    "some rows empty": lambda q, k: k > q + 130,
+    "all rows empty": lambda q, k: k > q + 1000,
+}
+EMPTY = {"some rows empty", "all rows empty"}
+"""Masks under which some rows attend nothing."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1)."""
+
+    mask: str | None = "causal"
+    queries: int = 256
+    keys: int | None = None
+    dtype: torch.dtype = torch.float16
+    heads: int = 2
+    kv_heads: int | None = None
+    dim: int = 64
+    v_dim: int | None = None
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    training: bool = False
+    dynamic: bool = False
+
+    def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
+        """Query, key and value, with NaN around them in memory, and the parameter."""
+        torch.manual_seed(0)
+        keys, kv_heads = self.keys or self.queries, self.kv_heads or self.heads
+        shapes = [(self.heads, self.queries, self.dim), (kv_heads, keys, self.dim),
+                  (kv_heads, keys, self.v_dim or self.dim)]  # fmt: skip
+        found = [guarded(torch.randn(1, *shape).to(device, self.dtype)) for shape in shapes]
+        found.append(torch.rand(self.heads, 1, 1).to(device) + 0.5)
+        return [x.requires_grad_(self.training) for x in found]
+
+    def program(self, q: Any, k: Any, v: Any, parameter: Any) -> Any:
+        k, v = (x.repeat_interleave(self.heads // x.shape[1], 1) for x in (k, v))
+        scores = q @ k.mT * self.dim**-0.5
+        places = torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
+        if self.mask in EMPTY:  # rows that attend nothing are 0
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=MASKS[self.mask](*places))
+        if self.score is not None:
+            scores = self.score(scores, parameter)
+        if self.mask is not None:
+            scores = torch.where(MASKS[self.mask](*places), scores, float("-inf"))
+        weights = torch.softmax(scores.float() if self.dtype != torch.float64 else scores, -1)
+        return weights.to(v.dtype) @ v
+
+
+def guarded(x: torch.Tensor, margin: int = 4096) -> torch.Tensor:
+    """The same numbers with NaN before and behind them: a read beyond the end is seen."""
+    memory = x.new_full((x.numel() + 2 * margin,), float("nan"))
+    inner = memory[margin : margin + x.numel()].view(x.shape)
+    inner.copy_(x.detach())
+    return inner
+
+
+def softcap(scores: torch.Tensor, cap: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(scores / 5.0) * 5.0
+
+
+def alibi(scores: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    keys, queries = (torch.arange(n, device=scores.device) for n in (scores.shape[-1], scores.shape[-2]))
+    distance = keys - queries[:, None]
+    return scores + (slope * distance * 0.1).to(scores.dtype)
+
+
+HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+GROUPS: dict[str, dict[str, Case]] = {
+    "masks": {
+        name: Case(mask)
+        for name, mask in ((m or "none", m) for m in (None, *MASKS))
+        if name not in ("all rows empty", "near the end")
+    },
+    "lengths": {
+        "uneven": Case(queries=200),
+        "uneven, none": Case(None, queries=130, keys=77),
+        "more keys": Case("window", queries=70, keys=300),
+        "more queries": Case(queries=300, keys=70),
+        "dynamic": Case("window", queries=200, dynamic=True),
+        "dynamic, none": Case(None, queries=130, keys=77, dynamic=True),
+        "dynamic, prefix": Case("prefix", queries=150, dynamic=True),
+    },
+    "kinds": {
+        "float32": Case(dtype=FULL),
+        "bfloat16": Case(dtype=BRAIN),
+        "small heads": Case(dim=8),
+        "odd heads": Case(dim=40, v_dim=24, dtype=FULL),
+        "large heads": Case(dim=160, v_dim=256, queries=150, heads=1),
+        "groups": Case(heads=4, kv_heads=2, queries=150),
+        "softcap": Case("window", score=softcap, queries=200),
+        "alibi": Case(score=alibi, queries=200),
+        "alibi, bfloat16": Case(None, score=alibi, dtype=BRAIN),
+    },
+    "decoding": {
+        "one query": Case(None, queries=1, keys=300),
+        "window": Case("near the end", queries=1, keys=1000, score=alibi),
+        "five queries, groups": Case("near the end", queries=5, keys=300, heads=6, kv_heads=2),
+        "bfloat16, large heads": Case(None, queries=2, keys=200, dim=128, dtype=BRAIN),
+        "float32": Case("global and local", queries=3, keys=257, dtype=FULL, score=softcap),
+        "dynamic": Case("near the end", queries=1, keys=300, dynamic=True),
+        "nothing attended": Case("all rows empty", queries=3, keys=120),
+    },
+    "gradients": {
+        "causal": Case(training=True),
+        "window, bfloat16": Case("window", queries=200, dtype=BRAIN, training=True),
+        "none, float32": Case(None, queries=130, keys=77, dtype=FULL, training=True),
+        "groups": Case(heads=4, kv_heads=2, queries=150, training=True),
+        "softcap": Case("prefix", queries=150, score=softcap, training=True),
+        "alibi with a gradient": Case(queries=150, score=alibi, dtype=FULL, training=True),
+        "global and local": Case("global and local", queries=200, training=True),
+        "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),
+        "some rows empty": Case("some rows empty", queries=200, training=True),
+    },
+}
+
+
+def results(
+    case: Case, program: Callable[..., Any], dtype: torch.dtype | None, device: str = "cpu"
+) -> list[torch.Tensor]:
+    """The output, and in training the gradients of all inputs. dtype: of the inputs, if not the case's own."""
+    inputs = [x if dtype is None else x.detach().to(dtype).requires_grad_(case.training) for x in case.inputs(device)]
+    out = program(*inputs)
+    if not case.training:
+        return [out]
+    torch.manual_seed(1)
+    out.backward(torch.randn(out.shape).to(out.device, case.dtype).to(out.dtype))
+    return [out.detach(), *(x.grad for x in inputs if x.grad is not None)]
+
+
+def shares(case: Case, ours: list[torch.Tensor], device: str = "cpu") -> list[float]:
+    """The errors against float64, as shares of what is allowed: twice eager's own, and a floor of rounding."""
+    eager = results(case, case.program, None, device)
+    exact = results(replace(case, dtype=torch.float64), case.program, torch.float64, device)
+    found = []
+    for number, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
+        error, own = (float((x.double() - c).abs().max()) for x in (a, b))
+        sums = 16 if number == PARAMETER else 4  # the gradient of a captured tensor is a sum over all scores
+        floor = sums * torch.finfo(case.dtype).eps * max(float(c.abs().max()), 1e-30)
+        found.append(error / (2 * own + floor) if a.isfinite().all() else float("inf"))
+    return found

@@ -1,0 +1,95 @@
+"""Kernels as text.
+
+    python -m tests.lowering.rendered golden       the text of one kernel of each kind, by name
+    python -m tests.lowering.rendered isolation    a call of flex_attention compiled by Inductor, before and after ours
+    python -m tests.lowering.rendered notes        what is said of the kernels of several calls, and what became of them
+
+Prints a line of JSON. In a process of its own, where torch may be told that there is a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import lowering
+from torch.nn.attention import flex_attention
+
+from flex_inductor import compat
+from tests.lowering.cases import Case
+from tests.lowering.kernels import causal, grouped
+from tests.support.gpuless.rendering import render
+
+KERNEL = re.compile(r"def (triton_tem\w*)(\(.*?)\n'''", re.S)
+
+
+def texts(wrapper: str) -> list[str]:
+    """The kernels of templates in a wrapper."""
+    return [f"def kernel{body}\n" for _, body in KERNEL.findall(wrapper)]
+
+
+def code(wrapper: str) -> list[str]:
+    """The lines of a wrapper but the comments, which name temporary files and count graphs."""
+    return [line for line in wrapper.splitlines() if not line.lstrip().startswith("#")]
+
+
+def golden() -> dict[str, str]:
+    q, k, v = (torch.empty(2, 4, 1000, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    training = render(causal, q, k, v, torch.empty(4, 1, 1))
+    (prefill,), (dq, dkdv) = (texts(part.wrappers[0]) for part in (training.forward, training.backward))
+    with torch.no_grad():
+        few = torch.empty(2, 8, 1, 64, dtype=torch.bfloat16)
+        kv = torch.empty(2, 2, 1000, 64, dtype=torch.bfloat16)
+        (decode,) = texts(render(grouped, few, kv, kv, torch.empty(8, 1, 1)).forward.wrappers[0])
+    return {"prefill": prefill, "dq": dq, "dkdv": dkdv, "decode": decode}
+
+
+def isolation() -> dict[str, Any]:
+    """A program's own call of flex_attention, which is torch's to compile."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        return flex_attention.flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + (i - j))
+
+    q = torch.empty(1, 2, 512, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        before = render(program, q, q, q, ours=False).forward.wrappers
+        known = dict(lowering.lowerings)
+        render(causal, q, q, q, torch.empty(2, 1, 1))
+        after = render(program, q, q, q, ours=False).forward.wrappers
+    same = [code(w) for w in before] == [code(w) for w in after]
+    return {"same": same, "restored": known == lowering.lowerings, "kernels": len(texts(before[0]))}
+
+
+def notes() -> dict[str, Any]:
+    """Calls that ours take, and calls that are left to torch's."""
+    q = torch.randn(1, 2, 256, 64, dtype=torch.float16)
+    pad = torch.ones(1, 1, 1, 256, dtype=torch.bool)
+
+    def padded(q: Any, k: Any, v: Any) -> Any:
+        scores = torch.where(pad, q @ k.mT, float("-inf"))
+        return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+
+    found: dict[str, Any] = {}
+    case = Case("window")
+    programs = {"window": lambda q, k, v: case.program(q, k, v, torch.ones(2, 1, 1)), "padding": padded}
+    with torch.no_grad():
+        for name, program in programs.items():
+            counters.clear()
+            rendered = render(program, q, q, q)
+            graph = rendered.report.after.graph
+            (call,) = graph.find_nodes(op="call_function", target=compat.flex_attention_hop)
+            found[name] = {
+                "notes": [note for d in rendered.report.decisions for note in d.notes],
+                "counted": list(counters["flex_inductor"]),
+                "formula": call.args[6].get(compat.MASK_OPTION),
+                "others": len(rendered.forward.kernels) - len(texts(rendered.forward.wrappers[0])),
+            }
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"golden": golden, "isolation": isolation, "notes": notes}[sys.argv[1]]()))

@@ -1,0 +1,53 @@
+"""Our kernels, run by Triton's interpreter, against float64; and faults in them, which the same comparison must see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lowering.cases import GROUPS
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(*args: str) -> list[dict[str, Any]]:
+    """What tests.lowering.numerics prints: the interpreter wants a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.lowering.numerics", *args]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("group", GROUPS)
+def test_kernels_are_right(group: str) -> None:
+    found = lines(group)
+    assert [line["case"] for line in found] == list(GROUPS[group])
+    for line in found:
+        assert line["kernels"] == {"own kernel": 2 if GROUPS[group][line["case"]].training else 1}, line
+        assert max(line["shares"]) <= 1, line
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("group", "case", "fault"),
+    [
+        ("masks", "causal", "a block short"),
+        ("masks", "causal", "the diagonal called full"),
+        ("masks", "prefix", "a block late"),
+        ("gradients", "causal", "a block short"),
+        ("gradients", "softcap", "the diagonal called full"),
+        ("decoding", "one query", "a block late"),
+        ("decoding", "window", "the diagonal called full"),
+    ],
+)
+def test_faults_are_seen(group: str, case: str, fault: str) -> None:
+    (line,) = lines(group, "--only", case, "--fault", fault)
+    assert max(line["shares"]) > 5, line
