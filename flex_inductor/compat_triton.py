@@ -86,7 +86,8 @@ def choose(name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, re
     """The output of the fastest of several kernels. reads, mods: what subgraphs capture, and they themselves: Inductor
     looks for sizes in them."""
     tensors = [x for x in inputs if isinstance(x, IRNode)]
-    out, *_ = autotune_select_algorithm(name, choices, tensors, layout)
+    result = autotune_select_algorithm(name, choices, tensors, layout)
+    out = result[0] if isinstance(result, tuple) else result  # 2.11 and 2.12 give the output alone
     out.data.data.subgraph_inps, out.data.data.subgraph_outs = list(reads), tree_leaves(list(mods))
     return out
 

@@ -41,7 +41,7 @@ PREFILL = (
     Row(80, 2, 128, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
     Row(80, 2, 256, (Config(64, 32, 8, 2),)),
     Row(80, 4, 128, (Config(32, 64, 8, 2),)),
-    Row(80, 4, 256, (Config(32, 32, 8, 1), Config(16, 32, 8, 1))),
+    Row(80, 4, 256, (Config(16, 32, 8, 1), Config(32, 32, 8, 1))),
 )
 DQ = (
     Row(90, 2, 64, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
@@ -76,8 +76,8 @@ DECODE = (
     Row(80, 2, 64, (Config(16, 64, 4, 3), Config(16, 32, 4, 3))),
     Row(80, 2, 128, (Config(16, 64, 4, 2),)),
     Row(80, 2, 256, (Config(16, 32, 4, 2),)),
-    Row(80, 4, 128, (Config(16, 32, 4, 2),)),
-    Row(80, 4, 256, (Config(16, 16, 4, 2),)),
+    Row(80, 4, 128, (Config(16, 32, 8, 2),)),
+    Row(80, 4, 256, (Config(16, 16, 8, 2),)),
 )
 """Of decoding, the number of rows follows from the call."""
 
