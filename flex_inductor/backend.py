@@ -52,6 +52,9 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
+    def kernel(request: Request, mask: str | None) -> str | None:
+        return "" if request.device != "cuda" else kernel_on_cuda(request, mask, ours)
+
     return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), kernel)
 
 
@@ -66,10 +69,12 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
 
 
-def kernel(request: Request, mask: str | None) -> str | None:
+def kernel_on_cuda(request: Request, mask: str | None, options: Options) -> str | None:
     """Why a call is left to torch's kernel: see `Kernel`."""
-    if request.device != "cuda" or torch.version.hip:
-        return ""
+    if options.kernels == "torch":
+        return "asked for by kernels='torch'"
+    if torch.version.hip:
+        return "ours are for NVIDIA's devices"
     major, minor = torch.cuda.get_device_capability()
     given = request.dtype, request.training, request.head_dims, request.lengths, mask
     return left_to_torch(*given, 10 * major + minor)

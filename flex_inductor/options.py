@@ -18,16 +18,19 @@ ENVIRONMENT = "FLEX_INDUCTOR_"
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "rewrite": ("auto", "always", "never"),
     "on_failure": ("fallback", "raise"),
+    "kernels": ("own", "torch"),
 }
 
 
 @dataclass(frozen=True)
 class Options:
     """rewrite: "auto" rewrites what pays, "always" whatever can be, "never" nothing.
-    on_failure: after a failure of ours, "fallback" compiles the graph untouched and warns, "raise" raises."""
+    on_failure: after a failure of ours, "fallback" compiles the graph untouched and warns, "raise" raises.
+    kernels: on CUDA, "own" uses our kernels where the mask has a closed form, "torch" those of torch everywhere."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"
+    kernels: str = "own"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

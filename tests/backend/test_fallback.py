@@ -30,11 +30,13 @@ def run(
 # ---------------------------------------------------------------- options
 @pytest.mark.parametrize("backend", ["flex", "flex_eager"])
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones(backend: str) -> None:
-    with pytest.raises(Exception, match=r"unknown option 'rewritte'.*rewrite, on_failure.*max_autotune"):
+    with pytest.raises(Exception, match=r"unknown option 'rewritte'.*rewrite, on_failure, kernels.*max_autotune"):
         run(program, *qkv(), backend=backend, options={"rewritte": "always"})
 
 
-@pytest.mark.parametrize("options", [{"rewrite": "sometimes"}, {"on_failure": "shrug"}, {"mode": "fast"}])
+@pytest.mark.parametrize(
+    "options", [{"rewrite": "sometimes"}, {"on_failure": "shrug"}, {"kernels": "new"}, {"mode": "fast"}]
+)
 def test_an_unknown_value_is_an_error_that_lists_the_known_ones(options: dict[str, str]) -> None:
     with pytest.raises(Exception, match="must be one of"):
         run(program, *qkv(), options=options)
