@@ -64,9 +64,9 @@ def create_block_mask(
     Source: torch/nn/attention/flex_attention.py (2.13), whose results these are.
     """
     if more or torch.compiler.is_compiling():
-        return flex_attention.create_block_mask(
-            mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE, separate_full_blocks=separate_full_blocks, **more
-        )
+        if not separate_full_blocks:  # an argument that 2.11 does not have
+            more["separate_full_blocks"] = False
+        return flex_attention.create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE, **more)
     widths = (BLOCK_SIZE, BLOCK_SIZE) if isinstance(BLOCK_SIZE, int) else tuple(BLOCK_SIZE)
     sizes = (1 if B is None else B, 1 if H is None else H, Q_LEN, KV_LEN)
     if len(widths) != 2 or min(*sizes, *widths) < 1:

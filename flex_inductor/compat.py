@@ -107,7 +107,7 @@ def _block_mask_order() -> tuple[str | None, ...]:
     """What each entry of a block mask's tuple is, the mask_mod at its end excepted; None for what is not used."""
     with torch.device("cpu"):
         tensors = {name: torch.zeros([1] * (3 + name.endswith("indices")), dtype=torch.int32) for name in BLOCK_LISTS}
-    sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), **tensors)
+    sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), mask_mod=None, **tensors)
     known = {id(t): name for name, t in tensors.items()}
     numbers = {1 << 20: "q", 1 << 21: "k", 1 << 10: "q_width", 1 << 11: "k_width"}
     return tuple(known.get(id(x)) or (numbers.get(x) if isinstance(x, int) else None) for x in sample.as_tuple()[:-1])

@@ -16,6 +16,5 @@ PARTS = ("lowering/**/*.py", "lowering/**/*.jinja", "mask/*.py", "compat*.py")
 def digest() -> str:
     """A hash of the lowerings, of their templates, and of what they know of masks and of torch."""
     package = Path(__file__).parents[1]
-    package = package if package.name == "flex_inductor" else package / "flex_inductor"  # lowering may be a link
     files = sorted(path for part in PARTS for path in package.glob(part))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -73,10 +73,15 @@ def test_caches_tell_versions_of_us_apart(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_digest_covers_the_lowerings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["lowering/cpu.py", "lowering/templates/dq.py.jinja", "mask/ranges.py", "compat.py"])
+def test_the_digest_covers_what_makes_code(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest()
-    shutil.copytree(Path(module.__file__).parent, tmp_path / "lowering")
+    package = Path(module.__file__).parents[1]
+    for name in ("lowering", "mask"):
+        shutil.copytree(package / name, tmp_path / name)
+    for file in package.glob("compat*.py"):
+        shutil.copy(file, tmp_path)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "lowering" / "digest.py"))
     same = digest.__wrapped__()
-    (tmp_path / "lowering" / "cpu.py").write_text("# another version")
+    (tmp_path / part).write_text("# another version")
     assert same == before != digest.__wrapped__()
