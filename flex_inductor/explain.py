@@ -107,8 +107,10 @@ def explain(
 
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
-        compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **_isolation())
-        with listen() as reports, _shapes_forgotten():
+        isolation = _isolation()
+        compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
+        unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
+        with listen() as reports, _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
         breaks = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
         return Report(tuple(reports), {why: n for why, n in breaks.items() if n})
