@@ -31,7 +31,6 @@ __all__ = ["TritonPrinter", "empty_strided", "freeze_irnodes", "in_memory", "low
 aten = torch.ops.aten
 freeze_irnodes = common.freeze_irnodes
 in_memory = common.maybe_realize
-float32_precision = flex_attention.get_float32_precision
 
 MODIFICATION_TAKES_DTYPES = "input_dtypes" in inspect.signature(TritonTemplateKernel.modification).parameters
 """Whether `modification` is told the dtypes of positions; 2.11 knows only one."""
@@ -47,6 +46,14 @@ def template(name: str, grid: Callable[..., Any], source: str) -> Any:
 def sizes() -> Any:
     """What is known of the sizes of the graph that is lowered."""
     return V.graph.sizevars
+
+
+def float32_precision() -> str:
+    """How the program wants float32 to be multiplied, as Triton calls it, in quotes: as torch's lowerings read it."""
+    wanted = torch.backends.cuda.matmul.fp32_precision
+    if wanted == "none":  # not set in the newer of torch's two ways
+        wanted = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "'tf32'" if wanted == "tf32" else "'ieee'"
 
 
 def is_number(size: Any) -> bool:
