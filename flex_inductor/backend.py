@@ -20,10 +20,11 @@ from flex_inductor import compat, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
-from flex_inductor.lowering.cuda import left_to_torch, own
+from flex_inductor.lowering.cuda import covers, own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.options import Options, read
-from flex_inductor.passes.decide import Kernel, Refusal, Request, torchs
+from flex_inductor.passes.blocks import block_width
+from flex_inductor.passes.decide import Choice, Kernel, Refusal, Request, torchs
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -52,10 +53,10 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
-    def kernel(request: Request, mask: str | None) -> str | None:
-        return "" if request.device != "cuda" else kernel_on_cuda(request, mask, ours)
+    def choose(request: Request, mask: str | None) -> Kernel:
+        return Kernel() if request.device != "cuda" else kernel_on_cuda(request, mask, ours, capability())
 
-    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), kernel)
+    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), choose)
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -69,15 +70,26 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
 
 
-def kernel_on_cuda(request: Request, mask: str | None, options: Options) -> str | None:
-    """Why a call is left to torch's kernel: see `Kernel`."""
+def kernel_on_cuda(request: Request, mask: str | None, options: Options, capability: int) -> Kernel:
+    """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
     if options.kernels == "torch":
-        return "asked for by kernels='torch'"
+        return Kernel(note="torch's kernel: asked for by kernels='torch'")
     if torch.version.hip:
-        return "ours are for NVIDIA's devices"
+        return Kernel(note="torch's kernel: ours are for NVIDIA's devices")
+    given = request.dtype, request.training, request.head_dims, request.lengths
+    open_form = "the mask reads tensors" if mask is None else covers(*given, mask, capability)
+    if open_form is None:
+        return Kernel(mask, "own kernel, which works out the blocks of the mask")
+    lacking = covers(*given, block_width(torch.device("cuda"), True), capability)
+    if lacking is None:
+        return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+    return Kernel(note=f"torch's kernel: {lacking}")
+
+
+def capability() -> int:
+    """The compute capability of the device in use: 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability()
-    given = request.dtype, request.training, request.head_dims, request.lengths, mask
-    return left_to_torch(*given, 10 * major + minor)
+    return 10 * major + minor
 
 
 def flex_eager(
@@ -113,7 +125,7 @@ def run(
     options: Options,
     refuse: Refusal,
     compiler: Compiler,
-    kernel: Kernel = torchs,
+    choose: Choice = torchs,
 ) -> Callable[..., Any]:
     """Rewrites, compiles, and falls back to the untouched graph."""
     if options.rewrite == "never":
@@ -122,7 +134,7 @@ def run(
     report = GraphReport((), gm, gm)
     stage = "codegen"
     try:
-        report = passes.rewrite(gm, refuse, kernel)
+        report = passes.rewrite(gm, refuse, choose)
         if report.after is not gm:
             compiled = compiler(passes.copy_of(report.after), inputs)
             publish(report)

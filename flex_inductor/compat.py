@@ -102,6 +102,12 @@ def block_mask_argument(lists: dict[str, Any], widths: Any, lengths: Any, mask_m
     return (*(None if name is None else given[name] for name in names), mask_mod)
 
 
+def block_mask_entries(argument: Any) -> dict[str, Any]:
+    """The entries of the HOP's block-mask argument by name: BLOCK_LISTS, "q" and "k" for the numbers of queries and
+    keys, "q_width" and "k_width" for the sizes of blocks."""
+    return {name: entry for name, entry in zip(_block_mask_order(), argument) if name is not None}
+
+
 @functools.cache
 def _block_mask_order() -> tuple[str | None, ...]:
     """What each entry of a block mask's tuple is, the mask_mod at its end excepted; None for what is not used."""

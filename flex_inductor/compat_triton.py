@@ -61,6 +61,10 @@ def is_number(size: Any) -> bool:
     return isinstance(size, (int, sympy.Integer))
 
 
+def is_one(size: Any) -> bool:
+    return bool(sizes().statically_known_equals(size, 1))
+
+
 def hint(size: Any) -> int:
     """What a size probably is. 2.12 and before have another name for it."""
     known = sizes()
@@ -89,11 +93,17 @@ def contiguous_layout(size: Sequence[Any], dtype: torch.dtype, device: Any) -> A
     return FixedLayout(device, dtype, list(size), stride=FlexibleLayout.contiguous_strides(size))
 
 
-def choose(name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, reads: Any, mods: Any) -> Any:
+def choose(
+    name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, reads: Any, mods: Any, lists: Sequence[Any]
+) -> Any:
     """The output of the fastest of several kernels. reads, mods: what subgraphs capture, and they themselves: Inductor
-    looks for sizes in them."""
+    looks for sizes in them. lists: numbers and places of blocks, in turn, which are made up to measure with."""
     tensors = [x for x in inputs if isinstance(x, IRNode)]
-    result = autotune_select_algorithm(name, choices, tensors, layout)
+    made: dict[int, Any] = {}
+    for counts, places in zip(lists[::2], lists[1::2]):
+        made[position(counts, tensors)] = common.create_num_blocks_fake_generator(places)
+        made[position(places, tensors)] = common.create_indices_fake
+    result = autotune_select_algorithm(name, choices, tensors, layout, input_gen_fns=made)
     out = result[0] if isinstance(result, tuple) else result  # 2.11 and 2.12 give the output alone
     out.data.data.subgraph_inps, out.data.data.subgraph_outs = list(reads), tree_leaves(list(mods))
     return out
@@ -140,6 +150,10 @@ def empty_like(x: Any) -> Any:
     size = x.get_size()
     stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, x.get_stride())]
     return empty_strided(size, stride=stride, dtype=x.get_dtype(), device=x.get_device())
+
+
+def position(x: Any, among: Sequence[Any]) -> int:
+    return next(number for number, other in enumerate(among) if other is x)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     q >= k, tiles of 128 x 64   ->   t0 = 128*row
                                      t1 = triton_helpers.div_floor_integer(...)
-                                     0 : t1 : full; t1 : t2 : masked
+                                     0 : t1 : full : step; t1 : t2 : masked : step
 
 `row` is the number of the block of rows that the program works on, `places` its positions. The numbers are worked out
 by each program for itself: no index tensors, nothing of the size of the mask, nothing to be built again for another
@@ -31,10 +31,12 @@ ROW, PLACES = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("
 
 @dataclass(frozen=True)
 class Bounds:
-    """Statements, and the loops "start : stop : masked" or "start : stop : full"; in both, ";" between them."""
+    """Statements, and the loops "start : stop : masked : block", or "full" for masked, with the block of a step; in
+    both, ";" between them. lists: whether the blocks are those of lists (templates/common.jinja)."""
 
     statements: str
     loops: str
+    lists: bool = False
 
 
 def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: bool = False) -> Bounds:
@@ -59,11 +61,27 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     code = Printer().doprint
     numbers = iter(map(code, ends))
     if not loops:
-        return Bounds("", "0 : 0 : masked")
+        return Bounds("", "0 : 0 : masked : step")
     return Bounds(
         "; ".join(f"{name} = {code(value)}" for name, value in shared),
-        "; ".join(f"{next(numbers)} : {next(numbers)} : {'masked' if loop.masked else 'full'}" for loop in loops),
+        "; ".join(
+            f"{next(numbers)} : {next(numbers)} : {'masked' if loop.masked else 'full'} : step" for loop in loops
+        ),
     )
+
+
+def listed(columns: int, width: int) -> Bounds:
+    """The loops over the blocks of a list, those of another that are full behind them. columns: of a tile. width: of a
+    block of the lists, which tiles divide."""
+    times = width // columns
+    parts = ((f"{name}_count * {times}", kind, f"tl.load({name}_list + step // {times}) * {times} + step % {times}")
+             for name, kind in (("partial", "masked"), ("full", "full")))  # fmt: skip
+    return Bounds("", "; ".join(f"0 : {count} : {kind} : {block}" for count, kind, block in parts), lists=True)
+
+
+def everywhere(length: str, columns: int) -> Bounds:
+    """One loop over all blocks. length: the name of that of the columns."""
+    return Bounds("", f"0 : tl.cdiv({length}, {columns}) : masked : step")
 
 
 class Printer(inductor.TritonPrinter):

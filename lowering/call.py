@@ -10,8 +10,9 @@ from typing import Any
 import sympy
 import torch
 
+from flex_inductor import compat
 from flex_inductor import compat_triton as inductor
-from flex_inductor.lowering.plan import Variant, plan
+from flex_inductor.lowering.plan import Request, Variant, plan
 from flex_inductor.lowering.stock import Stock
 
 INDICES = ("b", "h", "m", "n")
@@ -20,13 +21,14 @@ INDICES = ("b", "h", "m", "n")
 @dataclass
 class Call:
     """What forward and backward have in common. query, key, value: Inductor tensors (batch, heads, length, dimension).
-    score_graph, mask_graph: subgraphs. mask: the mask's formula as text. reads: what the mods capture."""
+    score_graph: a subgraph. blocks: the block-mask argument. mask: the mask's formula as text; empty where the blocks
+    of lists are to be visited. reads: what the mods capture."""
 
     query: Any
     key: Any
     value: Any
     score_graph: Any
-    mask_graph: Any
+    blocks: Any
     mask: str
     scale: float
     options: dict[str, Any]
@@ -88,7 +90,7 @@ class Call:
 
     @cached_property
     def mask_mod(self) -> Any:
-        return self.mod(self.mask_graph, self.mask_reads)
+        return self.mod(self.blocks[-1], self.mask_reads)
 
     def mod(self, graph: Any, reads: Sequence[Any], **first: torch.dtype) -> Any:
         dtypes = {**first, **dict.fromkeys(INDICES, torch.int32)}
@@ -102,14 +104,17 @@ class Call:
         same = bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
         return same and self.scale > 0
 
-    @property
+    @cached_property
     def captured(self) -> list[Any]:
-        return [*self.score_reads, *self.mask_reads]
+        """What the mods capture, in memory."""
+        found: list[Any] = inductor.in_memory([*self.score_reads, *self.mask_reads])
+        inductor.freeze_irnodes(found)
+        return found
 
     def operands(self) -> tuple[Any, Any, Any]:
-        """Query, key and value, and what the mods capture, in memory."""
-        self.score_reads, self.mask_reads = (inductor.in_memory(x) for x in (self.score_reads, self.mask_reads))
-        inductor.freeze_irnodes([self.score_reads, self.mask_reads])
+        """Query, key and value in memory. What the mods capture is stored as well, before they are made into code: what
+        is not, they would compute anew for every score."""
+        assert self.captured is not None
         self.query, self.key, self.value = inductor.in_memory([self.query, self.key, self.value])
         return self.query, self.key, self.value
 
@@ -117,10 +122,31 @@ class Call:
         """The layout of a result: dense, its dimensions in the order of another tensor's."""
         return inductor.dense_layout(like, like.get_dtype(), size)
 
+    @cached_property
+    def listed(self) -> dict[str, Any]:
+        """The entries of the block mask by name."""
+        return compat.block_mask_entries(self.blocks)
+
+    @property
+    def one_block(self) -> bool:
+        """Whether the block mask is a single block that covers everything."""
+        return int(self.listed["q_width"]) >= compat.ONE_BLOCK
+
     def plan(self, kind: str, rows: int | None = None) -> list[Variant]:
         """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
-        variants = plan(kind, self.mask, self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, rows)
+        mask = self.mask or (None if self.one_block else int(self.listed["q_width"]))
+        request = Request(self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, mask)
+        variants = plan(kind, request, rows)
         return variants if inductor.max_autotune() else variants[:1]
+
+    def lists(self, variants: list[Variant], by_key: bool = False) -> list[Any]:
+        """The lists that the variants visit, in the order of the templates."""
+        if not variants[0].bounds.lists:
+            return []
+        axis = "q" if by_key else "kv"
+        names = (f"{prefix}{axis}_{what}" for prefix in ("", "full_") for what in ("num_blocks", "indices"))
+        found: list[Any] = inductor.in_memory([self.listed[name] for name in names])
+        return found
 
     def append(
         self, choices: list[Any], text: Any, variant: Variant, inputs: list[Any], layout: Any, mods: list[Any],
@@ -129,9 +155,11 @@ class Call:
         """A variant of a kernel among the choices. text: its template."""
         config, loops = variant.config, variant.bounds
         queries, keys = self.lengths
+        width = int(self.listed["q_width"]) if loops.lists else 0
         known = {
             **self.constants(), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
-            "EVEN_M": self.divides(config.block_m, queries), "EVEN_N": self.divides(config.block_n, keys),
+            "EVEN_M": self.divides(width or config.block_m, queries),
+            "EVEN_N": self.divides(width or config.block_n, keys), "LISTS": loops.lists, "WIDTH": width,
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
             "num_warps": config.warps, "num_stages": config.stages,
         }  # fmt: skip
@@ -163,6 +191,9 @@ class Call:
             "EVEN_V": v == self.v_dim,
         }
 
-    def chosen(self, name: str, choices: list[Any], inputs: list[Any], layout: Any, mods: list[Any]) -> Any:
-        """The output of the one kernel, or of the fastest. inputs: all tensors that it reads or writes."""
-        return inductor.choose(name, choices, inputs, layout, self.captured, mods)
+    def chosen(
+        self, name: str, choices: list[Any], inputs: list[Any], layout: Any, mods: list[Any], lists: list[Any]
+    ) -> Any:
+        """The output of the one kernel, or of the fastest. inputs: all tensors that it reads or writes; lists: those
+        among them that are lists of blocks."""
+        return inductor.choose(name, choices, inputs, layout, self.captured, mods, lists)

@@ -29,14 +29,13 @@ BLOCK_SIZES = ("cur_qSplitSize", "cur_kvSplitSize")  # what the template calls t
 @contextlib.contextmanager
 def mended() -> Iterator[None]:
     """The template without its faults, for the time of a compilation."""
-    template = compat.cpu_template()
-    with (
-        _lock,
-        mock.patch.object(template, "choose_flex_template", _choose(template.choose_flex_template)),
-        mock.patch.object(template, "modification", _modification(template.modification)),
-        mock.patch.object(template, "render", _render(template.render)),
-        mock.patch.object(compat.flex_lowerings(), "lower_cpu", _stored_first(compat.flex_lowerings().lower_cpu)),
-    ):
+    template, lowerings = compat.cpu_template(), compat.flex_lowerings()
+    mends = [(template, "choose_flex_template", _choose), (template, "modification", _modification),
+             (template, "render", _render), (lowerings, "lower_cpu", _stored_first)]  # fmt: skip
+    with _lock, contextlib.ExitStack() as stack:
+        for owner, name, mend in mends:
+            if hasattr(owner, name):  # 2.11 does not choose
+                stack.enter_context(mock.patch.object(owner, name, mend(getattr(owner, name))))
         yield
 
 

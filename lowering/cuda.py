@@ -1,6 +1,6 @@
 """Our own lowerings of flex_attention on CUDA, while our graphs compile.
 
-A call whose mask has a closed form is lowered to our kernels; everything else as torch does it, and a counter
+A call that the passes chose our kernels for is lowered to them; every other as torch does it, and a counter
 (`torch._dynamo.utils.counters["flex_inductor"]`) and the log say why.
 """
 
@@ -34,17 +34,17 @@ def own() -> Iterator[None]:
         yield
 
 
-def left_to_torch(
-    dtype: torch.dtype, training: bool, head_dims: Sequence[sympy.Expr], lengths: Any, mask: str | None, capability: int
+def covers(
+    dtype: torch.dtype, training: bool, head_dims: Sequence[sympy.Expr], lengths: Any, mask: str | int, capability: int
 ) -> str | None:
-    """Why a call is left to torch's kernels; None if ours take it. mask: its formula; None where it reads tensors."""
-    from flex_inductor.lowering.plan import plan
+    """Why our kernels cannot take a call; None if they can. mask: the text of its formula, or the width of the blocks
+    that are listed."""
+    from flex_inductor.lowering.plan import Request, plan
 
-    if mask is None:
-        return "its mask reads tensors, or has no closed form"
+    request = Request(lengths, dtype, [int(n) for n in head_dims], capability, mask)
     try:
         for kind in ("prefill", "dq", "dkdv") if training else ("prefill",):
-            plan(kind, mask, lengths, dtype, [int(n) for n in head_dims], capability)
+            plan(kind, request)
     except Stock as why:
         return str(why)
     return None
@@ -60,7 +60,7 @@ def _forward(stock: Lowering) -> Lowering:
         options, mask = _parted(options)
 
         def ours() -> Any:
-            call = Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads)
+            call = Call(query, key, value, score_mod, blocks, mask, scale, options, *reads)
             return (decode if decode.takes(call) else prefill).lower(call)
 
         return _lowered(ours, lambda: stock(query, key, value, score_mod, blocks, scale, options, *reads), mask)
@@ -80,7 +80,7 @@ def _backward(stock: Lowering) -> Lowering:
         rows = out, logsumexp, grad_out, grad_logsumexp
 
         def ours() -> Any:
-            call = Call(query, key, value, score_mod, blocks[-1], mask, scale, options, *reads)
+            call = Call(query, key, value, score_mod, blocks, mask, scale, options, *reads)
             return backward.lower(call, *rows, joint)
 
         def theirs() -> Any:
@@ -92,7 +92,7 @@ def _backward(stock: Lowering) -> Lowering:
 
 
 def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Kernel options, and the formula of the mask, which is ours."""
+    """Kernel options, and the formula of the mask, which is ours: None in a call that is torch's to lower."""
     rest = dict(options)
     return rest, rest.pop(compat.MASK_OPTION, None)
 
@@ -101,7 +101,7 @@ def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None
     """What our kernel computes, or torch's."""
     try:
         if mask is None:
-            raise Stock("no formula of the mask")
+            raise Stock("not asked for ours")
         result = ours()
     except Stock as why:
         counters["flex_inductor"][f"torch's kernel: {why}"] += 1

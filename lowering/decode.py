@@ -21,6 +21,8 @@ PROGRAMS = 2
 
 def takes(call: Call) -> bool:
     queries, _ = call.lengths
+    if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_num_blocks"].get_size()[1]):
+        return False  # lists of blocks that heads of a group do not share
     plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
     return bool(plenty <= MOST_ROWS and not call.options["OUTPUT_LOGSUMEXP"] and not call.options.get("OUTPUT_MAX"))
 
@@ -36,7 +38,8 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     kept = {"dtype": torch.float32, "device": query.get_device()}
     layout = inductor.contiguous_layout(size, **kept)
     top, total = (inductor.empty_strided(size[:-1], None, **kept) for _ in range(2))
-    inputs, mods = [query, key, value, top, total], [call.score_mod, call.mask_mod]
+    lists = call.lists(variants)
+    inputs, mods = [query, key, value, top, total, *lists], [call.score_mod, call.mask_mod]
     choices: list[Any] = []
     for variant in variants:
         call.append(
@@ -44,7 +47,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
             SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
             BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
         )  # fmt: skip
-    acc = call.chosen("flex_inductor_decode", choices, [*inputs, *call.captured], layout, mods)
+    acc = call.chosen("flex_inductor_decode", choices, [*inputs, *call.captured], layout, mods, lists)
     return together(acc, top, total, call.dtype)
 
 

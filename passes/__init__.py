@@ -29,7 +29,7 @@ from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
 from flex_inductor.passes.attended import describe
 from flex_inductor.passes.blocks import block_width
-from flex_inductor.passes.decide import Kernel, Refusal, request_of, torchs, trains
+from flex_inductor.passes.decide import Choice, Refusal, request_of, torchs, trains
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.materialise import Materialiser
@@ -60,7 +60,7 @@ class State:
 
     gm: fx.GraphModule
     refuse: Refusal
-    kernel: Kernel = torchs
+    choose: Choice = torchs
     aten: AtenGraph | None = None
     storage: Storage | None = None
     work: tuple[Work, ...] = ()
@@ -170,8 +170,8 @@ def emit(state: State) -> State:
         if result.hidden and result.product not in state.aten.value_of:
             expand_pass.expand(emitter.make, result.dynamo)
         result = locate(state.aten, result.product) if result.hidden else result
-        kernel = functools.partial(state.kernel, request_of(work.site, result))
-        note = emitter.emit(work.site, result, training, kernel)
+        choose = functools.partial(state.choose, request_of(work.site, result))
+        note = emitter.emit(work.site, result, training, choose)
         return replace(work, result=result, site=replace(work.site, notes=(*work.site.notes, *note)))
 
     state = state.each(step)
@@ -218,7 +218,7 @@ class Run:
     """One walk through the pipeline, with the bodies of higher-order operators."""
 
     refuse: Refusal
-    kernel: Kernel
+    choose: Choice
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     changed: bool = False
@@ -228,7 +228,7 @@ class Run:
         copy = copy_of(gm)
         for name, body in list(normalize_pass.bodies(copy)):
             copy.add_submodule(name, self.rewrite(body))
-        state = State(copy, self.refuse, self.kernel)
+        state = State(copy, self.refuse, self.choose)
         for name, run in PIPELINE:
             start = time.perf_counter()
             try:
@@ -272,9 +272,9 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     return copy
 
 
-def rewrite(gm: fx.GraphModule, refuse: Refusal, kernel: Kernel = torchs) -> GraphReport:
+def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs) -> GraphReport:
     """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph,
     or gm itself if nothing was changed."""
-    run = Run(refuse, kernel)
+    run = Run(refuse, choose)
     after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

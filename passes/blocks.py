@@ -36,6 +36,7 @@ bench/attention_cpu.py. Elsewhere torch's own."""
 
 
 def block_width(device: torch.device, masked: bool) -> int:
+    """The number of queries, and of keys, in a block."""
     return WIDTHS.get(device.type, (128, 128))[masked]
 
 

@@ -42,14 +42,24 @@ class Request:
 
 Refusal = Callable[[Request], str | None]
 """Why a site cannot, or should not, be lowered; None if it can."""
-Kernel = Callable[[Request, "str | None"], "str | None"]
-"""Why a call is left to torch's kernel (None: ours takes it; "": there is none of ours). The text is the formula of its
-mask, None where that reads tensors."""
 
 
-def torchs(request: Request, mask: str | None) -> str:
+@dataclass(frozen=True)
+class Kernel:
+    """Who computes a call. mask: the formula of its mask, for a kernel of ours that needs nothing else to know its
+    blocks; empty for one of ours that reads lists of them; None for torch's. note: what there is to say of it."""
+
+    mask: str | None = None
+    note: str = ""
+
+
+Choice = Callable[[Request, "str | None"], Kernel]
+"""The kernel for a call. The text is the formula of its mask, None where that reads tensors."""
+
+
+def torchs(request: Request, mask: str | None) -> Kernel:
     """Every call is left to torch's kernel."""
-    return ""
+    return Kernel()
 
 
 def request_of(site: Site, result: Result) -> Request:

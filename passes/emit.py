@@ -21,6 +21,7 @@ from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
 from flex_inductor.passes import heads
 from flex_inductor.passes.blocks import BlockMaps
+from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
@@ -87,16 +88,16 @@ class Emitter:
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
     def emit(
-        self, site: Site, result: Result, training: bool, kernel: Callable[[str | None], str | None]
+        self, site: Site, result: Result, training: bool, choose: Callable[[str | None], Kernel]
     ) -> tuple[str, ...]:
         """Replaces the result by the call; returns what there is to say about its kernel. Raises Declined without
-        having changed the program. kernel: decide.Kernel for this site."""
+        having changed the program. choose: decide.Choice for this site."""
         self.make.forget()
         self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:
             with self.gm.graph.inserting_before(result.dynamo):
-                value, why = self.value(site, result, training, kernel)
+                value, note = self.value(site, result, training, choose)
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)
@@ -104,23 +105,23 @@ class Emitter:
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
         if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
             self.make.aten_graph.value_of[result.node] = value
-        return () if why == "" else ("own kernel" if why is None else f"torch's kernel: {why}",)
+        return (note,) if note else ()
 
     def value(
-        self, site: Site, result: Result, training: bool, kernel: Callable[[str | None], str | None]
-    ) -> tuple[fx.Node, str | None]:
-        """The new nodes, of which the last has the result's value; and why it is torch's kernel that computes it."""
+        self, site: Site, result: Result, training: bool, choose: Callable[[str | None], Kernel]
+    ) -> tuple[fx.Node, str]:
+        """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
         score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
         mask, at, options = mask_of(site), columns_of(site), compat.kernel_options(device, training)
-        text = self.maps.text(mask, at)
-        why = kernel(text)
-        if why is None:  # ours works out by itself which blocks there are
+        kernel = choose(self.maps.text(mask, at))
+        if kernel.mask is not None:
+            options[compat.MASK_OPTION] = kernel.mask
+        if kernel.mask:  # works out by itself which blocks there are
             blocks = self.maps.one_block(mask_mod, device)
-            options[compat.MASK_OPTION] = text
         else:
             blocks = self.maps.block_mask(mask, at, mask_mod, device, training)
         call = self.make.call(
@@ -138,7 +139,7 @@ class Emitter:
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), why
+        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), kernel.note
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
         """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,

@@ -10,21 +10,27 @@ import torch
 
 PARAMETER = 4
 """The place of the parameter's gradient among the results."""
-Mask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Mask = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of positions of queries and keys, and of a table: the number of the document that a position belongs to."""
 MASKS: dict[str, Mask] = {
-    "causal": lambda q, k: k <= q,
-    "window": lambda q, k: (k <= q) & (q - k < 100),
-    "two-sided window": lambda q, k: (q - k).abs() <= 70,
-    "prefix": lambda q, k: (k <= q) | (k < 77),
-    "sinks and window": lambda q, k: (k <= q) & ((q - k < 90) | (k < 4)),
-    "global and local": lambda q, k: ((q - k).abs() < 60) | (k < 33) | (q < 20),
-    "chunks": lambda q, k: (q // 100 == k // 100) & (k <= q),
-    "near the end": lambda q, k: k >= 170,
-    "some rows empty": lambda q, k: k > q + 130,
-    "all rows empty": lambda q, k: k > q + 1000,
+    "causal": lambda q, k, t: k <= q,
+    "window": lambda q, k, t: (k <= q) & (q - k < 100),
+    "two-sided window": lambda q, k, t: (q - k).abs() <= 70,
+    "prefix": lambda q, k, t: (k <= q) | (k < 77),
+    "sinks and window": lambda q, k, t: (k <= q) & ((q - k < 90) | (k < 4)),
+    "global and local": lambda q, k, t: ((q - k).abs() < 60) | (k < 33) | (q < 20),
+    "chunks": lambda q, k, t: (q // 100 == k // 100) & (k <= q),
+    "near the end": lambda q, k, t: k >= 170,
+    "some rows empty": lambda q, k, t: k > q + 130,
+    "documents": lambda q, k, t: (t[q] == t[k]) & (k <= q),
+    "mixed documents": lambda q, k, t: t[q] % 3 == t[k] % 3,
+    "padding": lambda q, k, t: (t[k] != 1) & (k <= q),
+    "all rows empty": lambda q, k, t: k > q + 1000,
 }
 EMPTY = {"some rows empty", "all rows empty"}
 """Masks under which some rows attend nothing."""
+LISTED = {"documents", "mixed documents", "padding"}
+"""Masks that read a table."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Case:
 
     mask: str | None = "causal"
     queries: int = 256
+    batch: int = 1
     keys: int | None = None
     dtype: torch.dtype = torch.float16
     heads: int = 2
@@ -49,20 +56,22 @@ class Case:
         keys, kv_heads = self.keys or self.queries, self.kv_heads or self.heads
         shapes = [(self.heads, self.queries, self.dim), (kv_heads, keys, self.dim),
                   (kv_heads, keys, self.v_dim or self.dim)]  # fmt: skip
-        found = [guarded(torch.randn(1, *shape).to(device, self.dtype)) for shape in shapes]
+        found = [guarded(torch.randn(self.batch, *shape).to(device, self.dtype)) for shape in shapes]
         found.append(torch.rand(self.heads, 1, 1).to(device) + 0.5)
-        return [x.requires_grad_(self.training) for x in found]
+        documents = torch.rand(max(self.queries, keys)).mul(60).long().eq(0).cumsum(0).to(device)
+        return [*(x.requires_grad_(self.training) for x in found), documents]
 
-    def program(self, q: Any, k: Any, v: Any, parameter: Any) -> Any:
-        k, v = (x.repeat_interleave(self.heads // x.shape[1], 1) for x in (k, v))
+    def program(self, q: Any, k: Any, v: Any, parameter: Any, table: Any) -> Any:
+        if self.kv_heads is not None:
+            k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         scores = q @ k.mT * self.dim**-0.5
         places = torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
         if self.mask in EMPTY:  # rows that attend nothing are 0
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=MASKS[self.mask](*places))
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=MASKS[self.mask](*places, table))
         if self.score is not None:
             scores = self.score(scores, parameter)
         if self.mask is not None:
-            scores = torch.where(MASKS[self.mask](*places), scores, float("-inf"))
+            scores = torch.where(MASKS[self.mask](*places, table), scores, float("-inf"))
         weights = torch.softmax(scores.float() if self.dtype != torch.float64 else scores, -1)
         return weights.to(v.dtype) @ v
 
@@ -90,7 +99,7 @@ GROUPS: dict[str, dict[str, Case]] = {
     "masks": {
         name: Case(mask)
         for name, mask in ((m or "none", m) for m in (None, *MASKS))
-        if name not in ("all rows empty", "near the end")
+        if name not in ("all rows empty", "near the end") and name not in LISTED
     },
     "lengths": {
         "uneven": Case(queries=200),
@@ -100,6 +109,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "dynamic": Case("window", queries=200, dynamic=True),
         "dynamic, none": Case(None, queries=130, keys=77, dynamic=True),
         "dynamic, prefix": Case("prefix", queries=150, dynamic=True),
+        "dynamic, batch": Case("prefix", queries=150, batch=3, heads=4, kv_heads=2, dynamic=True),
     },
     "kinds": {
         "float32": Case(dtype=FULL),
@@ -112,6 +122,19 @@ GROUPS: dict[str, dict[str, Case]] = {
         "alibi": Case(score=alibi, queries=200),
         "alibi, bfloat16": Case(None, score=alibi, dtype=BRAIN),
     },
+    "lists": {
+        "documents": Case("documents", queries=512),
+        "mixed documents": Case("mixed documents", queries=500),
+        "padding": Case("padding", queries=300, score=softcap, dtype=BRAIN),
+        "dynamic": Case("documents", queries=400, dynamic=True),
+        "dynamic, gradients": Case("documents", queries=300, batch=2, heads=4, dynamic=True, training=True),
+        "fewer queries": Case("documents", queries=130, keys=400, heads=4, kv_heads=2),
+        "decoding": Case("mixed documents", queries=3, keys=500, heads=4, kv_heads=2),
+        "decoding one": Case("mixed documents", queries=1, keys=300),
+        "gradients": Case("documents", queries=400, training=True),
+        "gradients, mixed": Case("mixed documents", queries=300, heads=4, kv_heads=2, training=True, dtype=BRAIN),
+        "gradients, padding": Case("padding", queries=200, training=True, score=alibi, dtype=FULL),
+    },
     "decoding": {
         "one query": Case(None, queries=1, keys=300),
         "window": Case("near the end", queries=1, keys=1000, score=alibi),
@@ -119,6 +142,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "bfloat16, large heads": Case(None, queries=2, keys=200, dim=128, dtype=BRAIN),
         "float32": Case("global and local", queries=3, keys=257, dtype=FULL, score=softcap),
         "dynamic": Case("near the end", queries=1, keys=300, dynamic=True),
+        "dynamic, batch": Case("near the end", queries=1, keys=300, batch=3, heads=4, dynamic=True),
         "nothing attended": Case("all rows empty", queries=3, keys=120),
     },
     "gradients": {
@@ -139,7 +163,9 @@ def results(
     case: Case, program: Callable[..., Any], dtype: torch.dtype | None, device: str = "cpu"
 ) -> list[torch.Tensor]:
     """The output, and in training the gradients of all inputs. dtype: of the inputs, if not the case's own."""
-    inputs = [x if dtype is None else x.detach().to(dtype).requires_grad_(case.training) for x in case.inputs(device)]
+    inputs = case.inputs(device)
+    if dtype is not None:
+        inputs = [x.detach().to(dtype).requires_grad_(case.training) for x in inputs[:-1]] + inputs[-1:]
     out = program(*inputs)
     if not case.training:
         return [out]

@@ -75,11 +75,17 @@ def notes() -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     case = Case("window")
-    programs = {"window": lambda q, k, v: case.program(q, k, v, torch.ones(2, 1, 1)), "padding": padded}
+    larger = torch.empty(1, 2, 256, 512, dtype=torch.float16)
+    programs = {
+        "window": lambda q, k, v: case.program(q, k, v, torch.ones(2, 1, 1), None),
+        "padding": padded,
+        "large heads": padded,
+    }
     with torch.no_grad():
         for name, program in programs.items():
             counters.clear()
-            rendered = render(program, q, q, q)
+            given = larger if name == "large heads" else q
+            rendered = render(program, given, given, given)
             graph = rendered.report.after.graph
             (call,) = graph.find_nodes(op="call_function", target=compat.flex_attention_hop)
             found[name] = {

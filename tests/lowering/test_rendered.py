@@ -44,8 +44,13 @@ def test_others_are_compiled_as_before() -> None:
 @pytest.mark.compile
 def test_who_computes_is_said() -> None:
     found = printed("notes")
-    own = {"notes": ["own kernel"], "counted": ["own kernel"], "formula": "(k <= q) & (-k + q < 100)", "others": 0}
-    assert found["window"] == own
-    why = "torch's kernel: its mask reads tensors, or has no closed form"
-    assert found["padding"]["notes"][-1] == why and found["padding"]["formula"] is None
-    assert found["padding"]["counted"] == ["torch's kernel: no formula of the mask"]
+    note = "own kernel, which works out the blocks of the mask"
+    assert found["window"] == {
+        "notes": [note], "counted": ["own kernel"], "formula": "(k <= q) & (-k + q < 100)", "others": 0
+    }  # fmt: skip
+    padding = found["padding"]
+    assert padding["notes"][-1] == "own kernel, with lists of blocks: the mask reads tensors"
+    assert padding["formula"] == "" and padding["counted"] == ["own kernel"] and padding["others"] > 0
+    large = found["large heads"]
+    assert large["notes"][-1] == "torch's kernel: no tile size for heads of 512 dimensions on this device"
+    assert large["formula"] is None and large["counted"] == ["torch's kernel: not asked for ours"]

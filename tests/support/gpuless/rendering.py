@@ -17,9 +17,11 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from flex_inductor import compat, passes
-from flex_inductor.lowering.cuda import left_to_torch, own
+from flex_inductor.backend import kernel_on_cuda
+from flex_inductor.lowering.cuda import own
+from flex_inductor.options import Options
 from flex_inductor.passes import blocks
-from flex_inductor.passes.decide import Request
+from flex_inductor.passes.decide import Kernel, Request
 from tests.support.gpuless.device import Compiled, install_guard, pretended
 
 GPU = torch.device("cuda", 0)
@@ -65,14 +67,12 @@ def render(
         part.kernels += compiled.kernels
         return boxed(runner(compiled.wrappers[-1]) if run else not_run)
 
-    def kernel(request: Request, mask: str | None) -> str | None:
-        if not ours:
-            return ""
-        return left_to_torch(request.dtype, request.training, request.head_dims, request.lengths, mask, capability)
+    def choose(request: Request, mask: str | None) -> Kernel:
+        return kernel_on_cuda(request, mask, Options(), capability) if ours else Kernel()
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
         with mock.patch.object(blocks, "WIDTHS", {}):  # what the passes would do on CUDA
-            rendered.report = passes.rewrite(gm, lambda request: None, kernel)
+            rendered.report = passes.rewrite(gm, lambda request: None, choose)
         assert compat.uses_flex_attention(rendered.report.after), rendered.report.decisions
         return compile_fx.compile_fx(passes.copy_of(rendered.report.after), examples, inner_compile=inner_compile)
 
