@@ -54,6 +54,13 @@ def test_a_report_with_its_records(qkv) -> None:
     assert report.seconds and all(t >= 0 for t in report.seconds.values())
 
 
+apart = pytest.mark.skipif(
+    "isolate_recompiles" not in inspect.signature(torch.compile).parameters,
+    reason="torch shares the entries before 2.13",
+)
+
+
+@apart
 def test_every_call_reports_anew(qkv) -> None:
     ask = explain(attend)
     assert [len(ask(*qkv).sites) for _ in range(12)] == [1] * 12
@@ -69,7 +76,7 @@ def test_code_compiled_elsewhere_is_not_compiled_again(qkv) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.skipif("isolate_recompiles" not in inspect.signature(torch.compile).parameters, reason="torch 2.13")
+@apart
 def test_explaining_does_not_use_up_the_recompile_limit(qkv) -> None:
     for _ in range(12):
         explain(attend)(*qkv)

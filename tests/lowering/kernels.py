@@ -1,6 +1,6 @@
 """What our kernels cost, for every tile size in the tables: compiled to machine code, without a GPU.
 
-    python -m tests.lowering.kernels [--stock] [--capability 80 90 100] [--write]
+    python -m tests.lowering.kernels [--stock] [--capability 80 90 100] [--defaults] [--write]
 
 Prints a row for each: registers of a thread, bytes spilled, bytes of shared memory, warnings of ptxas that matrix
 products wait for each other (C75xx), tensor core instructions. `--stock`: torch's kernels instead, with its own tile
@@ -118,13 +118,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stock", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--defaults", action="store_true", help="only the tile sizes that are taken without measuring")
+    parser.add_argument("--shape", type=int, help="only one of SHAPES")
     parser.add_argument("--capability", nargs="+", type=int, default=CAPABILITIES)
     args = parser.parse_args()
     found = []
     for capability in args.capability:
-        for shape in SHAPES:
-            new = list(rows(capability, *shape, ours=not args.stock))
-            print(text(new).split("\n", 1)[1], end="", flush=True)
+        for shape in SHAPES if args.shape is None else SHAPES[args.shape : args.shape + 1]:
+            new = list(rows(capability, *shape, ours=not args.stock, all_sizes=not args.defaults))
+            print(text(new) if not found else text(new).split("\n", 1)[1], end="", flush=True)
             found += new
     if args.write:
         TABLE.write_text(text(found))

@@ -52,7 +52,8 @@ def visited(found: Any, rows: int, columns: int, width: int, lengths: tuple[int,
         for statement in filter(None, found.statements.split("; ")):
             exec(statement, names)
         for part in found.loops.split("; "):
-            start, stop, kind = part.split(" : ")
+            start, stop, kind, block = part.split(" : ")
+            assert block == "step"
             for column in range(int(eval(start, names)), int(eval(stop, names))):
                 visits[row, column] += 1
                 full[row, column] |= kind == "full"
