@@ -8,7 +8,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import sympy
 import torch
@@ -158,6 +157,10 @@ def position(x: Any, among: Sequence[Any]) -> int:
 
 @contextlib.contextmanager
 def lowered(by: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Operators have other lowerings, inside."""
-    with mock.patch.dict(lowerings, by):
+    """Operators have other lowerings, inside. Nothing else of the table is touched: Inductor adds to it as it goes."""
+    before = {operator: lowerings[operator] for operator in by}
+    lowerings.update(by)
+    try:
         yield
+    finally:
+        lowerings.update(before)

@@ -56,7 +56,7 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
         raise Stock(f"the mask takes {len(loops)} loops")
     ends = [end.xreplace({rows.block: ROW, rows.position: PLACES}) for loop in loops for end in (loop.start, loop.stop)]
     if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
-        raise Stock("the mask's closed form reads buffers")
+        raise Stock("the closed form of the mask reads tensors, or varies with batch or head")
     shared, ends = sympy.cse(ends, sympy.numbered_symbols("t", integer=True))
     code = Printer().doprint
     numbers = iter(map(code, ends))
