@@ -39,6 +39,7 @@ class Bounds:
     lists: bool = False
 
 
+@functools.lru_cache(maxsize=1024)  # the layers of a model have the same mask
 def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: bool = False) -> Bounds:
     """The loops over blocks of keys for a block of queries, or of queries for a block of keys.
 

@@ -42,7 +42,7 @@ def test_kernels_are_right(name: str) -> None:
         ours = results(case, compiled(case), None, "cuda")
         found = shares(case, ours, "cuda")
     notes = [note for report in reports for decision in report.decisions for note in decision.notes]
-    assert "own kernel" in notes, notes
+    assert any(note.startswith("own kernel") for note in notes), notes
     assert max(found) <= 1, found
 
 
