@@ -53,8 +53,8 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
-    def choose(request: Request, mask: str | None) -> Kernel:
-        return Kernel() if request.device != "cuda" else kernel_on_cuda(request, mask, ours, capability())
+    def choose(request: Request, mask: Callable[[], str | None]) -> Kernel:
+        return Kernel() if request.device != "cuda" else kernel_on_cuda(request, mask(), ours, capability())
 
     return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), choose)
 

@@ -12,6 +12,7 @@ length.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +28,20 @@ from flex_inductor.mask.text import KV_LEN, Q_LEN, read
 MOST_LOOPS = 6
 """The kernel has the code of every loop: registers and instructions have an end."""
 ROW, PLACES = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("row", "places"))
+WIDE = {s: sympy.Symbol(f"wide_{s.name.lower()}", integer=True, nonnegative=True) for s in (ROW, PLACES, Q_LEN, KV_LEN)}
+"""The same in 64 bits, as the templates name them."""
 
 
 @dataclass(frozen=True)
 class Bounds:
     """Statements, and the loops "start : stop : masked : block", or "full" for masked, with the block of a step; in
-    both, ";" between them. lists: whether the blocks are those of lists (templates/common.jinja)."""
+    both, ";" between them. lists: whether the blocks are those of lists. wide: whether numbers take 64 bits. For both,
+    see templates/common.jinja."""
 
     statements: str
     loops: str
     lists: bool = False
+    wide: bool = False
 
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model have the same mask
@@ -55,20 +60,32 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     loops = mask.loops(ranges)
     if len(loops) > MOST_LOOPS:
         raise Stock(f"the mask takes {len(loops)} loops")
-    ends = [end.xreplace({rows.block: ROW, rows.position: PLACES}) for loop in loops for end in (loop.start, loop.stop)]
+    names = {rows.block: ROW, rows.position: PLACES}
+    ends = [end.xreplace(names) for loop in loops for end in (loop.start, loop.stop)]
     if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
         raise Stock("the closed form of the mask reads tensors, or varies with batch or head")
-    shared, ends = sympy.cse(ends, sympy.numbered_symbols("t", integer=True))
-    code = Printer().doprint
-    numbers = iter(map(code, ends))
     if not loops:
         return Bounds("", "0 : 0 : masked : step")
+    wide = not fits([formula, *ends], known)
+    shared, ends = sympy.cse([e.xreplace(WIDE) if wide else e for e in ends], sympy.numbered_symbols("t", integer=True))
+    code = Printer().doprint
+    numbers = (f"tl.cast({code(e)}, tl.int32)" if wide and not e.is_Integer else code(e) for e in ends)
     return Bounds(
         "; ".join(f"{name} = {code(value)}" for name, value in shared),
         "; ".join(
             f"{next(numbers)} : {next(numbers)} : {'masked' if loop.masked else 'full'} : step" for loop in loops
         ),
+        wide=wide,
     )
+
+
+def fits(expressions: Sequence[sympy.Basic], known: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
+    """Whether all numbers in expressions fit into 32 bits, given the lengths that are known. Raises Stock where they
+    may not even fit into 64."""
+    if max(map(mask.reach, expressions)) > mask.LARGEST:
+        raise Stock("the numbers in the mask may be too large")
+    longest = max(map(int, known.values())) if len(known) == 2 else mask.BOUND
+    return all(mask.reach(e, longest) < mask.BOUND for e in expressions)
 
 
 def listed(columns: int, width: int) -> Bounds:

@@ -160,6 +160,7 @@ class Call:
             **self.constants(), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
             "EVEN_M": self.divides(width or config.block_m, queries),
             "EVEN_N": self.divides(width or config.block_n, keys), "LISTS": loops.lists, "WIDTH": width,
+            "WIDE": loops.wide,
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
             "num_warps": config.warps, "num_stages": config.stages,
         }  # fmt: skip

@@ -53,11 +53,11 @@ class Kernel:
     note: str = ""
 
 
-Choice = Callable[[Request, "str | None"], Kernel]
-"""The kernel for a call. The text is the formula of its mask, None where that reads tensors."""
+Choice = Callable[[Request, Callable[[], "str | None"]], Kernel]
+"""The kernel for a call. The function gives the formula of its mask as text, None where that reads tensors."""
 
 
-def torchs(request: Request, mask: str | None) -> Kernel:
+def torchs(request: Request, mask: Callable[[], str | None]) -> Kernel:
     """Every call is left to torch's kernel."""
     return Kernel()
 

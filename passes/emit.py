@@ -9,6 +9,7 @@ Declines: operands that no view arranges; values that cannot be computed again.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,9 +88,7 @@ class Emitter:
         self.count = 0
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
-    def emit(
-        self, site: Site, result: Result, training: bool, choose: Callable[[str | None], Kernel]
-    ) -> tuple[str, ...]:
+    def emit(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[str, ...]:
         """Replaces the result by the call; returns what there is to say about its kernel. Raises Declined without
         having changed the program. choose: decide.Choice for this site."""
         self.make.forget()
@@ -107,9 +106,7 @@ class Emitter:
             self.make.aten_graph.value_of[result.node] = value
         return (note,) if note else ()
 
-    def value(
-        self, site: Site, result: Result, training: bool, choose: Callable[[str | None], Kernel]
-    ) -> tuple[fx.Node, str]:
+    def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
@@ -117,7 +114,7 @@ class Emitter:
         score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
         mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
         mask, at, options = mask_of(site), columns_of(site), compat.kernel_options(device, training)
-        kernel = choose(self.maps.text(mask, at))
+        kernel = choose(functools.partial(self.maps.text, mask, at))
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
         if kernel.mask:  # works out by itself which blocks there are

@@ -7,15 +7,17 @@ results are formulas of the block numbers i and j (`interval`, `blocks`), closed
 rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or as nodes of a graph.
 """
 
-from flex_inductor.mask.blocks import BlockFormula, analyse, axes
-from flex_inductor.mask.formula import LIMIT, POSITIONS, B, H, K, Q, Where, holds, load, normal
+from flex_inductor.mask.blocks import LARGEST, BlockFormula, analyse, axes
+from flex_inductor.mask.formula import BOUND, LIMIT, POSITIONS, B, H, K, Q, Where, holds, load, normal, reach
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges
 from flex_inductor.mask.rows import keeps_a_key
 
 __all__ = [
+    "BOUND",
     "COLUMN",
+    "LARGEST",
     "LIMIT",
     "POSITIONS",
     "ROW",
@@ -41,4 +43,5 @@ __all__ = [
     "loops",
     "normal",
     "ranges",
+    "reach",
 ]

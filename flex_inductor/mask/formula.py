@@ -51,16 +51,16 @@ def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
     return sympy.Ge(load(name, *at), 1)
 
 
-def reach(expr: sympy.Basic) -> int:
-    """What the absolute values of the numbers in an expression stay within, if those of its symbols and loads do
-    within BOUND."""
+def reach(expr: sympy.Basic, bound: int = BOUND) -> int:
+    """What the absolute values of the numbers in an expression stay within, if those of its symbols do within a bound,
+    and those of its loads within BOUND."""
     if expr.is_Integer:
         return abs(int(expr))
     if isinstance(expr, AppliedUndef):
         return BOUND
     if not expr.args:
-        return BOUND
-    parts = [reach(a) for a in expr.args]
+        return bound
+    parts = [reach(a, bound) for a in expr.args]
     if isinstance(expr, sympy.Add):
         return sum(parts)
     if isinstance(expr, sympy.Mul):

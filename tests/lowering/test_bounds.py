@@ -12,7 +12,7 @@ from torch.utils._sympy.functions import FloorDiv
 
 from flex_inductor.lowering.bounds import bounds
 from flex_inductor.lowering.stock import Stock
-from flex_inductor.mask import Q, load
+from flex_inductor.mask import K, Q, load
 from flex_inductor.mask.text import KV_LEN, Q_LEN, read, written
 from tests.mask.test_loops import MASKS, MEETING, ONE_WAY
 from tests.support.masks import Grid, pooled
@@ -33,7 +33,7 @@ TRITON = {
     "tl": SimpleNamespace(
         minimum=lambda a, b: torch.minimum(whole(a), whole(b)), maximum=lambda a, b: torch.maximum(whole(a), whole(b)),
         where=lambda c, a, b: torch.where(whole(c), whole(a), whole(b)), min=lambda x: whole(x).min(),
-        max=lambda x: whole(x).max(),
+        max=lambda x: whole(x).max(), cast=lambda x, dtype: whole(x), int32=None,
     ),
     "triton_helpers": SimpleNamespace(
         div_floor_integer=lambda a, b: torch.div(whole(a), whole(b), rounding_mode="floor"),
@@ -48,7 +48,8 @@ def visited(found: Any, rows: int, columns: int, width: int, lengths: tuple[int,
     visits, full = torch.zeros(rows, columns, dtype=torch.int64), torch.zeros(rows, columns, dtype=torch.bool)
     for row in range(rows):
         places = (row * width + torch.arange(width)).clamp(max=length - 1)
-        names = {**TRITON, "row": row, "places": places, "Q_LEN": lengths[0], "KV_LEN": lengths[1]}
+        names = {"row": row, "places": places, "Q_LEN": lengths[0], "KV_LEN": lengths[1]}
+        names |= TRITON | {f"wide_{name.lower()}": value for name, value in names.items()}
         for statement in filter(None, found.statements.split("; ")):
             exec(statement, names)
         for part in found.loops.split("; "):
@@ -114,4 +115,14 @@ def test_text_of_others_is_not_run() -> None:
 def test_quotients_round_down() -> None:
     """`//` of Triton rounds towards zero."""
     found = bounds(written(FloorDiv(Q - 100, sympy.Integer(7)) >= 0) or "", (Q_LEN, KV_LEN), (64, 64))
-    assert "//" not in found.statements.replace("(63 + KV_LEN) // 64", "").replace("KV_LEN // 64", "")
+    assert "//" not in found.statements.replace("(63 + wide_kv_len) // 64", "").replace("wide_kv_len // 64", "")
+
+
+def test_large_numbers_take_64_bits() -> None:
+    """They wrapped around in the kernel."""
+    text = written(1000000 * Q >= 1000001 * K) or ""
+    known = (sympy.Integer(70000), sympy.Integer(70000))
+    assert bounds(text, known, (64, 64)).wide and not bounds("q >= k", known, (64, 64)).wide
+    assert bounds("q >= k", (Q_LEN, KV_LEN), (64, 64)).wide  # the lengths may be anything
+    with pytest.raises(Stock, match="too large"):
+        bounds(written(sympy.Integer(10) ** 12 * Q >= K) or "", known, (64, 64))

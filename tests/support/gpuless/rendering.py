@@ -67,8 +67,8 @@ def render(
         part.kernels += compiled.kernels
         return boxed(runner(compiled.wrappers[-1]) if run else not_run)
 
-    def choose(request: Request, mask: str | None) -> Kernel:
-        return kernel_on_cuda(request, mask, Options(), capability) if ours else Kernel()
+    def choose(request: Request, mask: Callable[[], str | None]) -> Kernel:
+        return kernel_on_cuda(request, mask(), Options(), capability) if ours else Kernel()
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
         with mock.patch.object(blocks, "WIDTHS", {}):  # what the passes would do on CUDA
