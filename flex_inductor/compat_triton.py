@@ -84,8 +84,11 @@ def mod(graph: Any, dtypes: Mapping[str, torch.dtype], device: Any, reads: Seque
 
 def dense_layout(like: Any, dtype: torch.dtype, size: Sequence[Any]) -> Any:
     """A dense layout, its dimensions in the order of another tensor's."""
-    stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, like.get_stride())]
-    return FixedLayout(like.get_device(), dtype, list(size), stride=stride)
+    return FixedLayout(like.get_device(), dtype, list(size), stride=dense_strides(like, size))
+
+
+def dense_strides(like: Any, size: Sequence[Any]) -> list[Any]:
+    return [sympy.sympify(n) for n in common.infer_dense_strides(size, like.get_stride())]
 
 
 def contiguous_layout(size: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:
@@ -147,8 +150,7 @@ def delta(out: Any, grad_out: Any, grad_logsumexp: Any) -> Any:
 def empty_like(x: Any) -> Any:
     """A dense tensor of the size and dtype of another, its dimensions in the same order."""
     size = x.get_size()
-    stride = [sympy.sympify(n) for n in common.infer_dense_strides(size, x.get_stride())]
-    return empty_strided(size, stride=stride, dtype=x.get_dtype(), device=x.get_device())
+    return empty_strided(size, stride=dense_strides(x, size), dtype=x.get_dtype(), device=x.get_device())
 
 
 def position(x: Any, among: Sequence[Any]) -> int:

@@ -8,7 +8,6 @@ import torch
 
 from flex_inductor import compat_triton as inductor
 from flex_inductor.lowering.call import Call
-from flex_inductor.lowering.plan import Variant
 from flex_inductor.lowering.stock import Stock
 from flex_inductor.lowering.templates import template
 
@@ -30,29 +29,17 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
     )
     inputs = [query, key, value, logsumexp, delta, grad_out]
     mods = [call.score_mod, joint.grad_input, call.mask_mod]
-    grad_query = _kernels(
-        call, template("dq", dq_grid), by_query, inputs, call.lists(by_query), call.layout(query, query.get_size()),
-        [*mods, joint.captured_grads_compute], joint.mutated_grads, GRADS=bool(joint.mutated_grads),
+    size = [*query.get_size()[:3], call.kv_heads, call.lengths[1]]
+    grad_query = call.kernel(
+        template("dq", dq_grid), by_query, inputs, call.lists(by_query), call.layout(query, query.get_size()),
+        [*mods, joint.captured_grads_compute], joint.mutated_grads, size, GRADS=bool(joint.mutated_grads),
     )  # fmt: skip
     grad_value = inductor.empty_like(value)
-    grad_key = _kernels(
-        call, template("dkdv", dkdv_grid), by_key, [*inputs, grad_value], call.lists(by_key, by_key=True),
-        call.layout(key, key.get_size()), mods, [grad_value],
+    grad_key = call.kernel(
+        template("dkdv", dkdv_grid), by_key, [*inputs, grad_value], call.lists(by_key, by_key=True),
+        call.layout(key, key.get_size()), mods, [grad_value], size,
     )  # fmt: skip
     return grad_query, grad_key, grad_value, inductor.gradients(joint, call.score_reads)
-
-
-def _kernels(
-    call: Call, text: Any, variants: list[Variant], inputs: list[Any], lists: list[Any], layout: Any, mods: list[Any],
-    mutated: list[Any], **constants: Any,
-) -> Any:  # fmt: skip
-    """The output of one of the two kernels."""
-    choices: list[Any] = []
-    size = [*call.query.get_size()[:3], call.key.get_size()[1], call.lengths[1]]
-    for variant in variants:
-        call.append(choices, text, variant, [*inputs, *lists], layout, mods, mutated, size, **constants)
-    given = [*inputs, *lists, *call.captured, *(x for x in mutated if x not in inputs)]
-    return call.chosen(text.name, choices, given, layout, mods, lists)
 
 
 def dq_grid(batch: Any, heads: Any, queries: Any, kv_heads: Any, keys: Any, meta: Any, *, cdiv: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor import compat_triton as inductor
-from flex_inductor.lowering.plan import Request, Variant, plan
+from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.stock import Stock
 
 INDICES = ("b", "h", "m", "n")
@@ -135,8 +135,8 @@ class Call:
     def plan(self, kind: str, rows: int | None = None) -> list[Variant]:
         """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
         mask = self.mask or (None if self.one_block else int(self.listed["q_width"]))
-        request = Request(self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, mask)
-        variants = plan(kind, request, rows)
+        problem = Problem(self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, mask)
+        variants = plan(kind, problem, rows)
         return variants if inductor.max_autotune() else variants[:1]
 
     def lists(self, variants: list[Variant], by_key: bool = False) -> list[Any]:
@@ -148,11 +148,25 @@ class Call:
         found: list[Any] = inductor.in_memory([self.listed[name] for name in names])
         return found
 
+    def kernel(
+        self, text: Any, variants: list[Variant], inputs: list[Any], lists: list[Any], layout: Any, mods: list[Any],
+        mutated: list[Any], size: list[Any], **constants: Any,
+    ) -> Any:  # fmt: skip
+        """The output of a kernel, in its one variant or in the fastest. text: its template. inputs, lists: what it is
+        given by name, in the order of the template. mutated: what it writes besides the output. size: what its grid is
+        made of. constants: what only this template is told."""
+        choices: list[Any] = []
+        given = [*inputs, *lists]
+        for variant in variants:
+            self.append(choices, text, variant, given, layout, mods, mutated, size, constants)
+        tensors = [*given, *self.captured, *(x for x in mutated if not any(x is y for y in inputs))]
+        return inductor.choose(text.name, choices, tensors, layout, self.captured, mods, lists)
+
     def append(
         self, choices: list[Any], text: Any, variant: Variant, inputs: list[Any], layout: Any, mods: list[Any],
-        mutated: list[Any], size: list[Any], **constants: Any,
+        mutated: list[Any], size: list[Any], constants: dict[str, Any],
     ) -> None:  # fmt: skip
-        """A variant of a kernel among the choices. text: its template."""
+        """A variant of a kernel among the choices."""
         config, loops = variant.config, variant.bounds
         queries, keys = self.lengths
         width = int(self.listed["q_width"]) if loops.lists else 0
@@ -178,7 +192,7 @@ class Call:
     def constants(self) -> dict[str, Any]:
         """What all templates are told. The kernel works on head dimensions that are powers of two: tensor cores want at
         least 16."""
-        qk, v = (max(16, 1 << (n - 1).bit_length()) for n in (self.qk_dim, self.v_dim))
+        qk, v = (max(16, power_of_two(n)) for n in (self.qk_dim, self.v_dim))
         return {
             "PLAIN": self.plain,
             "SM_SCALE": self.scale,
@@ -192,9 +206,7 @@ class Call:
             "EVEN_V": v == self.v_dim,
         }
 
-    def chosen(
-        self, name: str, choices: list[Any], inputs: list[Any], layout: Any, mods: list[Any], lists: list[Any]
-    ) -> Any:
-        """The output of the one kernel, or of the fastest. inputs: all tensors that it reads or writes; lists: those
-        among them that are lists of blocks."""
-        return inductor.choose(name, choices, inputs, layout, self.captured, mods, lists)
+
+def power_of_two(n: int) -> int:
+    """The least that is no less than n."""
+    return 1 << (n - 1).bit_length()

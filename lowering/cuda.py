@@ -39,12 +39,12 @@ def covers(
 ) -> str | None:
     """Why our kernels cannot take a call; None if they can. mask: the text of its formula, or the width of the blocks
     that are listed."""
-    from flex_inductor.lowering.plan import Request, plan
+    from flex_inductor.lowering.plan import Problem, plan
 
-    request = Request(lengths, dtype, [int(n) for n in head_dims], capability, mask)
+    problem = Problem(lengths, dtype, [int(n) for n in head_dims], capability, mask)
     try:
         for kind in ("prefill", "dq", "dkdv") if training else ("prefill",):
-            plan(kind, request)
+            plan(kind, problem)
     except Stock as why:
         return str(why)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flex_inductor import compat_triton as inductor
-from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.call import Call, power_of_two
 from flex_inductor.lowering.templates import template
 
 aten = torch.ops.aten
@@ -38,16 +38,12 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     kept = {"dtype": torch.float32, "device": query.get_device()}
     layout = inductor.contiguous_layout(size, **kept)
     top, total = (inductor.empty_strided(size[:-1], None, **kept) for _ in range(2))
-    lists = call.lists(variants)
-    inputs, mods = [query, key, value, top, total, *lists], [call.score_mod, call.mask_mod]
-    choices: list[Any] = []
-    for variant in variants:
-        call.append(
-            choices, template("decode", grid), variant, inputs, layout, mods, [top, total], [batch, call.kv_heads],
-            SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
-            BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
-        )  # fmt: skip
-    acc = call.chosen("flex_inductor_decode", choices, [*inputs, *call.captured], layout, mods, lists)
+    acc = call.kernel(
+        template("decode", grid), variants, [query, key, value, top, total], call.lists(variants), layout,
+        [call.score_mod, call.mask_mod], [top, total], [batch, call.kv_heads],
+        SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
+        BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
+    )  # fmt: skip
     return together(acc, top, total, call.dtype)
 
 
@@ -71,10 +67,6 @@ def number_of_shares(call: Call, batch: Any, block: int) -> int:
     programs = PROGRAMS * torch.cuda.get_device_properties(call.query.get_device()).multi_processor_count
     wanted = programs // max(1, hint(batch) * call.kv_heads)
     return max(1, min(wanted, -(-hint(call.lengths[1]) // block)))
-
-
-def power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def grid(batch: Any, kv_heads: Any, meta: Any) -> tuple[Any, Any, Any]:

@@ -31,7 +31,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Request:
+class Problem:
     """What decides about a kernel. lengths: numbers of queries and keys. dims: of heads, of queries and of values.
     mask: the text of its formula, or the width of the blocks that are listed; None for no lists."""
 
@@ -42,22 +42,22 @@ class Request:
     mask: str | int | None
 
 
-def plan(kind: str, request: Request, rows: int | None = None) -> list[Variant]:
+def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     """The variants of a kernel, the one to take without measuring first. rows: queries in a tile, where the config does
     not say. Raises Stock where there is none."""
     table, by_key = KINDS[kind]
-    configs = tables.configs(table, request.capability, request.dtype.itemsize, max(*request.dims, 16))
+    configs = tables.configs(table, problem.capability, problem.dtype.itemsize, max(*problem.dims, 16))
     if not configs:
-        raise Stock(f"no tile size for heads of {max(request.dims)} dimensions on this device")
-    return [Variant(c, loops(request, (rows or c.block_m, c.block_n), by_key)) for c in configs]
+        raise Stock(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
+    return [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]
 
 
-def loops(request: Request, tile: tuple[int, int], by_key: bool) -> Bounds:
-    if isinstance(request.mask, str):
-        return bounds(request.mask, request.lengths, tile, by_key)
+def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:
+    if isinstance(problem.mask, str):
+        return bounds(problem.mask, problem.lengths, tile, by_key)
     columns = tile[0] if by_key else tile[1]
-    if request.mask is None:
+    if problem.mask is None:
         return everywhere("Q_LEN" if by_key else "KV_LEN", columns)
-    if request.mask % tile[0] or request.mask % tile[1]:
-        raise Stock(f"tiles of {tile[0]} x {tile[1]} in blocks of {request.mask}")
-    return listed(columns, request.mask)
+    if problem.mask % tile[0] or problem.mask % tile[1]:
+        raise Stock(f"tiles of {tile[0]} x {tile[1]} in blocks of {problem.mask}")
+    return listed(columns, problem.mask)

@@ -16,21 +16,16 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     torch's kernel must do."""
     variants = call.plan("prefill")
     query, key, value = call.operands()
-    lists = call.lists(variants)
     batch, heads, length, _ = query.get_size()
     size = [batch, heads, length, call.v_dim]
     layout = call.layout(query, size)
     rows = {"dtype": torch.float32, "device": query.get_device()}
     logsumexp, greatest = (inductor.empty_strided([batch, heads, length], None, **rows) for _ in range(2))
-    inputs = [query, key, value, logsumexp, greatest, *lists]
-    mods = [call.score_mod, call.mask_mod]
-    choices: list[Any] = []
-    for variant in variants:
-        call.append(
-            choices, template("prefill", grid), variant, inputs, layout, mods, [logsumexp, greatest], size,
-            OUTPUT_LOGSUMEXP=call.options["OUTPUT_LOGSUMEXP"], OUTPUT_MAX=call.options.get("OUTPUT_MAX", False),
-        )  # fmt: skip
-    out = call.chosen("flex_inductor_prefill", choices, [*inputs, *call.captured], layout, mods, lists)
+    out = call.kernel(
+        template("prefill", grid), variants, [query, key, value, logsumexp, greatest], call.lists(variants), layout,
+        [call.score_mod, call.mask_mod], [logsumexp, greatest], size,
+        OUTPUT_LOGSUMEXP=call.options["OUTPUT_LOGSUMEXP"], OUTPUT_MAX=call.options.get("OUTPUT_MAX", False),
+    )  # fmt: skip
     return out, logsumexp, greatest
 
 

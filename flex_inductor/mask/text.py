@@ -1,6 +1,8 @@
 """Formulas as text, and back: how the formula of a mask travels with a call to the lowering that wants it.
 
-And(q >= k, FloorDiv(q, 100) == FloorDiv(k, 100))   <->   "(q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))"
+    And(q >= k, Eq(FloorDiv(q, 100), FloorDiv(k, 100)))   <->   "(q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))"
+
+A formula that reads tensors has no text.
 """
 
 from __future__ import annotations

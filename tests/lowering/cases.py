@@ -94,7 +94,7 @@ def alibi(scores: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return scores + (slope * distance * 0.1).to(scores.dtype)
 
 
-HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+BRAIN, FULL = torch.bfloat16, torch.float32
 GROUPS: dict[str, dict[str, Case]] = {
     "masks": {
         name: Case(mask)

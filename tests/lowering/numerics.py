@@ -14,6 +14,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -22,7 +23,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch._dynamo.utils import counters
 
-from flex_inductor.lowering import bounds
+from flex_inductor.lowering import bounds, plan
 from tests.lowering.cases import GROUPS, results, shares
 from tests.support.gpuless.rendering import render
 
@@ -37,13 +38,15 @@ def faulty(fault: str | None) -> contextlib.AbstractContextManager[Any]:
     """Bounds with a fault in the loops."""
     if fault is None:
         return contextlib.nullcontext()
-    right = bounds.bounds
 
-    def wrong(*args: Any, **kwargs: Any) -> bounds.Bounds:
-        found = right(*args, **kwargs)
-        return bounds.Bounds(found.statements, FAULTS[fault](found.loops))
+    def wrong(right: Callable[..., bounds.Bounds]) -> Callable[..., bounds.Bounds]:
+        def loops(*args: Any, **kwargs: Any) -> bounds.Bounds:
+            found = right(*args, **kwargs)
+            return replace(found, loops=FAULTS[fault](found.loops))
 
-    return mock.patch("flex_inductor.lowering.plan.bounds", wrong)
+        return loops
+
+    return mock.patch.multiple(plan, bounds=wrong(plan.bounds), listed=wrong(plan.listed))
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ def test_kernels_are_right(group: str) -> None:
         ("gradients", "softcap", "the diagonal called full"),
         ("decoding", "one query", "a block late"),
         ("decoding", "window", "the diagonal called full"),
+        ("lists", "documents", "a block short"),
+        ("lists", "gradients", "the diagonal called full"),
     ],
 )
 def test_faults_are_seen(group: str, case: str, fault: str) -> None:

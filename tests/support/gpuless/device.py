@@ -12,6 +12,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._dynamo import device_interface
+from torch._functorch import config as functorch_config
+from torch._inductor import config, graph, output_code
+from torch._inductor.runtime import hints, triton_helpers, triton_heuristics
+from torch._subclasses import fake_tensor
+from torch.utils import _triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
 
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 """Bytes of shared memory that a program may have, by compute capability."""
@@ -49,79 +57,82 @@ def install_guard() -> None:
     guards[1] = guards[1] or guards[META]
 
 
-@contextlib.contextmanager
-def pretended(capability: int) -> Iterator[Compiled]:
-    """Inside, there is a GPU for Inductor, which compiles kernels and loads none."""
-    from torch._dynamo import device_interface
-    from torch._functorch import config as functorch_config
-    from torch._inductor import config, graph, output_code
-    from torch._inductor.runtime import hints, triton_helpers, triton_heuristics
-    from torch._subclasses import fake_tensor
-    from torch.utils import _triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.driver import driver
+def answering(value: Any) -> Any:
+    return lambda *args, **kwargs: value
 
-    compiled, about = Compiled(), properties(capability)
-    interface = device_interface.CudaInterface
-    answers: dict[str, Any] = {
+
+def driver_of(capability: int) -> types.SimpleNamespace:
+    """Triton's driver, as far as it is asked to compile."""
+    numbers = {"max_shared_mem": SHARED[capability], "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
+    return types.SimpleNamespace(
+        get_current_target=answering(GPUTarget("cuda", capability, 32)), get_current_device=answering(0),
+        get_current_stream=answering(0), get_benchmarker=answering(None),
+        utils=types.SimpleNamespace(get_device_properties=answering(numbers)),
+    )  # fmt: skip
+
+
+def torchs_answers(capability: int) -> list[tuple[Any, dict[str, Any]]]:
+    """What torch says of its CUDA devices: owners, and their attributes."""
+    interface, about = device_interface.CudaInterface, properties(capability)
+    known: dict[str, Any] = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_properties": about,
         "get_device_capability": (about.major, about.minor), "set_device": None, "synchronize": None,
     }  # fmt: skip
+    of_torch = {
+        **known, "is_bf16_supported": True, "is_tf32_supported": True, "_lazy_init": None, "_exchange_device": 0,
+        "_maybe_exchange_device": 0, "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
+        "current_stream": types.SimpleNamespace(cuda_stream=0, device=torch.device("cuda", 0)),
+    }  # fmt: skip
+    of_interface = {
+        **known, "get_compute_capability": capability, "get_raw_stream": 0, "is_triton_capable": True,
+        "raise_if_triton_unavailable": None, "exchange_device": 0, "maybe_exchange_device": 0,
+    }  # fmt: skip
+    of_worker = {name: known[name] for name in ("get_device_properties", "current_device", "set_device")}
+    raw = ("_cuda_getCurrentRawStream", "_cuda_setDevice", "_cuda_getDevice", "_cuda_exchangeDevice")
+    return [
+        (torch.cuda, {name: answering(value) for name, value in of_torch.items()}),
+        (torch._C, {name: answering(0) for name in raw}),
+        (interface, {name: staticmethod(answering(value)) for name, value in of_interface.items()}),
+        (interface.Worker, {name: staticmethod(answering(value)) for name, value in of_worker.items()}),
+        (fake_tensor, {"init_gpu_context": answering(None)}),
+        (fake_tensor.FakeTensorMode, {"avoid_device_init": property(answering(True))}),
+    ]
+
+
+def inductors_part(capability: int, compiled: Compiled) -> list[tuple[Any, dict[str, Any]]]:
+    """Inductor compiles kernels, writes down what it made, and loads nothing."""
 
     def note(self: Any) -> None:
         compiled.kernels.append(self)
         self.launchers = [types.SimpleNamespace(config=r.config, n_regs=0, n_spills=0) for r in self.compile_results]
 
-    target = types.SimpleNamespace(
-        get_current_target=lambda: GPUTarget("cuda", capability, 32),
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device=None: 0,
-        get_benchmarker=lambda: None,
-        utils=types.SimpleNamespace(get_device_properties=lambda device=0: {
-            "max_shared_mem": SHARED[capability], "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}),
-    )  # fmt: skip
-    with contextlib.ExitStack() as stack:
+    return [
+        (triton_helpers, {"set_driver_to_gpu": answering(None)}),
+        (driver, {"_active": driver_of(capability)}),
+        (triton_heuristics.CachingAutotuner, {"_make_launchers": note}),
+        (output_code.CompiledFxGraph, {"__call__": answering(None)}),
+        (graph.GraphLowering, {"save_output_code": staticmethod(compiled.wrappers.append)}),
+    ]
 
-        def replaced(owner: Any, **values: Any) -> None:
+
+def forget() -> None:
+    """What torch remembers of its devices."""
+    for cache in (hints.DeviceProperties.create, *(getattr(_triton, name) for name in dir(_triton))):
+        getattr(cache, "cache_clear", lambda: None)()
+    device_interface.caching_worker_device_properties.pop("cuda", None)
+
+
+@contextlib.contextmanager
+def pretended(capability: int) -> Iterator[Compiled]:
+    """Inside, there is a GPU for Inductor, which compiles kernels and loads none."""
+    compiled = Compiled()
+    with contextlib.ExitStack() as stack:
+        for owner, values in (*torchs_answers(capability), *inductors_part(capability, compiled)):
             for name, value in values.items():
                 stack.enter_context(mock.patch.object(owner, name, value, create=True))
-
-        def answering(value: Any) -> Any:
-            return lambda *args, **kwargs: value
-
-        replaced(torch.cuda, **{name: answering(value) for name, value in answers.items()})
-        replaced(
-            torch.cuda, is_bf16_supported=answering(True), is_tf32_supported=answering(True),
-            _lazy_init=answering(None),
-            get_rng_state=answering(torch.zeros(16, dtype=torch.uint8)), set_rng_state=answering(None),
-            _exchange_device=answering(0), _maybe_exchange_device=answering(0),
-            current_stream=answering(types.SimpleNamespace(cuda_stream=0, device=torch.device("cuda", 0))),
-        )  # fmt: skip
-        raw = ("_cuda_getCurrentRawStream", "_cuda_setDevice", "_cuda_getDevice", "_cuda_exchangeDevice")
-        replaced(torch._C, **{name: answering(0) for name in raw})
-        known = {**answers, "get_compute_capability": capability, "get_raw_stream": 0, "is_triton_capable": True,
-                 "raise_if_triton_unavailable": None, "exchange_device": 0, "maybe_exchange_device": 0}  # fmt: skip
-        replaced(interface, **{name: staticmethod(answering(value)) for name, value in known.items()})
-        worker = ("get_device_properties", "current_device", "set_device")
-        replaced(interface.Worker, **{name: staticmethod(answering(answers[name])) for name in worker})
-        replaced(fake_tensor, init_gpu_context=answering(None))
-        replaced(fake_tensor.FakeTensorMode, avoid_device_init=property(answering(True)))
-        replaced(triton_helpers, set_driver_to_gpu=answering(None))
-        replaced(driver, _active=target)
-        replaced(triton_heuristics.CachingAutotuner, _make_launchers=note)
-        replaced(output_code.CompiledFxGraph, __call__=answering(None))
-        replaced(graph.GraphLowering, save_output_code=staticmethod(compiled.wrappers.append))
-        stack.enter_context(
-            config.patch(force_disable_caches=True, compile_threads=1, use_static_triton_launcher=False)
-        )
+        settings = {"force_disable_caches": True, "compile_threads": 1, "use_static_triton_launcher": False}
+        stack.enter_context(config.patch(settings))
         stack.enter_context(functorch_config.patch(enable_autograd_cache=False))
-        caches = [hints.DeviceProperties.create, *(getattr(_triton, name) for name in dir(_triton))]
-
-        def forget() -> None:
-            for cache in caches:
-                getattr(cache, "cache_clear", lambda: None)()
-            device_interface.caching_worker_device_properties.pop("cuda", None)
-
         forget()
         stack.callback(forget)
         yield compiled
