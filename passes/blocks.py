@@ -21,6 +21,7 @@ from flex_inductor import compat, mask, scalar
 from flex_inductor.grid import Evaluator
 from flex_inductor.mask.text import KV_LEN, Q_LEN, written
 from flex_inductor.ordered import ordered_by
+from flex_inductor.passes import integers
 from flex_inductor.passes.formula import Former
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import ModWriter
@@ -117,6 +118,8 @@ class BlockMaps:
     def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> Any:
         """Something computed of the formula of a mask, once for all sites that have that mask. Raises
         Declined where it cannot be computed in the graph."""
+        if integers.overflow(expr, at, device):
+            raise Declined("the integers in the mask may not fit into the 32 bits that the graph has for positions")
         former = Former(at)
         formula = former.formula(expr)
         key = (what, expr, tuple(at.sizes.items()), device)

@@ -20,7 +20,7 @@ from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
-from flex_inductor.passes import heads
+from flex_inductor.passes import heads, integers
 from flex_inductor.passes.blocks import BlockMaps
 from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.materialise import Materialiser
@@ -111,9 +111,10 @@ class Emitter:
         device = result.node.meta["val"].device
         query, key, value = operands(self.make, site, self.storage)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
-        score_mod, score_reads = self.module("score_mod", within_range(score_of(site), site, device), site, True)
-        mask_mod, mask_reads = self.module("mask_mod", mask_of(site), site, False)
-        mask, at, options = mask_of(site), columns_of(site), compat.kernel_options(device, training)
+        score, mask = within_range(score_of(site), site, device), mask_of(site)
+        score_mod, score_reads = self.module("score_mod", score, site, True, device)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
+        at, options = columns_of(site), compat.kernel_options(device, training)
         kernel = choose(functools.partial(self.maps.text, mask, at))
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
@@ -162,9 +163,11 @@ class Emitter:
         dense = self.make.call(aten.contiguous.default, self.make.call(aten.permute.default, out, order))
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
-    def module(self, name: str, expr: Expr, site: Site, with_score: bool) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    def module(
+        self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device
+    ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """A mod as a submodule of the graph, and the nodes that it captures."""
-        writer = ModWriter(site.at, with_score)
+        writer = ModWriter(site.at, with_score, wide=integers.overflow(expr, columns_of(site), device))
         module = writer.finish(expr, name, sizes_of)
         attribute = f"flex_{name}_{self.count}"
         self.count += 1

@@ -20,7 +20,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor import compat
 from flex_inductor.passes.site import Coordinates, Declined
-from flex_inductor.scalar import Atom, Expr
+from flex_inductor.scalar import Atom, Expr, is_integer
 
 aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
@@ -65,9 +65,10 @@ class Captured:
 
 
 class ModWriter:
-    """Writes one expression into a graph of its own."""
+    """Writes one expression into a graph of its own. wide: whether integers need 64 bits, which the positions that
+    kernels hand over may not have."""
 
-    def __init__(self, at: Coordinates, with_score: bool) -> None:
+    def __init__(self, at: Coordinates, with_score: bool, wide: bool = False) -> None:
         self.graph = fx.Graph()
         self.captured = Captured()
         self.memo: dict[Any, Any] = {}
@@ -77,6 +78,7 @@ class ModWriter:
         self.score = inputs[0] if with_score else None
         self.positions = dict(zip((at.b, at.h, at.q, at.k), inputs[with_score:]))
         self.last = inputs[-1]
+        self.wide = wide
 
     def finish(self, expr: Expr, name: str, also: Callable[[Captured], set[sympy.Symbol]]) -> fx.GraphModule:
         """The graph that returns the expression. also: sizes to capture although the expression does not read them."""
@@ -179,9 +181,10 @@ class ModWriter:
             places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
-        if buffer.meta["val"].dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
+        dtype = buffer.meta["val"].dtype
+        if dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
             value = self.call(aten.to.dtype, value, torch.float32)
-        return value
+        return self.widened(value) if is_integer(dtype) else value
 
     def lifted(self, buffer: fx.Node) -> bool:
         """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads
@@ -204,7 +207,7 @@ class ModWriter:
         if isinstance(e, Atom):
             return self.value(e.expr)
         if e.is_Symbol:
-            return self.positions[e] if e in self.positions else self.size(e)
+            return self.widened(self.positions[e]) if e in self.positions else self.size(e)
         if isinstance(e, (sympy.Add, sympy.Mul)):
             return self.fold(operator.add if e.is_Add else operator.mul, e)
         if isinstance(e, (FloorDiv, Mod)):
@@ -213,6 +216,9 @@ class ModWriter:
         if e.is_Pow and e.exp.is_Integer and e.exp > 0:
             return self.call(operator.pow, self.integer(e.base), int(e.exp))
         raise Declined(f"no code for the index {e}")
+
+    def widened(self, value: fx.Node) -> fx.Node:
+        return self.call(aten.to.dtype, value, torch.int64) if self.wide else value
 
     def fold(self, function: Callable[..., Any], e: sympy.Expr) -> Any:
         """A sum or product, the terms with positions first, so that the result is a tensor; -1 * x is written as x -

@@ -9,7 +9,7 @@ comparisons of integers under And, Or, Not; a load of a truth value is a load of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import sympy
 from sympy.core.function import AppliedUndef
@@ -51,15 +51,15 @@ def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
     return sympy.Ge(load(name, *at), 1)
 
 
-def reach(expr: sympy.Basic, bound: int = BOUND) -> int:
-    """What the absolute values of the numbers in an expression stay within, if those of its symbols do within a bound,
-    and those of its loads within BOUND."""
+def reach(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND) -> int:
+    """What the absolute values of the numbers in an expression stay within. bound: what those of its symbols do; those
+    of its loads stay within BOUND."""
     if expr.is_Integer:
         return abs(int(expr))
     if isinstance(expr, AppliedUndef):
         return BOUND
     if not expr.args:
-        return bound
+        return bound if isinstance(bound, int) else bound(expr)
     parts = [reach(a, bound) for a in expr.args]
     if isinstance(expr, sympy.Add):
         return sum(parts)

@@ -25,6 +25,7 @@ MASKS: dict[str, Mask] = {
     "documents": lambda q, k, t: (t[q] == t[k]) & (k <= q),
     "mixed documents": lambda q, k, t: t[q] % 3 == t[k] % 3,
     "padding": lambda q, k, t: (t[k] != 1) & (k <= q),
+    "large integers": lambda q, k, t: q * 100_000_001 >= k * 100_000_000,
     "all rows empty": lambda q, k, t: k > q + 1000,
 }
 EMPTY = {"some rows empty", "all rows empty"}
@@ -94,6 +95,11 @@ def alibi(scores: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return scores + (slope * distance * 0.1).to(scores.dtype)
 
 
+def large(scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    keys, queries = (torch.arange(n, device=scores.device) for n in (scores.shape[-1], scores.shape[-2]))
+    return scores + ((keys * 300_000_000 - queries[:, None] * 299_999_999) / 1e10).to(scores.dtype)
+
+
 BRAIN, FULL = torch.bfloat16, torch.float32
 GROUPS: dict[str, dict[str, Case]] = {
     "masks": {
@@ -121,6 +127,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "softcap": Case("window", score=softcap, queries=200),
         "alibi": Case(score=alibi, queries=200),
         "alibi, bfloat16": Case(None, score=alibi, dtype=BRAIN),
+        "large integers": Case(score=large, queries=200),
     },
     "lists": {
         "documents": Case("documents", queries=512),

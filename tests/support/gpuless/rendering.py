@@ -20,7 +20,7 @@ from flex_inductor import compat, passes
 from flex_inductor.backend import kernel_on_cuda
 from flex_inductor.lowering.cuda import own
 from flex_inductor.options import Options
-from flex_inductor.passes import blocks
+from flex_inductor.passes import blocks, integers
 from flex_inductor.passes.decide import Kernel, Request
 from tests.support.gpuless.device import Compiled, install_guard, pretended
 
@@ -71,7 +71,8 @@ def render(
         return kernel_on_cuda(request, mask(), Options(), capability) if ours else Kernel()
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        with mock.patch.object(blocks, "WIDTHS", {}):  # what the passes would do on CUDA
+        cuda = mock.patch.object(blocks, "WIDTHS", {}), mock.patch.object(integers, "NARROW", {"cpu"})
+        with cuda[0], cuda[1]:  # what the passes would do on CUDA
             rendered.report = passes.rewrite(gm, lambda request: None, choose)
         assert compat.uses_flex_attention(rendered.report.after), rendered.report.decisions
         return compile_fx.compile_fx(passes.copy_of(rendered.report.after), examples, inner_compile=inner_compile)

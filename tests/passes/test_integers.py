@@ -1,0 +1,79 @@
+"""Whether the integers of a mod fit into the 32 bits in which kernels are handed positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.indices import position
+from flex_inductor.passes import integers
+from flex_inductor.passes.site import Coordinates
+from flex_inductor.scalar import Expr, compare, index
+
+B, H, Q, K = map(position, "bhqk")
+S0 = sympy.Symbol("s0", integer=True, positive=True)
+
+
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
+    node = fx.Graph().placeholder("buffer")
+    node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+    return node
+
+
+def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda") -> bool:
+    n = sympy.sympify(length)
+    at = Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
+    return integers.overflow(expr, at, torch.device(device))
+
+
+def number(x: sympy.Expr) -> Expr:
+    return compare("gt", index(x), index(7))
+
+
+@pytest.mark.parametrize(
+    ("expr", "length", "expected"),
+    [
+        (number(Q - K), 1 << 20, False),
+        (number(Q - K), S0, False),
+        (number(Q * 1000 + K), 46_000, False),
+        (number(Q * 46_000 + K), 46_000, False),
+        (number(Q * 47_000 + K), 47_000, True),
+        (number(Q * K), S0, True),
+        (number(Q * S0 + K), 1000, True),
+        (number(Q * 300_000_000), 1000, True),
+        (number(1 << 40), 1000, False),
+        (number(Q - (1 << 40)), 1000, True),
+    ],
+)
+def test_of_positions(expr: Expr, length: Any, expected: bool) -> None:
+    assert overflows(expr, length) == (expected and not expr.is_const)
+
+
+def test_only_where_positions_are_narrow() -> None:
+    assert overflows(number(Q * K), 100_000) and not overflows(number(Q * K), 100_000, "cpu")
+
+
+def test_of_loads() -> None:
+    short, long = buffer(1000, dtype=torch.int32), buffer(1000, dtype=torch.int64)
+    for table, expected in ((short, True), (long, False)):
+        value = scalar.integer(scalar.load(table, (Q,), table.meta["val"].dtype))
+        assert overflows(number(value + K)) == expected  # 64 bits come with the number that is loaded
+        assert not overflows(compare("eq", index(value), index(value.xreplace({Q: K}))))
+
+
+def test_of_places_in_memory() -> None:
+    assert not overflows(scalar.load(buffer(8, 1000, 1000), (H, Q, K), torch.float32))
+    assert overflows(scalar.load(buffer(8, 20_000, 20_000), (H, Q, K), torch.float32))
+
+
+def test_of_what_is_not_arithmetic_to_sympy() -> None:
+    clamped = scalar.clamp(Q * 3_000_000, sympy.Integer(100))
+    assert overflows(scalar.load(buffer(100), (clamped,), torch.float32))
+    assert not overflows(scalar.load(buffer(100), (scalar.clamp(Q * 3, sympy.Integer(100)),), torch.float32))
+    unknown = Expr("bitwise_xor", (index(Q), index(K)), torch.int64)
+    assert overflows(compare("gt", index(scalar.Atom(unknown)), index(3)))
