@@ -7,6 +7,7 @@ compiled untouched, one warning says so, and the graph's report names the pass.
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -53,10 +54,8 @@ def flex(
         lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
         return lacking or unprofitable(request, ours) or slower(request, ours)
 
-    def choose(request: Request, mask: Callable[[], str | None]) -> Kernel:
-        return Kernel() if request.device != "cuda" else kernel_on_cuda(request, mask(), ours, capability())
-
-    return run(gm, example_inputs, ours, refuse, lambda g, x: compile_with_inductor(g, x, settings), choose)
+    compiler = functools.partial(compile_with_inductor, settings=settings)
+    return run(gm, example_inputs, ours, refuse, compiler, functools.partial(choose, options=ours, settings=settings))
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -68,6 +67,15 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
         settings = {"epilogue_fusion": False, **settings}
     around = mended if compat.on_cpu(inputs) else own
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
+
+
+def choose(request: Request, mask: Callable[[], str | None], options: Options, settings: Mapping[str, Any]) -> Kernel:
+    """The kernel for a call: decide.Choice, for the options of a program and its settings for Inductor."""
+    if request.device != "cuda":
+        return Kernel()
+    if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
+        return Kernel(note="its random numbers are to be eager's (fallback_random)")
+    return kernel_on_cuda(request, mask(), options, capability())
 
 
 def kernel_on_cuda(request: Request, mask: str | None, options: Options, capability: int) -> Kernel:

@@ -344,3 +344,6 @@ def sdpa_seen_by(see: Any) -> Iterator[None]:
 
 MASK_OPTION = "FLEX_INDUCTOR_MASK"
 """The kernel option that holds the formula of a call's mask, for our own lowering on CUDA."""
+DROPOUT_OPTION = "FLEX_INDUCTOR_DROPOUT"
+"""The kernel option that holds the share of probabilities that our own lowering drops. The random bits of the queries
+are then the first tensor that the mask_mod captures."""

@@ -8,6 +8,7 @@ import torch
 
 from flex_inductor import compat_triton as inductor
 from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.plan import Variant
 from flex_inductor.lowering.stock import Stock
 from flex_inductor.lowering.templates import template
 
@@ -15,13 +16,7 @@ from flex_inductor.lowering.templates import template
 def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, joint_graph: Any) -> Any:
     """Gradients of queries, keys, values, and of what the score_mod captures. logsumexp is in base 2. Raises Stock,
     before anything was done, for what torch's kernel must do."""
-    sizes = call.query.get_size()[0], call.key.get_size()[0]
-    if not inductor.sizes().statically_known_equals(*sizes):
-        raise Stock("different batch sizes")
-    by_query, by_key = call.plan("dq"), call.plan("dkdv")
-    if torch.are_deterministic_algorithms_enabled() and inductor.has_captured_gradients(joint_graph):
-        raise Stock("gradients of captured tensors are sums in no certain order")
-
+    by_query, by_key = plans(call, inductor.has_captured_gradients(joint_graph))
     query, key, value = call.operands()
     joint = inductor.joint(joint_graph, call.score_reads, call.dtype, query.get_device())
     grad_out, logsumexp, delta = inductor.in_memory(
@@ -40,6 +35,17 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
         call.layout(key, key.get_size()), mods, [grad_value], size,
     )  # fmt: skip
     return grad_query, grad_key, grad_value, inductor.gradients(joint, call.score_reads)
+
+
+def plans(call: Call, captured: bool) -> tuple[list[Variant], list[Variant]]:
+    """The variants of both kernels. captured: whether anything that the score_mod captures gets a gradient. Raises
+    Stock."""
+    sizes = call.query.get_size()[0], call.key.get_size()[0]
+    if not inductor.sizes().statically_known_equals(*sizes):
+        raise Stock("different batch sizes")
+    if torch.are_deterministic_algorithms_enabled() and captured:
+        raise Stock("gradients of captured tensors are sums in no certain order")
+    return call.plan("dq"), call.plan("dkdv")
 
 
 def dq_grid(batch: Any, heads: Any, queries: Any, kv_heads: Any, keys: Any, meta: Any, *, cdiv: Any) -> Any:

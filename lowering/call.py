@@ -22,7 +22,8 @@ INDICES = ("b", "h", "m", "n")
 class Call:
     """What forward and backward have in common. query, key, value: Inductor tensors (batch, heads, length, dimension).
     score_graph: a subgraph. blocks: the block-mask argument. mask: the mask's formula as text; empty where the blocks
-    of lists are to be visited. reads: what the mods capture."""
+    of lists are to be visited. dropout: the share of the probabilities that are dropped. reads: what the mods
+    capture."""
 
     query: Any
     key: Any
@@ -30,6 +31,7 @@ class Call:
     score_graph: Any
     blocks: Any
     mask: str
+    dropout: float
     scale: float
     options: dict[str, Any]
     score_reads: Sequence[Any]
@@ -104,6 +106,11 @@ class Call:
         same = bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
         return same and self.scale > 0
 
+    @property
+    def random_rows(self) -> list[Any]:
+        """The random bits of the queries, where there is dropout."""
+        return [self.captured[len(self.score_reads)]] if self.dropout else []
+
     @cached_property
     def captured(self) -> list[Any]:
         """What the mods capture, in memory."""
@@ -156,10 +163,10 @@ class Call:
         given by name, in the order of the template. mutated: what it writes besides the output. size: what its grid is
         made of. constants: what only this template is told."""
         choices: list[Any] = []
-        given = [*inputs, *lists]
+        given = [*inputs, *self.random_rows, *lists]
         for variant in variants:
             self.append(choices, text, variant, given, layout, mods, mutated, size, constants)
-        tensors = [*given, *self.captured, *(x for x in mutated if not any(x is y for y in inputs))]
+        tensors = [*given, *(x for x in (*self.captured, *mutated) if not any(x is y for y in given))]
         return inductor.choose(text.name, choices, tensors, layout, self.captured, mods, lists)
 
     def append(
@@ -195,6 +202,8 @@ class Call:
         qk, v = (max(16, power_of_two(n)) for n in (self.qk_dim, self.v_dim))
         return {
             "PLAIN": self.plain,
+            "DROPOUT": self.dropout,
+            "DROPPED_BELOW": round(self.dropout * 2**32),
             "SM_SCALE": self.scale,
             "GROUP": self.group,
             "FLOAT32_PRECISION": inductor.float32_precision(),

@@ -57,13 +57,16 @@ def _forward(stock: Lowering) -> Lowering:
     def flex_attention(
         query: Any, key: Any, value: Any, score_mod: Any, blocks: Any, scale: Any, options: Any, *reads: Any
     ) -> Any:
-        options, mask = _parted(options)
+        options, mask, dropout = _parted(options)
 
         def ours() -> Any:
-            call = Call(query, key, value, score_mod, blocks, mask, scale, options, *reads)
+            call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
             return (decode if decode.takes(call) else prefill).lower(call)
 
-        return _lowered(ours, lambda: stock(query, key, value, score_mod, blocks, scale, options, *reads), mask)
+        def theirs() -> Any:
+            return stock(query, key, value, score_mod, blocks, scale, options, *reads)
+
+        return _lowered(ours, theirs, mask, dropout)
 
     return flex_attention
 
@@ -76,34 +79,37 @@ def _backward(stock: Lowering) -> Lowering:
         query: Any, key: Any, value: Any, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, score_mod: Any,
         joint: Any, blocks: Any, scale: Any, options: Any, *reads: Any,
     ) -> Any:  # fmt: skip
-        options, mask = _parted(options)
+        options, mask, dropout = _parted(options)
         rows = out, logsumexp, grad_out, grad_logsumexp
 
         def ours() -> Any:
-            call = Call(query, key, value, score_mod, blocks, mask, scale, options, *reads)
+            call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
             return backward.lower(call, *rows, joint)
 
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return _lowered(ours, theirs, mask)
+        return _lowered(ours, theirs, mask, dropout)
 
     return flex_attention_backward
 
 
-def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Kernel options, and the formula of the mask, which is ours: None in a call that is torch's to lower."""
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
+    """Kernel options, and what among them is ours: the formula of the mask, None in a call that is torch's to lower,
+    and the share of probabilities that are dropped."""
     rest = dict(options)
-    return rest, rest.pop(compat.MASK_OPTION, None)
+    return rest, rest.pop(compat.MASK_OPTION, None), rest.pop(compat.DROPOUT_OPTION, 0.0)
 
 
-def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None) -> Any:
-    """What our kernel computes, or torch's."""
+def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None, dropout: float) -> Any:
+    """What our kernel computes, or torch's, which drops nothing."""
     try:
         if mask is None:
             raise Stock("not asked for ours")
         result = ours()
     except Stock as why:
+        if dropout:
+            raise RuntimeError(f"flex_attention with dropout has no kernel: {why}") from why
         counters["flex_inductor"][f"torch's kernel: {why}"] += 1
         log.info("flex_attention is lowered to torch's kernel: %s", why)
         return stock()

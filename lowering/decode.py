@@ -24,7 +24,8 @@ def takes(call: Call) -> bool:
     if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_num_blocks"].get_size()[1]):
         return False  # lists of blocks that heads of a group do not share
     plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
-    return bool(plenty <= MOST_ROWS and not call.options["OUTPUT_LOGSUMEXP"] and not call.options.get("OUTPUT_MAX"))
+    asked = call.options["OUTPUT_LOGSUMEXP"] or call.options.get("OUTPUT_MAX") or call.dropout
+    return bool(plenty <= MOST_ROWS and not asked)
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from flex_inductor import compat_triton as inductor
+from flex_inductor.lowering.backward import plans
 from flex_inductor.lowering.call import Call
 from flex_inductor.lowering.templates import template
 
@@ -15,6 +16,8 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Stock, before anything was done, for what
     torch's kernel must do."""
     variants = call.plan("prefill")
+    if call.dropout and call.options["OUTPUT_LOGSUMEXP"]:
+        plans(call, captured=bool(call.score_reads))  # must be ours too, and is asked only when gradients are
     query, key, value = call.operands()
     batch, heads, length, _ = query.get_size()
     size = [batch, heads, length, call.v_dim]

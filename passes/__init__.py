@@ -179,7 +179,9 @@ def emit(state: State) -> State:
 
 
 def clean(state: State) -> State:
-    replaced = [w.result.dynamo for w in state.work if w.why is None and w.result is not None]
+    done = [w for w in state.work if w.why is None]
+    replaced = [w.result.dynamo for w in done if w.result is not None]
+    replaced += [w.site.dropout.drawn.meta["origin"] for w in done if w.site is not None and w.site.dropout is not None]
     if replaced and state.aten is not None and state.storage is not None:
         clean_pass.clean(state.gm.graph, state.aten, state.storage, replaced)
     return state

@@ -25,7 +25,8 @@ class Request:
 
     lengths: numbers of queries, and of keys with all other columns. plain: an SDPA call without mask. scores: their
     number, now. attended: the share of their blocks that may be attended. fused: whether the scores are the products
-    alone, for which Inductor has a fused kernel. reads: whether score or mask load a number for every score."""
+    alone, for which Inductor has a fused kernel. reads: whether score or mask load a number for every score.
+    dropout: whether probabilities are dropped at random."""
 
     device: str
     dtype: torch.dtype
@@ -38,6 +39,7 @@ class Request:
     attended: float
     fused: bool
     reads: bool
+    dropout: bool
 
 
 Refusal = Callable[[Request], str | None]
@@ -47,7 +49,8 @@ Refusal = Callable[[Request], str | None]
 @dataclass(frozen=True)
 class Kernel:
     """Who computes a call. mask: the formula of its mask, for a kernel of ours that needs nothing else to know its
-    blocks; empty for one of ours that reads lists of them; None for torch's. note: what there is to say of it."""
+    blocks; empty for one of ours that reads lists of them; None for torch's, which knows no dropout. note: what there
+    is to say of it."""
 
     mask: str | None = None
     note: str = ""
@@ -74,7 +77,7 @@ def request_of(site: Site, result: Result) -> Request:
     lengths = at.size(at.q), at.size(at.k) + len(site.extra)
     return Request(
         value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), lengths, plain, number(scores), share,
-        fused, reads_scores(site),
+        fused, reads_scores(site), site.dropout is not None,
     )  # fmt: skip
 
 

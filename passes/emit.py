@@ -33,6 +33,7 @@ from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
 aten = torch.ops.aten
 LOWEST = -1.7e38
+RANDOM = (1 << 63) - 1
 VIEWS_IN_PLACE = {"view", "view_as"}
 
 
@@ -118,6 +119,11 @@ class Emitter:
         kernel = choose(functools.partial(self.maps.text, mask, at))
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
+        if site.dropout is not None:
+            if kernel.mask is None:  # torch's draws none
+                raise Declined("dropout is active" + (kernel.note and f": {kernel.note}"), site.dropout.drawn)
+            options[compat.DROPOUT_OPTION] = site.dropout.p
+            mask_reads = (self.random_rows(at, device), *mask_reads)
         if kernel.mask:  # works out by itself which blocks there are
             blocks = self.maps.one_block(mask_mod, device)
         else:
@@ -137,7 +143,13 @@ class Emitter:
         out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), kernel.note
+        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
+        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
+
+    def random_rows(self, at: Coordinates, device: torch.device) -> fx.Node:
+        """Random bits for every query, of which our kernels make a random number for every score."""
+        shape = self.make.shape([at.size(s) for s in (at.b, at.h, at.q)])
+        return self.make.call(aten.randint.low, 0, RANDOM, shape, dtype=torch.int64, device=device)
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
         """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,
@@ -166,8 +178,11 @@ class Emitter:
     def module(
         self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device
     ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-        """A mod as a submodule of the graph, and the nodes that it captures."""
+        """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
+        the mask_mod first: an operator has no other way to be given a tensor."""
         writer = ModWriter(site.at, with_score, wide=integers.overflow(expr, columns_of(site), device))
+        if site.dropout is not None and not with_score:
+            writer.placeholder("random_rows")
         module = writer.finish(expr, name, sizes_of)
         attribute = f"flex_{name}_{self.count}"
         self.count += 1

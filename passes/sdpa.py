@@ -6,7 +6,7 @@ A row without keys gives 0 there, as it does in flex_attention. A call without a
 kernel
 already: it is left alone unless everything is to be rewritten.
 
-Declines: dropout, and calls that have their own kernel.
+Declines: calls that have their own kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flex_inductor import scalar
 from flex_inductor.indices import position, size_expr
 from flex_inductor.passes.lift import Lifter
 from flex_inductor.passes.lift_rules import RULES
-from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
+from flex_inductor.passes.site import Candidate, Coordinates, Declined, Dropout, Operand, Site
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import Expr, compare, const, index, pointwise
 
@@ -43,8 +43,9 @@ def build(candidate: Candidate, storage: Storage, until: int) -> Site:
     """The site of a call; raises Declined."""
     call = candidate.anchor
     args = arguments(call)
-    if args["dropout_p"] > 0:
-        raise Declined("dropout is active", call)
+    p = args["dropout_p"]
+    if not isinstance(p, (int, float)) or p >= 1:
+        raise Declined("the dropout is no number below 1", call)
     query, key, value = args["query"], args["key"], args["value"]
     rank = query.meta["val"].dim()
     if rank not in (2, 3, 4) or len({x.meta["val"].dim() for x in (query, key, value)}) > 1:
@@ -64,7 +65,7 @@ def build(candidate: Candidate, storage: Storage, until: int) -> Site:
     score, mask = _masked(_scaled(dot, args.get("scale"), dim), args, lifter, at, (*batch, q, k), call)
     return Site(
         candidate, at, group, ((queries, keys, d, dim),), Operand(value, lifter.clip(value, (*shared, k, e))), e,
-        shape[-1], score, mask=mask,
+        shape[-1], score, mask=mask, dropout=Dropout(p, call) if p > 0 else None,
     )  # fmt: skip
 
 

@@ -66,6 +66,14 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """p: the share of the probabilities that are dropped. drawn: the operator that draws the random numbers."""
+
+    p: float
+    drawn: fx.Node
+
+
+@dataclass(frozen=True)
 class Site:
     """A softmax attention, understood.
 
@@ -74,7 +82,7 @@ class Site:
     score: the lifted score. mask: the keys that may be attended, None for all. fills: what the score
     itself gives hidden keys. uncertain: whether rows may lose all keys, so that the mask is for those only that keep
     one. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0.
-    extra: scores of columns beyond the keys.
+    extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
     """
@@ -94,5 +102,6 @@ class Site:
     fills: tuple[float, ...] = ()
     uncertain: bool = False
     dead: Expr | None = None
+    dropout: Dropout | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()

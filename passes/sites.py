@@ -4,7 +4,7 @@ Two rounds of lifting. The first is in the coordinates of the product with the v
 found there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the
 score.
 
-Declines: softmax over anything but the keys, a score without a product of queries and keys, dropout, scores or
+Declines: softmax over anything but the keys, a score without a product of queries and keys, scores or
 probabilities that something else reads, scores that depend on statistics of themselves.
 """
 
@@ -19,13 +19,14 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, position, size_expr
 from flex_inductor.passes import heads, privacy
+from flex_inductor.passes.dropout import WITH_DROPOUT
 from flex_inductor.passes.find import SOFTMAX
 from flex_inductor.passes.lift import Lifter, rule_name
 from flex_inductor.passes.lift_rules import RULES
 from flex_inductor.passes.lift_rules.products import product
 from flex_inductor.passes.scores import drop_statistics, merge_dots
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
-from flex_inductor.passes.softmax import columns, dimension, probabilities, reordered
+from flex_inductor.passes.softmax import Weights, columns, dimension, reordered, weights_of
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import Expr
 
@@ -51,7 +52,7 @@ class Lifted:
     value: Operand
     score: Expr
     extra: tuple[Expr, ...]
-    zeroed: Expr | None
+    weights: Weights
     dots: tuple[Expr, ...]
 
 
@@ -91,8 +92,9 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         extra=exact.extra,
         merged=plan.merged,
         row_first=plan.row_first,
+        dropout=exact.weights.dropout,
     )
-    return site, exact.zeroed
+    return site, exact.weights.kept
 
 
 def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
@@ -120,7 +122,9 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     lifter = Lifter(
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
-    index, zeroed = probabilities(replace(lifter, anchor=candidate.anchor), weights, candidate.anchor)
+    behind = replace(lifter, anchor=candidate.anchor, rules=WITH_DROPOUT)
+    probabilities = weights_of(behind, weights, candidate.anchor)
+    index = probabilities.index
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
         order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
         if order is not None:
@@ -138,7 +142,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     check_scores(candidate, dots, found.extra)
     downstream = privacy.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
-    return Lifted(value, score, extra, zeroed, dots)
+    return Lifted(value, score, extra, probabilities, dots)
 
 
 def dots_of(score: Expr) -> tuple[Expr, ...]:

@@ -23,7 +23,7 @@ from flex_inductor.passes.find import SOFTMAX
 from flex_inductor.passes.layout import number
 from flex_inductor.passes.lift import Index, Lifter, rule_name
 from flex_inductor.passes.lift_rules.views import argument
-from flex_inductor.passes.site import Declined, Operand
+from flex_inductor.passes.site import Declined, Dropout, Operand
 from flex_inductor.scalar import Expr, const
 
 MAX_EXTRA = 8
@@ -38,20 +38,46 @@ class Columns:
     extra: tuple[Expr, ...] = ()
 
 
-def probabilities(lifter: Lifter, operand: Operand, anchor: fx.Node) -> tuple[Index, Expr | None]:
-    """Where in the anchor's result the weights of the values lie, and under which condition they are kept (None:
-    always)."""
+@dataclass(frozen=True)
+class Weights:
+    """What the values are weighted with: where in the anchor's result it lies, under which condition it is kept (None:
+    always), and what is dropped of it."""
+
+    index: Index
+    kept: Expr | None = None
+    dropout: Dropout | None = None
+
+
+def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node) -> Weights:
     value = lifter.lift(operand.node, operand.index)
+    weights = _weights(value)
+    if weights is None:
+        raise Declined(*_changed(value, anchor))
+    return weights
+
+
+def _weights(value: Expr) -> Weights | None:
+    """Probabilities that were masked or dropped at most once."""
     if value.op == "probabilities":
-        return value.args[0], None
-    if value.op == "where" and value.args[1].op == "probabilities" and _is(value.args[2], 0):
-        return value.args[1].args[0], value.args[0]
+        return Weights(value.args[0])
+    if value.op == "dropout":
+        inner = _weights(value.args[0])
+        return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
+    if value.op == "where" and _is(value.args[2], 0):
+        return _kept(value.args[1], value.args[0])
+    if value.op == "where" and _is(value.args[1], 0):
+        return _kept(value.args[2], scalar.logical_not(value.args[0]))
     if value.op == "mul":
-        for weights, kept in (value.args, value.args[::-1]):
-            options = scalar.cases(kept)
-            if weights.op == "probabilities" and options and all(v.value in (0, 1) for _, v in options):
-                return weights.args[0], scalar.logical_or(*(c for c, v in options if v.value == 1))
-    raise Declined(*_changed(value, anchor))
+        for weights, factor in (value.args, value.args[::-1]):
+            options = scalar.cases(factor)
+            if options and all(v.value in (0, 1) for _, v in options):
+                return _kept(weights, scalar.logical_or(*(c for c, v in options if v.value == 1)))
+    return None
+
+
+def _kept(value: Expr, condition: Expr) -> Weights | None:
+    inner = _weights(value)
+    return replace(inner, kept=condition) if inner and inner.kept is None else None
 
 
 def _is(x: Expr, value: float) -> bool:

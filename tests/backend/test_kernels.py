@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch._inductor.utils import run_and_get_code
 
+from flex_inductor import backend
 from flex_inductor.lowering import digest as module
 from flex_inductor.lowering.digest import digest
+from flex_inductor.options import Options
+from flex_inductor.passes.decide import Request
 from tests.support.programs import randn
 
 
@@ -85,3 +89,15 @@ def test_the_digest_covers_what_makes_code(part: str, tmp_path: Path, monkeypatc
     same = digest.__wrapped__()
     (tmp_path / part).write_text("# another version")
     assert same == before != digest.__wrapped__()
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_random_numbers_that_are_to_be_eagers_are_not_drawn(dropout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "capability", lambda: 90)
+    number = sympy.Integer(64)
+    request = Request(
+        "cuda", torch.float16, True, (number, number), number, (number, number), plain=False, scores=4096, attended=0.5,
+        fused=False, reads=False, dropout=dropout,
+    )  # fmt: skip
+    chosen = [backend.choose(request, lambda: "q >= k", Options(), s) for s in ({}, {"fallback_random": True})]
+    assert [c.mask for c in chosen] == ["q >= k", None if dropout else "q >= k"]

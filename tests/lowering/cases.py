@@ -10,6 +10,7 @@ import torch
 
 PARAMETER = 4
 """The place of the parameter's gradient among the results."""
+SEED = 2
 Mask = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of positions of queries and keys, and of a table: the number of the document that a position belongs to."""
 MASKS: dict[str, Mask] = {
@@ -36,7 +37,9 @@ LISTED = {"documents", "mixed documents", "padding"}
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1)."""
+    """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1).
+    dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
+    the values are the identity, so that the result is the weights."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -50,6 +53,9 @@ class Case:
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     training: bool = False
     dynamic: bool = False
+    dropout: float = 0.0
+    kept: torch.Tensor | None = None
+    identity: bool = False
 
     def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
         """Query, key and value, with NaN around them in memory, and the parameter."""
@@ -58,6 +64,9 @@ class Case:
         shapes = [(self.heads, self.queries, self.dim), (kv_heads, keys, self.dim),
                   (kv_heads, keys, self.v_dim or self.dim)]  # fmt: skip
         found = [guarded(torch.randn(self.batch, *shape).to(device, self.dtype)) for shape in shapes]
+        torch.manual_seed(1)  # whatever the values are
+        if self.identity:
+            found[2] = torch.eye(keys, dtype=self.dtype, device=device).expand(self.batch, kv_heads, keys, keys)
         found.append(torch.rand(self.heads, 1, 1).to(device) + 0.5)
         documents = torch.rand(max(self.queries, keys)).mul(60).long().eq(0).cumsum(0).to(device)
         return [*(x.requires_grad_(self.training) for x in found), documents]
@@ -74,7 +83,12 @@ class Case:
         if self.mask is not None:
             scores = torch.where(MASKS[self.mask](*places, table), scores, float("-inf"))
         weights = torch.softmax(scores.float() if self.dtype != torch.float64 else scores, -1)
-        return weights.to(v.dtype) @ v
+        weights = weights.to(v.dtype)
+        if self.kept is not None:
+            weights = weights * self.kept / (1 - self.dropout)
+        elif self.dropout:
+            weights = torch.nn.functional.dropout(weights, self.dropout)
+        return weights @ v
 
 
 def guarded(x: torch.Tensor, margin: int = 4096) -> torch.Tensor:
@@ -163,16 +177,27 @@ GROUPS: dict[str, dict[str, Case]] = {
         "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),
         "some rows empty": Case("some rows empty", queries=200, training=True),
     },
+    "dropout": {
+        "causal": Case(dropout=0.1, training=True),
+        "groups, float32": Case(None, 130, 2, 150, FULL, 4, 2, dropout=0.5, training=True),
+        "softcap, bfloat16": Case("window", queries=200, dtype=BRAIN, dropout=0.2, score=softcap, training=True),
+        "inference": Case("prefix", queries=100, dim=16, dropout=0.3),
+        "lists": Case("documents", queries=250, heads=4, kv_heads=2, dropout=0.1, training=True),
+        "dynamic": Case(queries=150, batch=3, dropout=0.1, dynamic=True, training=True),
+        "one query": Case(None, queries=1, keys=200, dropout=0.4),
+    },
 }
 
 
 def results(
-    case: Case, program: Callable[..., Any], dtype: torch.dtype | None, device: str = "cpu"
+    case: Case, program: Callable[..., Any], dtype: torch.dtype | None, device: str = "cpu", seed: int = SEED
 ) -> list[torch.Tensor]:
-    """The output, and in training the gradients of all inputs. dtype: of the inputs, if not the case's own."""
+    """The output, and in training the gradients of all inputs. dtype: of the inputs, if not the case's own. seed: of
+    dropout."""
     inputs = case.inputs(device)
     if dtype is not None:
         inputs = [x.detach().to(dtype).requires_grad_(case.training) for x in inputs[:-1]] + inputs[-1:]
+    torch.manual_seed(seed)
     out = program(*inputs)
     if not case.training:
         return [out]
@@ -181,14 +206,39 @@ def results(
     return [out.detach(), *(x.grad for x in inputs if x.grad is not None)]
 
 
+def kept(
+    case: Case, program: Callable[[Case], Callable[..., Any]], device: str = "cpu", seed: int = SEED
+) -> torch.Tensor:
+    """Which weights dropout leaves, as the same random numbers show it with the identity for values."""
+    plain = replace(case, identity=True, v_dim=case.keys or case.queries, training=False)
+    (weights,) = results(plain, program(plain), None, device, seed)
+    return weights != 0
+
+
 def shares(case: Case, ours: list[torch.Tensor], device: str = "cpu") -> list[float]:
     """The errors against float64, as shares of what is allowed: twice eager's own, and a floor of rounding."""
+    double = replace(case, dtype=torch.float64)
     eager = results(case, case.program, None, device)
-    exact = results(replace(case, dtype=torch.float64), case.program, torch.float64, device)
+    exact = results(double, case.program, torch.float64, device)
     found = []
     for number, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
         error, own = (float((x.double() - c).abs().max()) for x in (a, b))
-        sums = 16 if number == PARAMETER else 4  # the gradient of a captured tensor is a sum over all scores
-        floor = sums * torch.finfo(case.dtype).eps * max(float(c.abs().max()), 1e-30)
+        largest = sum_of_terms(double, device) if number == PARAMETER else float(c.abs().max())
+        floor = 4 * torch.finfo(case.dtype).eps * max(largest, 1e-30)
         found.append(error / (2 * own + floor) if a.isfinite().all() else float("inf"))
     return found
+
+
+def sum_of_terms(case: Case, device: str) -> float:
+    """The gradient of the parameter is a sum over all scores, whose rounding is that of its terms: their absolute
+    values summed up."""
+    spread: list[torch.Tensor] = []
+
+    def program(q: Any, k: Any, v: Any, parameter: Any, table: Any) -> Any:
+        spread.append(parameter.expand(-1, q.shape[2], k.shape[2]).clone())
+        spread[0].retain_grad()
+        return case.program(q, k, v, spread[0], table)
+
+    results(case, program, torch.float64, device)
+    assert spread[0].grad is not None
+    return float(spread[0].grad.abs().sum((1, 2)).max())

@@ -2,10 +2,10 @@
 
     python -m tests.lowering.kernels [--stock] [--capability 80 90 100] [--defaults] [--write]
 
-Prints a row for each: registers of a thread, bytes spilled, bytes of shared memory, warnings of ptxas that matrix
-products wait for each other (C75xx), tensor core instructions. `--stock`: torch's kernels of forward and backward, in
-its own tile sizes, instead; its decoding does not compile with such a score_mod (2.13). `--write`: into
-tests/lowering/kernels.csv, against which a test compares.
+Prints a row for each: registers of a thread, bytes spilled, bytes of shared memory, columns of tensor memory, warnings
+of ptxas that matrix products wait for each other (C75xx), tensor core instructions. `--stock`: torch's kernels of
+forward and backward, in its own tile sizes, instead; its decoding does not compile with such a score_mod (2.13).
+`--write`: into tests/lowering/kernels.csv, against which a test compares.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tests.support.gpuless.rendering import render
 
 TABLE = Path(__file__).parent / "kernels.csv"
 COLUMNS = ("kernel", "capability", "dtype", "dim", "block_m", "block_n", "warps", "stages", "default", "registers",
-           "spills", "shared", "warnings", "tensor_core", "triton")  # fmt: skip
+           "spills", "shared", "tensor_memory", "warnings", "tensor_core", "triton")  # fmt: skip
 TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
+DROPOUT = 0.1
 CAPABILITIES = (80, 90, 100)
 SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (128, 256)]
 
@@ -38,10 +39,11 @@ def distance(q: Any, k: Any) -> Any:
     return torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None]
 
 
-def causal(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+def causal(q: Any, k: Any, v: Any, slopes: Any, p: float = 0.0) -> Any:
     """Causal attention with a score_mod that reads a tensor."""
     scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance(q, k)).to(q.dtype)
-    return torch.softmax(torch.where(distance(q, k) <= 0, scores, float("-inf")).float(), -1).to(v.dtype) @ v
+    weights = torch.softmax(torch.where(distance(q, k) <= 0, scores, float("-inf")).float(), -1)
+    return torch.dropout(weights.to(v.dtype), p, True) @ v
 
 
 def grouped(q: Any, k: Any, v: Any, slopes: Any) -> Any:
@@ -54,8 +56,14 @@ def grouped(q: Any, k: Any, v: Any, slopes: Any) -> Any:
 def rows(
     capability: int, dtype: torch.dtype, dim: int, ours: bool = True, all_sizes: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension."""
+    """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension; of ours, those of
+    training with dropout besides, in the tile sizes that are taken without measuring."""
     found = {name: configs.configs(table, capability, dtype.itemsize, dim) for name, table in TABLES.items()}
+    if ours:
+        for name, kernel in training(capability, dtype, dim, ours, DROPOUT):
+            about = described(kernel, found[name][0], capability)
+            yield {"kernel": f"{name}, dropout", "capability": capability, "dtype": str(dtype)[6:], "dim": dim,
+                   "default": True, **about}  # fmt: skip
     for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
         chosen = {name: options[number] for name, options in found.items() if number < len(options)}
         with forced({**{name: options[0] for name, options in found.items()}, **chosen}):
@@ -77,10 +85,10 @@ def forced(chosen: dict[str, Config]) -> Any:
     return mock.patch.object(configs, "configs", configs_of)
 
 
-def training(capability: int, dtype: torch.dtype, dim: int, ours: bool) -> list[tuple[str, Any]]:
+def training(capability: int, dtype: torch.dtype, dim: int, ours: bool, p: float = 0.0) -> list[tuple[str, Any]]:
     """Compiled kernels by name, of forward and backward."""
     q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype, requires_grad=True) for _ in range(3))
-    rendered = render(causal, q, k, v, torch.empty(4, 1, 1), capability=capability, ours=ours)
+    rendered = render(causal, q, k, v, torch.empty(4, 1, 1), p, capability=capability, ours=ours)
     names = ("dq", "dkdv") if ours else ("backward",)
     return [*templates(rendered.forward, "prefill"), *templates(rendered.backward, *names)]
 
@@ -101,7 +109,7 @@ def described(kernel: Any, config: Config | None, capability: int) -> dict[str, 
     cost = machine.cost(kernel, capability)
     tiles = {"block_m": config.block_m, "block_n": config.block_n} if config else {"block_m": "", "block_n": ""}
     return {**tiles, "warps": kernel.metadata.num_warps, "stages": kernel.metadata.num_stages,
-            "registers": cost.registers, "spills": cost.spills, "shared": cost.shared,
+            "registers": cost.registers, "spills": cost.spills, "shared": cost.shared, "tensor_memory": cost.tensor,
             "warnings": " ".join(cost.warnings),
             "tensor_core": sum(cost.counts[name] for name in ("wgmma", "mma", "tcgen05")),
             "triton": triton.__version__}  # fmt: skip

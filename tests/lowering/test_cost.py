@@ -14,6 +14,8 @@ import triton
 from flex_inductor.lowering import plan
 from tests.lowering.kernels import CAPABILITIES, SHAPES, TABLE
 
+TENSOR_MEMORY = 512
+"""Columns of tensor memory that a multiprocessor has."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,6 +38,13 @@ def test_every_tile_size_is_in_the_table() -> None:
 def test_the_chosen_tile_sizes_spill_nothing_and_wait_for_nothing() -> None:
     for row in known():
         assert row["default"] == "False" or (row["spills"], row["warnings"]) == ("0", ""), row
+
+
+def test_all_tile_sizes_fit_and_use_tensor_cores() -> None:
+    """Regression: too much tensor memory compiles, to a kernel that only stops."""
+    for row in known():
+        assert int(row["tensor_memory"]) <= TENSOR_MEMORY, row
+        assert row["dtype"] == "float32" or int(row["tensor_core"]) > 0, row
 
 
 @pytest.mark.compile

@@ -16,10 +16,10 @@ from tests.lowering.cases import GROUPS
 ROOT = Path(__file__).parents[2]
 
 
-def lines(*args: str) -> list[dict[str, Any]]:
-    """What tests.lowering.numerics prints: the interpreter wants a process of its own."""
+def lines(*args: str, module: str = "numerics") -> list[dict[str, Any]]:
+    """What a program of tests.lowering prints: the interpreter wants a process of its own."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.lowering.numerics", *args]
+    command = [sys.executable, "-m", f"tests.lowering.{module}", *args]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -48,8 +48,16 @@ def test_kernels_are_right(group: str) -> None:
         ("decoding", "window", "the diagonal called full"),
         ("lists", "documents", "a block short"),
         ("lists", "gradients", "the diagonal called full"),
+        ("dropout", "causal", "a block short"),
     ],
 )
 def test_faults_are_seen(group: str, case: str, fault: str) -> None:
     (line,) = lines(group, "--only", case, "--fault", fault)
     assert max(line["shares"]) > 5, line
+
+
+@pytest.mark.compile
+def test_dropout_chooses_at_random() -> None:
+    (line,) = lines(module="randomness")
+    assert max(map(abs, line["deviations"].values())) < 4, line
+    assert line["same"] and abs(line["agree"] - 0.58) < 0.01  # 0.7**2 + 0.3**2

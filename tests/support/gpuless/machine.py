@@ -19,12 +19,13 @@ INSTRUCTIONS = {"wgmma": r"\bHGMMA", "mma": r"\bHMMA", "tcgen05": r"\bUTC\w*MMA"
 
 @dataclass(frozen=True)
 class Cost:
-    """spills: bytes stored and loaded. shared: bytes of shared memory. warnings: C75xx of ptxas, which say that matrix
-    products wait for each other. counts: INSTRUCTIONS by name."""
+    """spills: bytes stored and loaded. shared: bytes of shared memory. tensor: columns of tensor memory. warnings:
+    C75xx of ptxas, which say that matrix products wait for each other. counts: INSTRUCTIONS by name."""
 
     registers: int
     spills: int
     shared: int
+    tensor: int
     warnings: tuple[str, ...]
     counts: dict[str, int]
 
@@ -38,7 +39,8 @@ def cost(kernel: Any, capability: int) -> Cost:
     )
     code = disassembled(kernel.asm["cubin"])
     return Cost(
-        registers, stored + loaded, kernel.metadata.shared, tuple(sorted(set(re.findall(r"\b(C75\d\d)\b", said)))),
+        registers, stored + loaded, kernel.metadata.shared, getattr(kernel.metadata, "tmem_size", 0) or 0,
+        tuple(sorted(set(re.findall(r"\b(C75\d\d)\b", said)))),
         {name: len(re.findall(pattern, code)) for name, pattern in INSTRUCTIONS.items()},
     )  # fmt: skip
 
