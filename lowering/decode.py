@@ -24,8 +24,7 @@ def takes(call: Call) -> bool:
     if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_num_blocks"].get_size()[1]):
         return False  # lists of blocks that heads of a group do not share
     plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
-    asked = call.options["OUTPUT_LOGSUMEXP"] or call.options.get("OUTPUT_MAX") or call.dropout
-    return bool(plenty <= MOST_ROWS and not asked)
+    return bool(plenty <= MOST_ROWS and not call.dropout)
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:

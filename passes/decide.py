@@ -23,7 +23,7 @@ from flex_inductor.passes.site import Site
 class Request:
     """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
 
-    lengths: numbers of queries, and of keys with all other columns. plain: an SDPA call without mask. scores: their
+    lengths: numbers of queries and keys. plain: an SDPA call without mask. scores: their
     number, now. attended: the share of their blocks that may be attended. fused: whether the scores are the products
     alone, for which Inductor has a fused kernel. reads: whether score or mask load a number for every score.
     dropout: whether probabilities are dropped at random."""
@@ -74,7 +74,7 @@ def request_of(site: Site, result: Result) -> Request:
     scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
     fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
     share = attended(site, block_width(value.device, site.mask is not None), number)
-    lengths = at.size(at.q), at.size(at.k) + len(site.extra)
+    lengths = at.size(at.q), at.size(at.k)
     return Request(
         value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), lengths, plain, number(scores), share,
         fused, reads_scores(site), site.dropout is not None,

@@ -2,7 +2,8 @@
 
     attn = torch.matmul(p, v)   ->   out = flex_attention(q, k, v, score_mod, block_mask, scale, ...); attn = out[0]
 
-The only file that builds the call. Columns beyond the keys (sinks) are keys of zeros, whose score the score_mod gives.
+The only file that builds the call. Columns beyond the keys (sinks) become terms of the sum behind our own kernels; for
+torch's they are keys of zeros, whose score the score_mod gives.
 
 Declines: operands that no view arranges; values that cannot be computed again.
 """
@@ -27,6 +28,7 @@ from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
+from flex_inductor.passes.sinks import beside
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.storage import Storage, same_memory
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
@@ -110,17 +112,20 @@ class Emitter:
     def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device = result.node.meta["val"].device
-        query, key, value = operands(self.make, site, self.storage)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
-        score, mask = within_range(score_of(site), site, device), mask_of(site)
+        kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
+        sinks, own = site.extra, kernel.mask is not None
+        if own:  # torch's C++ kernel gives no log-sum-exp
+            site = replace(site, extra=())
+        query, key, value = operands(self.make, site, self.storage)
+        score, mask, at = within_range(score_of(site), site, device), mask_of(site), columns_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, device)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
-        at, options = columns_of(site), compat.kernel_options(device, training)
-        kernel = choose(functools.partial(self.maps.text, mask, at))
-        if kernel.mask is not None:
+        options = compat.kernel_options(device, training or bool(own and sinks))
+        if own:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
-            if kernel.mask is None:  # torch's draws none
+            if not own:
                 raise Declined("dropout is active" + (kernel.note and f": {kernel.note}"), site.dropout.drawn)
             options[compat.DROPOUT_OPTION] = site.dropout.p
             mask_reads = (self.random_rows(at, device), *mask_reads)
@@ -140,7 +145,11 @@ class Emitter:
             score_reads,
             mask_reads,
         )
-        out = rebuild(self.make, self.make.call(compat.getitem, call, 0), site, result)
+        out = self.make.call(compat.getitem, call, 0)
+        if own and sinks:
+            logsumexp = self.make.call(compat.getitem, call, 1)
+            out = beside(self.make, out, logsumexp, sinks, at, self.reads, device, dtype_of(site))
+        out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"

@@ -27,6 +27,7 @@ MASKS: dict[str, Mask] = {
     "mixed documents": lambda q, k, t: t[q] % 3 == t[k] % 3,
     "padding": lambda q, k, t: (t[k] != 1) & (k <= q),
     "large integers": lambda q, k, t: q * 100_000_001 >= k * 100_000_000,
+    "rows without keys": lambda q, k, t: k > q + 130,
     "all rows empty": lambda q, k, t: k > q + 1000,
 }
 EMPTY = {"some rows empty", "all rows empty"}
@@ -38,8 +39,9 @@ LISTED = {"documents", "mixed documents", "padding"}
 @dataclass(frozen=True)
 class Case:
     """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1).
-    dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
-    the values are the identity, so that the result is the weights."""
+    sink: whether the parameter is one more column of the scores. dropout: the share of the weights that are dropped;
+    kept: which are not, None for a random choice. identity: whether the values are the identity, so that the result is
+    the weights."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -53,6 +55,7 @@ class Case:
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     training: bool = False
     dynamic: bool = False
+    sink: bool = False
     dropout: float = 0.0
     kept: torch.Tensor | None = None
     identity: bool = False
@@ -82,8 +85,11 @@ class Case:
             scores = self.score(scores, parameter)
         if self.mask is not None:
             scores = torch.where(MASKS[self.mask](*places, table), scores, float("-inf"))
+        if self.sink:
+            column = parameter[..., :1].to(scores.dtype).expand(len(q), self.heads, q.shape[2], 1)
+            scores = torch.cat([scores, column], -1)
         weights = torch.softmax(scores.float() if self.dtype != torch.float64 else scores, -1)
-        weights = weights.to(v.dtype)
+        weights = weights[..., : k.shape[2]].to(v.dtype)
         if self.kept is not None:
             weights = weights * self.kept / (1 - self.dropout)
         elif self.dropout:
@@ -119,7 +125,7 @@ GROUPS: dict[str, dict[str, Case]] = {
     "masks": {
         name: Case(mask)
         for name, mask in ((m or "none", m) for m in (None, *MASKS))
-        if name not in ("all rows empty", "near the end") and name not in LISTED
+        if name not in ("all rows empty", "rows without keys", "near the end") and name not in LISTED
     },
     "lengths": {
         "uneven": Case(queries=200),
@@ -176,6 +182,18 @@ GROUPS: dict[str, dict[str, Case]] = {
         "global and local": Case("global and local", queries=200, training=True),
         "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),
         "some rows empty": Case("some rows empty", queries=200, training=True),
+    },
+    "sinks": {
+        "causal": Case(sink=True),
+        "window, bfloat16": Case("window", queries=200, heads=4, kv_heads=2, dtype=BRAIN, sink=True),
+        "lists": Case("documents", queries=300, sink=True),
+        "dynamic": Case(queries=150, sink=True, dynamic=True),
+        "decoding": Case("near the end", queries=1, keys=300, heads=4, kv_heads=2, sink=True),
+        "gradients": Case(queries=150, dtype=FULL, sink=True, training=True),
+        "gradients, lists": Case("padding", queries=200, heads=4, kv_heads=2, sink=True, training=True),
+        "gradients, few queries": Case("near the end", queries=5, keys=300, sink=True, training=True),
+        "gradients, empty rows": Case("rows without keys", queries=200, dtype=FULL, sink=True, training=True),
+        "dropout": Case("window", queries=200, sink=True, dropout=0.2, training=True),
     },
     "dropout": {
         "causal": Case(dropout=0.1, training=True),
