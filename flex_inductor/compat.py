@@ -133,15 +133,16 @@ def _one_block_form() -> tuple[Any, ...]:
     return tuple(sample.as_tuple()[:-1])
 
 
-def kernel_options(device: torch.device, training: bool) -> dict[str, Any]:
-    """The options that `flex_attention` itself would hand to the HOP."""
+def kernel_options(logsumexp: bool) -> dict[str, Any]:
+    """The options that `flex_attention` itself would hand to the HOP. logsumexp: whether that is read, by the backward
+    pass or by the graph."""
     return {
         "BACKEND": "AUTO",
         "PRESCALE_QK": False,
         "ROWS_GUARANTEED_SAFE": False,
         "BLOCKS_ARE_CONTIGUOUS": False,
         "WRITE_DQ": True,
-        "OUTPUT_LOGSUMEXP": training,
+        "OUTPUT_LOGSUMEXP": logsumexp,
         "OUTPUT_MAX": False,
     }
 

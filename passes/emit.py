@@ -111,21 +111,33 @@ class Emitter:
 
     def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
-        device = result.node.meta["val"].device
+        device, dtype = result.node.meta["val"].device, dtype_of(site)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
         kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
-        sinks, own = site.extra, kernel.mask is not None
-        if own:  # torch's C++ kernel gives no log-sum-exp
-            site = replace(site, extra=())
+        sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
+        site = replace(site, extra=()) if sinks else site
+        call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
+        out = self.make.call(compat.getitem, call, 0)
+        if sinks:
+            logsumexp = self.make.call(compat.getitem, call, 1)
+            out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
+        out = rebuild(self.make, out, site, result)
+        wanted = result.node.meta["val"].dtype
+        out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
+        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
+        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
+
+    def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
+        """The call of flex_attention. logsumexp: whether that is read."""
         query, key, value = operands(self.make, site, self.storage)
         score, mask, at = within_range(score_of(site), site, device), mask_of(site), columns_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, device)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
-        options = compat.kernel_options(device, training or bool(own and sinks))
-        if own:
+        options = compat.kernel_options(logsumexp)
+        if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
-            if not own:
+            if kernel.mask is None:
                 raise Declined("dropout is active" + (kernel.note and f": {kernel.note}"), site.dropout.drawn)
             options[compat.DROPOUT_OPTION] = site.dropout.p
             mask_reads = (self.random_rows(at, device), *mask_reads)
@@ -133,7 +145,7 @@ class Emitter:
             blocks = self.maps.one_block(mask_mod, device)
         else:
             blocks = self.maps.block_mask(mask, at, mask_mod, device, training)
-        call = self.make.call(
+        return self.make.call(
             compat.flex_attention_hop,
             query,
             key,
@@ -145,18 +157,9 @@ class Emitter:
             score_reads,
             mask_reads,
         )
-        out = self.make.call(compat.getitem, call, 0)
-        if own and sinks:
-            logsumexp = self.make.call(compat.getitem, call, 1)
-            out = beside(self.make, out, logsumexp, sinks, at, self.reads, device, dtype_of(site))
-        out = rebuild(self.make, out, site, result)
-        wanted = result.node.meta["val"].dtype
-        out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
-        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
 
     def random_rows(self, at: Coordinates, device: torch.device) -> fx.Node:
-        """Random bits for every query, of which our kernels make a random number for every score."""
+        """A random number for every query, of which our kernels make one for every score."""
         shape = self.make.shape([at.size(s) for s in (at.b, at.h, at.q)])
         return self.make.call(aten.randint.low, 0, RANDOM, shape, dtype=torch.int64, device=device)
 
