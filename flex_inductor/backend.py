@@ -72,18 +72,18 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
 def choose(request: Request, mask: Callable[[], str | None], options: Options, settings: Mapping[str, Any]) -> Kernel:
     """The kernel for a call: decide.Choice, for the options of a program and its settings for Inductor."""
     if request.device != "cuda":
-        return Kernel()
+        return torchs(request)
     if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
-        return Kernel(note="its random numbers are to be eager's (fallback_random)")
+        return torchs(request, note="its random numbers are to be eager's (fallback_random)")
     return kernel_on_cuda(request, mask(), options, capability())
 
 
 def kernel_on_cuda(request: Request, mask: str | None, options: Options, capability: int) -> Kernel:
     """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
     if options.kernels == "torch":
-        return Kernel(note="torch's kernel: asked for by kernels='torch'")
+        return torchs_on_cuda(request, "asked for by kernels='torch'")
     if torch.version.hip:
-        return Kernel(note="torch's kernel: ours are for NVIDIA's devices")
+        return torchs_on_cuda(request, "ours are for NVIDIA's devices")
     given = request.dtype, request.training, request.head_dims, request.lengths
     open_form = "the mask reads tensors" if mask is None else covers(*given, mask, capability)
     if open_form is None:
@@ -91,7 +91,12 @@ def kernel_on_cuda(request: Request, mask: str | None, options: Options, capabil
     lacking = covers(*given, block_width(torch.device("cuda"), True), capability)
     if lacking is None:
         return Kernel("", f"own kernel, with lists of blocks: {open_form}")
-    return Kernel(note=f"torch's kernel: {lacking}")
+    return torchs_on_cuda(request, lacking)
+
+
+def torchs_on_cuda(request: Request, why: str) -> Kernel:
+    kernel = torchs(request, note=f"torch's kernel: {why}")
+    return kernel if kernel.lacking else replace(kernel, lacking=support.too_small(request.head_dims))
 
 
 def capability() -> int:

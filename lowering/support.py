@@ -1,4 +1,4 @@
-"""What torch's own flex_attention lowering can do on a device: asked before a site is rewritten, because a graph that
+"""What a flex_attention lowering can do on a device: asked before a site is rewritten, because a graph that
 cannot be lowered cannot be compiled."""
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ def refusal(
             return "flex_attention has no backward on CPU in this torch"
         return None if compat.cpu_has_template() else "flex_attention needs AVX2 on this CPU"
     if device == "cuda":
-        if not all(n.is_Integer for n in (*head_dims, heads)):
-            return "the number of heads or the head dimension is dynamic"
-        small = [n for n in head_dims if int(n) < compat.SMALLEST_HEAD_DIM]
-        return f"flex_attention has no kernel for head dimension {small[0]} on CUDA" if small else None
+        known = all(n.is_Integer for n in (*head_dims, heads))
+        return None if known else "the number of heads or the head dimension is dynamic"
     return f"flex_attention has no kernel for device {device!r} (supported: cpu, cuda)"
+
+
+def too_small(head_dims: Sequence[sympy.Expr]) -> str:
+    """Why torch's kernel on CUDA does not take a head; empty if it does."""
+    least = min(map(int, head_dims))
+    return (
+        f"flex_attention has no kernel for head dimension {least} on CUDA" if least < compat.SMALLEST_HEAD_DIM else ""
+    )

@@ -49,20 +49,21 @@ Refusal = Callable[[Request], str | None]
 @dataclass(frozen=True)
 class Kernel:
     """Who computes a call. mask: the formula of its mask, for a kernel of ours that needs nothing else to know its
-    blocks; empty for one of ours that reads lists of them; None for torch's, which knows no dropout. note: what there
-    is to say of it."""
+    blocks; empty for one of ours that reads lists of them; None for torch's. note: what there is to say of it. lacking:
+    why nobody can compute it; empty if somebody can."""
 
     mask: str | None = None
     note: str = ""
+    lacking: str = ""
 
 
 Choice = Callable[[Request, Callable[[], "str | None"]], Kernel]
 """The kernel for a call. The function gives the formula of its mask as text, None where that reads tensors."""
 
 
-def torchs(request: Request, mask: Callable[[], str | None]) -> Kernel:
-    """Every call is left to torch's kernel."""
-    return Kernel()
+def torchs(request: Request, mask: Callable[[], str | None] | None = None, note: str = "") -> Kernel:
+    """torch's kernel, which knows no dropout."""
+    return Kernel(None, note, "dropout is active" + (note and f": {note}") if request.dropout else "")
 
 
 def request_of(site: Site, result: Result) -> Request:

@@ -114,6 +114,8 @@ class Emitter:
         device, dtype = result.node.meta["val"].device, dtype_of(site)
         site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
         kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
+        if kernel.lacking:
+            raise Declined(kernel.lacking, site.candidate.anchor)
         sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
         site = replace(site, extra=()) if sinks else site
         call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
@@ -137,8 +139,6 @@ class Emitter:
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
-            if kernel.mask is None:
-                raise Declined("dropout is active" + (kernel.note and f": {kernel.note}"), site.dropout.drawn)
             options[compat.DROPOUT_OPTION] = site.dropout.p
             mask_reads = (self.random_rows(at, device), *mask_reads)
         if kernel.mask:  # works out by itself which blocks there are

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,47 @@ def test_the_digest_covers_what_makes_code(part: str, tmp_path: Path, monkeypatc
     assert same == before != digest.__wrapped__()
 
 
-@pytest.mark.parametrize("dropout", [False, True])
-def test_random_numbers_that_are_to_be_eagers_are_not_drawn(dropout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "capability", lambda: 90)
-    number = sympy.Integer(64)
-    request = Request(
-        "cuda", torch.float16, True, (number, number), number, (number, number), plain=False, scores=4096, attended=0.5,
-        fused=False, reads=False, dropout=dropout,
+def request(**about: Any) -> Request:
+    dims, lengths = ((sympy.Integer(n),) * 2 for n in (64, 1000))
+    plain = Request(
+        "cuda", torch.float16, True, dims, sympy.Integer(8), lengths, plain=False, scores=8_000_000, attended=0.5,
+        fused=False, reads=False, dropout=False,
     )  # fmt: skip
-    chosen = [backend.choose(request, lambda: "q >= k", Options(), s) for s in ({}, {"fallback_random": True})]
-    assert [c.mask for c in chosen] == ["q >= k", None if dropout else "q >= k"]
+    return replace(plain, **about)
+
+
+def chosen(options: Options, settings: dict[str, Any] | None = None, mask: str | None = "q >= k", **about: Any) -> Any:
+    return backend.choose(request(**about), lambda: mask, options, settings or {})
+
+
+@pytest.fixture(autouse=True)
+def a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "capability", lambda: 90)
+
+
+SMALL, LARGE = ((sympy.Integer(n),) * 2 for n in (8, 320))
+OWN, TORCHS = Options(), Options(kernels="torch")
+
+
+def test_who_computes_a_call() -> None:
+    assert chosen(OWN).mask == "q >= k" and chosen(OWN, mask=None).mask == "" and chosen(TORCHS).mask is None
+    assert (
+        chosen(OWN, head_dims=LARGE).note == "torch's kernel: no tile size for heads of 320 dimensions on this device"
+    )
+
+
+def test_small_heads_are_for_our_kernels_only() -> None:
+    assert chosen(OWN, head_dims=SMALL).mask == "q >= k"
+    assert chosen(TORCHS, head_dims=SMALL).lacking == "flex_attention has no kernel for head dimension 8 on CUDA"
+
+
+def test_dropout_is_for_our_kernels_only() -> None:
+    assert not chosen(OWN, dropout=True).lacking
+    assert chosen(TORCHS, dropout=True).lacking == "dropout is active: torch's kernel: asked for by kernels='torch'"
+    assert chosen(OWN, device="cpu", dropout=True).lacking == "dropout is active"
+
+
+def test_random_numbers_that_are_to_be_eagers_are_not_drawn() -> None:
+    why = "dropout is active: its random numbers are to be eager's (fallback_random)"
+    assert chosen(OWN, {"fallback_random": True}, dropout=True).lacking == why
+    assert chosen(OWN, {"fallback_random": True}).mask == "q >= k"

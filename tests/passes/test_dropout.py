@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import fx
 
 from flex_inductor import compat, passes
 from flex_inductor.decisions import GraphReport
-from flex_inductor.passes.decide import Kernel
+from flex_inductor.passes.decide import Kernel, torchs
 from tests.support.programs import causal, qkv
 
 sdpa = F.scaled_dot_product_attention
@@ -141,7 +142,7 @@ def test_torchs_kernels_draw_none() -> None:
     reports: list[GraphReport] = []
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        choose = lambda request, mask: Kernel(note="torch's kernel: why not")  # noqa: E731
+        choose = functools.partial(torchs, note="torch's kernel: why not")
         reports.append(passes.rewrite(gm, lambda request: None, choose))
         return gm.forward
 
