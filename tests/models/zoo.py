@@ -115,10 +115,11 @@ CASES: dict[str, Case] = {
 EVERY = [(name, scenario) for name, case in CASES.items() for scenario in case.scenarios]
 
 
-def build(name: str, layers: int = LAYERS) -> Tensors:
-    """The model, in float32 and eval mode, without dropout."""
+def build(name: str, layers: int = LAYERS, dropout: float = 0.0) -> Tensors:
+    """The model, in float32 and eval mode."""
     torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(configuration(name, layers), attn_implementation="eager").eval()
+    config = configuration(name, layers, dropout)
+    model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.dim() == 2 and "embed" not in key:
@@ -126,7 +127,7 @@ def build(name: str, layers: int = LAYERS) -> Tensors:
     return Tensors(model)
 
 
-def configuration(name: str, layers: int) -> Any:
+def configuration(name: str, layers: int, p: float) -> Any:
     case = CASES[name]
     settings = {**case.settings, **dict.fromkeys(case.layers, layers)}
     if "layer_types" in settings:
@@ -134,7 +135,7 @@ def configuration(name: str, layers: int) -> Any:
     if case.reads not in ("image", "text+image"):
         settings["vocab_size"] = VOCAB
     known = transformers.AutoConfig.for_model(name).to_dict()
-    dropout = {k: 0.0 for k, v in known.items() if isinstance(v, float) and ("drop" in k)}
+    dropout = {k: 0.0 if "layerdrop" in k else p for k, v in known.items() if isinstance(v, float) and "drop" in k}
     tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "use_cache": False}
     tokens |= {"decoder_start_token_id": 2} if "decoder_start_token_id" in known else {}
     config = transformers.AutoConfig.for_model(name, **{**tokens, **dropout, **settings})

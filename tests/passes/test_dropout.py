@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat
 from flex_inductor.decisions import GraphReport
 from flex_inductor.passes.decide import Kernel, torchs
+from tests.support.capture import rewritten
 from tests.support.programs import causal, qkv
 
 sdpa = F.scaled_dot_product_attention
@@ -23,18 +24,10 @@ def weights(q: Any, k: Any) -> Any:
     return torch.softmax(causal(q @ k.mT), -1)
 
 
-def rewritten(program: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> GraphReport:
+def drawn(program: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> GraphReport:
     """What the passes make of a program where a kernel draws dropout."""
-    reports: list[GraphReport] = []
-
-    def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        reports.append(passes.rewrite(gm, lambda request: None, lambda request, mask: Kernel("q >= k", "ours")))
-        return gm.forward
-
-    torch._dynamo.reset()
-    torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
-    (report,) = reports
-    return report
+    ours = Kernel("q >= k", "ours")
+    return rewritten(program, *inputs, choose=lambda request, mask: ours, dynamic=dynamic)[1]
 
 
 def call_of(report: GraphReport) -> fx.Node:
@@ -78,7 +71,7 @@ DROPPED = {
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_kernel_draws_it(name: str, dynamic: bool) -> None:
-    report = rewritten(DROPPED[name], *qkv(), dynamic=dynamic)
+    report = drawn(DROPPED[name], *qkv(), dynamic=dynamic)
     (decision,) = report.decisions
     p = 0.5 if name == "half" else 0.2
     assert decision.rewritten and f"ours, and draws the dropout of {p}" in decision.notes, decision
@@ -122,7 +115,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_dropout_of_the_probabilities_declines(name: str) -> None:
-    report = rewritten(OTHERS[name], *qkv())
+    report = drawn(OTHERS[name], *qkv())
     assert not any(d.rewritten for d in report.decisions), report.decisions
     assert report.after is report.before
 
@@ -131,21 +124,14 @@ def test_other_random_numbers_stay() -> None:
     def program(q: Any, k: Any, v: Any) -> Any:
         return F.dropout(F.dropout(weights(q, k), 0.2) @ v, 0.1)
 
-    report = rewritten(program, *qkv())
+    report = drawn(program, *qkv())
     assert report.decisions[0].rewritten
     dropouts = [n for n in report.after.graph.nodes if getattr(n.target, "__name__", "") == "dropout"]
     assert [n.args[1] for n in dropouts] == [0.1]
 
 
 def test_torchs_kernels_draw_none() -> None:
-    torch._dynamo.reset()
-    reports: list[GraphReport] = []
-
-    def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        choose = functools.partial(torchs, note="torch's kernel: why not")
-        reports.append(passes.rewrite(gm, lambda request: None, choose))
-        return gm.forward
-
-    torch.compile(DROPPED["functional"], backend=backend, fullgraph=True)(*qkv())
-    assert [d.reason for d in reports[0].decisions] == ["dropout is active: torch's kernel: why not"]
-    assert reports[0].after is reports[0].before
+    choose = functools.partial(torchs, note="torch's kernel: why not")
+    _, report = rewritten(DROPPED["functional"], *qkv(), choose=choose)
+    assert [d.reason for d in report.decisions] == ["dropout is active: torch's kernel: why not"]
+    assert report.after is report.before

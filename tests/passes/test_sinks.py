@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat
 from flex_inductor.decisions import GraphReport
 from flex_inductor.passes.decide import Kernel
+from tests.support.capture import rewritten
 from tests.support.exactness import check
 from tests.support.programs import B, H, S, causal, qkv, randn
 
@@ -19,17 +19,8 @@ SINKS = randn(H, seed=3), randn(B, 1, S, 1, seed=4)
 
 
 def run(program: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> tuple[Any, GraphReport]:
-    """What the rewritten graph gives, without code generation, and what was done."""
-    reports: list[GraphReport] = []
-
-    def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        reports.append(passes.rewrite(gm, lambda request: None, lambda request, mask: Kernel("")))
-        return compat.aot_eager(passes.copy_of(reports[0].after), examples)
-
-    torch._dynamo.reset()
-    result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
-    (report,) = reports
-    return result, report
+    """What the rewritten graph gives, and what was done, where a kernel of ours computes attention."""
+    return rewritten(program, *inputs, choose=lambda request, mask: Kernel(""), run=True, dynamic=dynamic)
 
 
 def columns(scores: Any, *sinks: Any) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from flex_inductor import compat, passes
+from flex_inductor.decisions import GraphReport
+
 
 def captured(program: Callable[..., Any], *inputs: Any, dynamic: bool | None = False) -> fx.GraphModule:
     """The graph that Dynamo captures."""
@@ -22,6 +25,24 @@ def captured(program: Callable[..., Any], *inputs: Any, dynamic: bool | None = F
     torch.compile(program, backend=keep, dynamic=dynamic, fullgraph=True)(*inputs)
     (gm,) = graphs
     return gm
+
+
+def rewritten(
+    program: Callable[..., Any], *inputs: Any, choose: Any, run: bool = False, dynamic: bool = False
+) -> tuple[Any, GraphReport]:
+    """What the passes make of a program for a device that can compute everything. choose: decide.Choice. run: whether
+    the result is that of the rewritten graph, run without code generation."""
+    reports: list[GraphReport] = []
+
+    def backend(gm: fx.GraphModule, examples: Any) -> Any:
+        report = passes.rewrite(gm, lambda request: None, choose)
+        reports.append(report)
+        return compat.aot_eager(passes.copy_of(report.after), examples) if run else gm.forward
+
+    torch._dynamo.reset()
+    result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
+    (report,) = reports
+    return result, report
 
 
 def written_out(graph: fx.Graph) -> str:
