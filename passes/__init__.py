@@ -44,12 +44,13 @@ from flex_inductor.scalar import Expr
 
 @dataclass(frozen=True)
 class Work:
-    """One anchor on its way through the passes; `why` ends it."""
+    """One anchor on its way through the passes; `why` ends it. value: what replaced the result."""
 
     found: Found
     result: Result | None = None
     site: Site | None = None
     zeroed: Expr | None = None
+    value: fx.Node | None = None
     why: Declined | None = None
     notes: tuple[str, ...] = ()
 
@@ -171,8 +172,8 @@ def emit(state: State) -> State:
             expand_pass.expand(emitter.make, result.dynamo)
         result = locate(state.aten, result.product) if result.hidden else result
         choose = functools.partial(state.choose, request_of(work.site, result))
-        note = emitter.emit(work.site, result, training, choose)
-        return replace(work, result=result, site=replace(work.site, notes=(*work.site.notes, *note)))
+        value, note = emitter.emit(work.site, result, training, choose)
+        return replace(work, result=result, value=value, site=replace(work.site, notes=(*work.site.notes, *note)))
 
     state = state.each(step)
     return replace(state, changed=any(w.why is None for w in state.work))
@@ -180,10 +181,10 @@ def emit(state: State) -> State:
 
 def clean(state: State) -> State:
     done = [w for w in state.work if w.why is None]
-    replaced = [w.result.dynamo for w in done if w.result is not None]
-    replaced += [w.site.dropout.drawn.meta["origin"] for w in done if w.site is not None and w.site.dropout is not None]
+    replaced = {w.value: w.result for w in done if w.result is not None and w.value is not None}
+    drawn = [w.site.dropout.drawn.meta["origin"] for w in done if w.site is not None and w.site.dropout is not None]
     if replaced and state.aten is not None and state.storage is not None:
-        clean_pass.clean(state.gm.graph, state.aten, state.storage, replaced)
+        clean_pass.clean(state.gm.graph, state.aten, state.storage, replaced, drawn)
     return state
 
 

@@ -9,13 +9,14 @@ Declines: nothing; what may have an effect stays.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx
 
 from flex_inductor.passes.normalize import AtenGraph, opaque
 from flex_inductor.passes.reach import reachable
+from flex_inductor.passes.result import Result
 from flex_inductor.passes.storage import Storage, written
 
 
@@ -34,17 +35,25 @@ def has_effect(operators: Iterable[fx.Node]) -> bool:
     )
 
 
-def clean(graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: list[fx.Node]) -> None:
-    """Erases what nothing reads any more, among what the replaced nodes come from."""
+def clean(
+    graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: Mapping[fx.Node, Result], drawn: list[fx.Node]
+) -> None:
+    """Erases what nothing reads any more, among what the replaced results come from. replaced: results by the values
+    that are there instead. drawn: what drew random numbers that nobody wants now."""
     operators = by_origin(aten_graph)
-    candidates = reachable(replaced, lambda n: n.all_input_nodes)
+    gone = {*drawn, *(result.dynamo for result in replaced.values())}
+    candidates = reachable(gone, lambda n: n.all_input_nodes)
+    of_value: dict[fx.Node, set[fx.Node]] = defaultdict(set)
     writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
     for node in aten_graph.graph.nodes:
         for target in written(node):
             for alias in storage.aliases(target):
+                of_value[alias].add(node.meta["origin"])
                 writers[alias.meta["origin"]].add(node.meta["origin"])
     candidates |= {w for node in list(candidates) for w in writers[node]}
-    candidates = {n for n in candidates if n.op.startswith("call") and (n in replaced or not has_effect(operators[n]))}
+    for value, result in replaced.items():  # what was written to the one is now written to the other
+        writers[value] |= of_value[result.node]
+    candidates = {n for n in candidates if n.op.startswith("call") and (n in gone or not has_effect(operators[n]))}
     live = {n for n in graph.nodes if n not in candidates}
     todo = list(live)
     while todo:

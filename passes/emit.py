@@ -91,9 +91,11 @@ class Emitter:
         self.count = 0
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
-    def emit(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[str, ...]:
-        """Replaces the result by the call; returns what there is to say about its kernel. Raises Declined without
-        having changed the program. choose: decide.Choice for this site."""
+    def emit(
+        self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]
+    ) -> tuple[fx.Node, tuple[str, ...]]:
+        """Replaces the result by the call; returns the new value, and what there is to say about its kernel. Raises
+        Declined without having changed the program. choose: decide.Choice for this site."""
         self.make.forget()
         self.maps.point = result.dynamo
         before = result.dynamo.prev
@@ -107,7 +109,7 @@ class Emitter:
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
         if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
             self.make.aten_graph.value_of[result.node] = value
-        return (note,) if note else ()
+        return value, (note,) if note else ()
 
     def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""

@@ -90,7 +90,7 @@ class Lifter:
         return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
 
     def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
-        if self.anchor is not None and node is self.anchor:
+        if self.anchor is not None and node is self.anchor and not self.storage.writes(node, node.meta["position"], at):
             return Expr("probabilities", (index,), node.meta["val"].dtype)
         try:
             for target in written(node):  # an in-place operator returns what it wrote to

@@ -123,7 +123,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
     behind = replace(lifter, anchor=candidate.anchor, rules=WITH_DROPOUT)
-    probabilities = weights_of(behind, weights, candidate.anchor)
+    probabilities = weights_of(behind, weights, candidate.anchor, candidate.result.meta["position"])
     index = probabilities.index
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
         order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)

@@ -48,8 +48,10 @@ class Weights:
     dropout: Dropout | None = None
 
 
-def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node) -> Weights:
-    value = lifter.lift(operand.node, operand.index)
+def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> Weights:
+    """What the weights of the values are. lifter: for what lies behind the anchor. at: the position in the program at
+    which they are read. Raises Declined."""
+    value = lifter.lift(operand.node, operand.index, at)
     weights = _weights(value)
     if weights is None:
         raise Declined(*_changed(value, anchor))

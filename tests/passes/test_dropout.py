@@ -56,6 +56,7 @@ def spelled_out(q: Any, k: Any, v: Any) -> Any:
 DROPPED = {
     "functional": lambda q, k, v: F.dropout(weights(q, k), 0.2) @ v,
     "half": lambda q, k, v: F.dropout(weights(q, k), 0.5) @ v,
+    "in place": lambda q, k, v: F.dropout(weights(q, k), 0.2, inplace=True) @ v,
     "module": lambda q, k, v: torch.nn.Dropout(0.2)(weights(q, k)) @ v,
     "einsum": lambda q, k, v: torch.einsum("bhqk,bhkd->bqhd", F.dropout(weights(q, k), 0.2), v),
     "masked afterwards": lambda q, k, v: causal(F.dropout(weights(q, k), 0.2), 0.0) @ v,
