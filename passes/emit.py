@@ -51,14 +51,21 @@ def score_of(site: Site) -> Expr:
     return score
 
 
-def within_range(score: Expr, site: Site, device: torch.device) -> Expr:
-    """The Triton template multiplies scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0
-    where eager gives the mean of the values. Scores of a finite fill are raised as little as that takes; -inf stays."""
-    if device.type != "cuda" or not site.fills or min(site.fills) > LOWEST:
+def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
+    """Kernels on CUDA multiply scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0 where
+    eager gives the mean of the values. Where a score may be that low, a finite fill in it or what it reads for every
+    key, it is raised as little as that takes; -inf stays."""
+    if device.type != "cuda" or not any(may_be_lowest(x, at) for x in scalar.walk(score)):
         return score
     low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
     raised = scalar.where(compare("eq", score, infinite), infinite, low)
     return scalar.where(compare("lt", score, low), raised, score)
+
+
+def may_be_lowest(x: Expr, at: Coordinates) -> bool:
+    if x.op == "const":
+        return bool(-math.inf < x.value <= LOWEST)
+    return x.op == "load" and x.dtype.is_floating_point and at.k in scalar.positions(x)
 
 
 def mask_of(site: Site) -> Expr:
@@ -134,7 +141,8 @@ class Emitter:
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
         query, key, value = operands(self.make, site, self.storage)
-        score, mask, at = within_range(score_of(site), site, device), mask_of(site), columns_of(site)
+        at = columns_of(site)
+        score, mask = within_range(score_of(site), at, device), mask_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, device)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
         options = compat.kernel_options(logsumexp)

@@ -79,9 +79,9 @@ class Site:
 
     products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
     value: the value operand; channel is the position of its last dimension in the wanted view.
-    score: the lifted score. mask: the keys that may be attended, None for all. fills: what the score
-    itself gives hidden keys. uncertain: whether rows may lose all keys, so that the mask is for those only that keep
-    one. dead: the score of rows that the mask leaves no key, None where that cannot be or is 0.
+    score: the lifted score. mask: the keys that may be attended, None for all. uncertain: whether rows may lose all
+    keys, so that the mask is for those only that keep one. dead: the score of rows that the mask leaves no key, None
+    where that cannot be or is 0.
     extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
@@ -99,7 +99,6 @@ class Site:
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
     mask: Expr | None = None
-    fills: tuple[float, ...] = ()
     uncertain: bool = False
     dead: Expr | None = None
     dropout: Dropout | None = None

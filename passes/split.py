@@ -56,7 +56,7 @@ def is_fill(x: Expr, low: float = LOW) -> bool:
 
 def part(x: Expr, low: float = LOW) -> Masked:
     """The mask and the arithmetic of a score. low: what counts as a fill."""
-    if x.op == "where":
+    if x.op == "where" and not any(n.op == "dot" for n in scalar.walk(x.args[0])):  # no mask_mod is given the score
         condition, a, b = x.args
         return _part_where(condition, a, b, low)
     if x.op in ("add", "sub"):
@@ -186,4 +186,4 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
         notes = (*site.notes, "rows that lose all keys get the mean of the values")
         return replace(site, score=found.score, mask=found.mask, dead=of_dead_rows(found), notes=notes)
     notes = (*site.notes, "rows may lose all keys: the finite fill stays in score_mod")
-    return replace(site, mask=found.mask, fills=found.fills, uncertain=True, notes=notes)
+    return replace(site, mask=found.mask, uncertain=True, notes=notes)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.exactness import check, declines
+from tests.support.exactness import check, declines, reports_of
 from tests.support.programs import B, H, S, attend, causal, qkv, randn
 
 FULL_ROWS = torch.ones(B, 1, 1, S, dtype=torch.bool)
@@ -93,6 +93,14 @@ def test_window_without_the_diagonal_may_lose_rows() -> None:
 
     (decision,) = check(program, qkv())
     assert decision.mask_mod and "rows may lose all keys" in decision.notes[0]
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, -torch.inf])
+def test_a_condition_on_the_score_itself_is_no_mask(fill: float) -> None:
+    """Regression: it went into a mask_mod, which is not given the score, and failed there."""
+    (decision,) = check(lambda q, k, v: attend(q, k, v, lambda s: torch.where(s > -3.0, causal(s), fill)), qkv())
+    assert decision.mask_mod == ""
+    reports_of(lambda q, k, v: attend(q, k, v, lambda s: torch.where(s > -3.0, causal(s), fill)), qkv(), train=True)
 
 
 def test_probabilities_masked_again_give_zero_rows() -> None:

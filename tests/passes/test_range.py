@@ -1,4 +1,4 @@
-"""Whether the integers of a mod fit into the 32 bits in which kernels are handed positions."""
+"""Numbers in a mod that kernels on CUDA have no room for: integers beyond 32 bits, scores near the least number."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.indices import position
 from flex_inductor.passes import integers
+from flex_inductor.passes.emit import within_range
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Expr, compare, index
 
@@ -29,6 +30,23 @@ def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda")
     n = sympy.sympify(length)
     at = Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
     return integers.overflow(expr, at, torch.device(device))
+
+
+def test_scores_that_log2_would_send_to_infinity_are_raised() -> None:
+    dot = Expr("dot", (buffer(8, 1000, 1000),), torch.float32)
+    at = Coordinates(B, H, Q, K, {})
+
+    def raised(score: Expr, device: str = "cuda") -> bool:
+        return within_range(score, at, torch.device(device)) != score
+
+    def plus(other: Expr) -> Expr:
+        return scalar.pointwise("add", (dot, other), torch.float32)
+
+    lowest = scalar.const(torch.finfo(torch.float32).min, torch.float32)
+    mask, slope = (scalar.load(buffer(8, 1000), at, torch.float32) for at in ((B, K), (B, H)))
+    assert raised(scalar.where(number(K), dot, lowest)) and raised(plus(mask))
+    assert not raised(dot) and not raised(plus(slope)) and not raised(plus(mask), "cpu")
+    assert not raised(scalar.where(number(K), dot, scalar.const(-1e9, torch.float32)))
 
 
 def number(x: sympy.Expr) -> Expr:
