@@ -135,6 +135,8 @@ class Emitter:
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
+        if training and self.storage.is_written(result.node):  # the backward pass reads what flex_attention gave
+            out = self.make.call(aten.clone.default, out)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
         return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
 
