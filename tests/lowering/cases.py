@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 PARAMETER = 4
 """The place of the parameter's gradient among the results."""
@@ -41,7 +42,7 @@ class Case:
     """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1).
     sink: whether the parameter is one more column of the scores. dropout: the share of the weights that are dropped;
     kept: which are not, None for a random choice. identity: whether the values are the identity, so that the result is
-    the weights."""
+    the weights. recomputed: whether the backward pass computes the forward pass again."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -59,6 +60,7 @@ class Case:
     dropout: float = 0.0
     kept: torch.Tensor | None = None
     identity: bool = False
+    recomputed: bool = False
 
     def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
         """Query, key and value, with NaN around them in memory, and the parameter."""
@@ -74,7 +76,10 @@ class Case:
         documents = torch.rand(max(self.queries, keys)).mul(60).long().eq(0).cumsum(0).to(device)
         return [*(x.requires_grad_(self.training) for x in found), documents]
 
-    def program(self, q: Any, k: Any, v: Any, parameter: Any, table: Any) -> Any:
+    def program(self, *inputs: Any) -> Any:
+        return checkpoint(self.attention, *inputs, use_reentrant=False) if self.recomputed else self.attention(*inputs)
+
+    def attention(self, q: Any, k: Any, v: Any, parameter: Any, table: Any) -> Any:
         if self.kv_heads is not None:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         scores = q @ k.mT * self.dim**-0.5
@@ -203,6 +208,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "lists": Case("documents", queries=250, heads=4, kv_heads=2, dropout=0.1, training=True),
         "dynamic": Case(queries=150, batch=3, dropout=0.1, dynamic=True, training=True),
         "one query": Case(None, queries=1, keys=200, dropout=0.4),
+        "recomputed": Case(queries=100, dropout=0.3, recomputed=True, training=True),
     },
 }
 
@@ -228,7 +234,7 @@ def kept(
     case: Case, program: Callable[[Case], Callable[..., Any]], device: str = "cpu", seed: int = SEED
 ) -> torch.Tensor:
     """Which weights dropout leaves, as the same random numbers show it with the identity for values."""
-    plain = replace(case, identity=True, v_dim=case.keys or case.queries, training=False)
+    plain = replace(case, identity=True, v_dim=case.keys or case.queries, training=False, recomputed=False)
     (weights,) = results(plain, program(plain), None, device, seed)
     return weights != 0
 
