@@ -22,7 +22,6 @@ from flex_inductor.scalar import Expr
 
 aten = torch.ops.aten
 
-
 HALF = 0.5
 """The share that bernoulli_ keeps where none is given."""
 Found = tuple[fx.Node, Dropout]
@@ -56,7 +55,7 @@ def _noise(source: fx.Node, noise: fx.Node) -> Found | None:
     drawn, keep = noise.args
     if not isinstance(drawn, fx.Node) or drawn.target is not aten.bernoulli_.float:
         return None
-    if (*drawn.args, HALF)[1] != keep:
+    if (*drawn.args, HALF)[1] != keep or noise.kwargs or drawn.kwargs:  # a rounding mode, a generator
         return None
     private = all(len(n.users) == 1 for n in (noise, drawn, drawn.args[0]))
     return (source, Dropout(1 - keep, drawn)) if private and 0 < keep < 1 else None

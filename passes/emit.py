@@ -34,6 +34,8 @@ from flex_inductor.passes.storage import Storage, same_memory
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
 aten = torch.ops.aten
+BASE_2 = {"cuda"}
+"""The devices whose kernels multiply scores by log2(e)."""
 LOWEST = -1.7e38
 RANDOM = (1 << 63) - 1
 VIEWS_IN_PLACE = {"view", "view_as"}
@@ -52,10 +54,10 @@ def score_of(site: Site) -> Expr:
 
 
 def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
-    """Kernels on CUDA multiply scores by log2(e), which sends finfo.min to -inf, and a row of nothing else to 0 where
-    eager gives the mean of the values. Where a score may be that low, a finite fill in it or what it reads for every
-    key, it is raised as little as that takes; -inf stays."""
-    if device.type != "cuda" or not any(may_be_lowest(x, at) for x in scalar.walk(score)):
+    """log2(e) times finfo.min is -inf, and a row of nothing else would be 0 where eager gives the mean of the values.
+    Where a score may be that low, a finite fill in it or what it reads for every key, it is raised as little as that
+    takes; -inf stays."""
+    if device.type not in BASE_2 or not any(may_be_lowest(x, at) for x in scalar.walk(score)):
         return score
     low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
     raised = scalar.where(compare("eq", score, infinite), infinite, low)

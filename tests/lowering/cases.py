@@ -40,9 +40,10 @@ LISTED = {"documents", "mixed documents", "padding"}
 @dataclass(frozen=True)
 class Case:
     """Sizes and spelling of one attention. score: score arithmetic, of the scores and of a parameter (heads, 1, 1).
-    sink: whether the parameter is one more column of the scores. dropout: the share of the weights that are dropped;
-    kept: which are not, None for a random choice. identity: whether the values are the identity, so that the result is
-    the weights. recomputed: whether the backward pass computes the forward pass again."""
+    fill: the score of keys that are not attended. sink: whether the parameter is one more column of the scores.
+    dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
+    the values are the identity, so that the result is the weights. recomputed: whether the backward pass computes the
+    forward pass again."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -56,6 +57,7 @@ class Case:
     score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     training: bool = False
     dynamic: bool = False
+    fill: float = float("-inf")
     sink: bool = False
     dropout: float = 0.0
     kept: torch.Tensor | None = None
@@ -89,7 +91,7 @@ class Case:
         if self.score is not None:
             scores = self.score(scores, parameter)
         if self.mask is not None:
-            scores = torch.where(MASKS[self.mask](*places, table), scores, float("-inf"))
+            scores = torch.where(MASKS[self.mask](*places, table), scores, self.fill)
         if self.sink:
             column = parameter[..., :1].to(scores.dtype).expand(len(q), self.heads, q.shape[2], 1)
             scores = torch.cat([scores, column], -1)
@@ -126,6 +128,7 @@ def large(scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 BRAIN, FULL = torch.bfloat16, torch.float32
+LEAST = torch.finfo(FULL).min
 GROUPS: dict[str, dict[str, Case]] = {
     "masks": {
         name: Case(mask)
@@ -152,6 +155,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "softcap": Case("window", score=softcap, queries=200),
         "alibi": Case(score=alibi, queries=200),
         "alibi, bfloat16": Case(None, score=alibi, dtype=BRAIN),
+        "rows of the least number": Case("rows without keys", queries=200, fill=LEAST, dtype=FULL),
         "large integers": Case(score=large, queries=200),
     },
     "lists": {
@@ -247,15 +251,15 @@ def shares(case: Case, ours: list[torch.Tensor], device: str = "cpu") -> list[fl
     found = []
     for number, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
         error, own = (float((x.double() - c).abs().max()) for x in (a, b))
-        largest = sum_of_terms(double, device) if number == PARAMETER else float(c.abs().max())
-        floor = 4 * torch.finfo(case.dtype).eps * max(largest, 1e-30)
+        floor = 4 * torch.finfo(case.dtype).eps * max(float(c.abs().max()), 1e-30)
+        floor += 4 * torch.finfo(torch.float32).eps * sum_of_terms(double, device) if number == PARAMETER else 0
         found.append(error / (2 * own + floor) if a.isfinite().all() else float("inf"))
     return found
 
 
 def sum_of_terms(case: Case, device: str) -> float:
-    """The gradient of the parameter is a sum over all scores, whose rounding is that of its terms: their absolute
-    values summed up."""
+    """The gradient of the parameter is a float32 sum over all scores, whose rounding is that of its terms: their
+    absolute values summed up."""
     spread: list[torch.Tensor] = []
 
     def program(q: Any, k: Any, v: Any, parameter: Any, table: Any) -> Any:

@@ -100,7 +100,13 @@ def choice_is_read(q: Any, k: Any, v: Any) -> Any:
     return p @ v, choice
 
 
+def rounded(q: Any, k: Any, v: Any) -> Any:
+    p = weights(q, k)
+    return (p * torch.empty_like(p).bernoulli_(0.8).div_(0.8, rounding_mode="floor")) @ v
+
+
 OTHERS = {
+    "noise that is rounded": rounded,
     "noise that is shared": shared_noise,
     "noise that is the same for all heads": noise_of_heads,
     "a choice that is read": choice_is_read,

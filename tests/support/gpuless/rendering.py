@@ -71,8 +71,7 @@ def render(
         return kernel_on_cuda(request, mask(), Options(), capability) if ours else Kernel()
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
-        cuda = mock.patch.object(blocks, "WIDTHS", {}), mock.patch.object(integers, "NARROW", {"cpu"})
-        with cuda[0], cuda[1]:  # what the passes would do on CUDA
+        with as_on_cuda():
             rendered.report = passes.rewrite(gm, lambda request: None, choose)
         assert compat.uses_flex_attention(rendered.report.after), rendered.report.decisions
         return compile_fx.compile_fx(passes.copy_of(rendered.report.after), examples, inner_compile=inner_compile)
@@ -82,6 +81,16 @@ def render(
     with settings, both, contextlib.suppress(NotRun):
         rendered.result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
     return rendered
+
+
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """The passes do with CPU tensors what they would do on CUDA."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(blocks, "WIDTHS", {}))
+        stack.enter_context(mock.patch.object(integers, "NARROW", {"cpu"}))
+        stack.enter_context(mock.patch("flex_inductor.passes.emit.BASE_2", {"cpu"}))
+        yield
 
 
 def moved(gm: fx.GraphModule, mode: Any) -> None:
