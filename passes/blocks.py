@@ -8,6 +8,7 @@ blocks, right for every length and every padding. Sites with the same mask share
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ from flex_inductor.mask.text import KV_LEN, Q_LEN, written
 from flex_inductor.ordered import ordered_by
 from flex_inductor.passes import integers
 from flex_inductor.passes.formula import Former
+from flex_inductor.passes.levels import BLURS
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import ModWriter
-from flex_inductor.passes.opaque import function_of
+from flex_inductor.passes.opaque import function_of, inlined
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import TRUE, Expr
@@ -70,7 +72,7 @@ class BlockMaps:
         rows, cols = self.axes(at, device, expr != TRUE)
         if rows.length == 1 or rows.count == cols.count == 1:  # nothing to leave out
             return self.one_block(mask_mod, device)
-        compute = functools.partial(self.lists, at=at, training=training)
+        compute = functools.partial(self.lists, expr, at, device, training)
         try:
             lists = self.shared(("lists", training), expr, at, compute, device)
         except Declined:  # a value that cannot be computed again: no sparsity
@@ -91,45 +93,65 @@ class BlockMaps:
         indices = self.make.call(aten.full.default, [1, 1, 1, 1], 0, dtype=torch.int32, device=device)
         return compat.one_block(counts, indices, mask_mod)
 
-    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool) -> Expr:
-        """Whether a row keeps a key: a load from booleans (b, h, q) that are computed in the graph. exact: whether all
-        keys are asked; else only rows count that provably keep one."""
-        axes = self.axes(at, device)
-        formula = Former(at).formula(expr)
-        keep = formula if exact else mask.keeps_a_key(formula, *axes)
+    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
+        """Whether a row provably has a key of some kind: a load from booleans (b, h, q) that are computed in the graph.
+        Raises Declined."""
+        former = Former(at)
+        keep = mask.keeps_a_key(former.formula(expr), *self.axes(at, device))
         if keep == sympy.true:
             return TRUE
 
-        def compute(grid: Evaluator, *_: Any) -> fx.Node:
-            given = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
-            if exact:
-                given[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
-            rows: fx.Node = self.make.call(aten.any.dim, grid.at(given).tensor(keep), 3)
-            self.make.keep(rows, torch.bool, [at.size(s) if keep.has(p) else sympy.S.One for s, p in places])
-            return rows
+        def compute() -> fx.Node:
+            grid = self.grid(former, at, device, True)
+            lines = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
+            return self.make.call(aten.any.dim, grid.at(lines).tensor(keep), 3)
 
-        places = self.row_positions(at)
-        node = self.shared(("rows", exact), expr, at, compute, device)
-        return scalar.load(node, tuple(s if keep.has(p) else sympy.S.Zero for s, p in places), torch.bool)
+        varies = [keep.has(p) for _, p in self.row_positions(at)]
+        return self.of_rows(self.shared("rows", expr, at, compute, device), varies, at, torch.bool)
+
+    def row_levels(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
+        """The greatest value of a row, where that is far from zero, else 0: a load from numbers (b, h, q) that are
+        computed in the graph. Raises Declined."""
+        used = scalar.positions(expr)
+
+        def compute() -> fx.Node:
+            call, writer = self.make.call, ModWriter(at, False)
+            grid = self.grid(Former(at), at, device, True)
+            lines = [
+                grid.line(self.make.size(at.size(p)) if p in used else 1, dim)
+                for dim, p in enumerate((at.b, at.h, at.q, at.k))
+            ]
+            module = writer.finish(expr, "level", lambda captured: set())
+            top = call(torch.amax, inlined(module.graph, (*lines, *self.reads(writer)), call), 3)
+            far = call(torch.logical_and, call(torch.gt, call(torch.abs, top), BLURS), call(torch.ne, top, -math.inf))
+            return call(torch.where, far, top, 0.0)
+
+        varies = [s in used for s, _ in self.row_positions(at)]
+        load = self.of_rows(self.shared("levels", expr, at, compute, device), varies, at, torch.float32)
+        return Expr("detach", (load,), torch.float32)
+
+    def of_rows(self, node: fx.Node, varies: list[bool], at: Coordinates, dtype: torch.dtype) -> Expr:
+        """A load from a value (b, h, q), of size one in dimensions that it does not vary with."""
+        places = [s if used else None for used, (s, _) in zip(varies, self.row_positions(at))]
+        self.make.keep(node, dtype, [at.size(s) if s is not None else sympy.S.One for s in places])
+        return scalar.load(node, tuple(s if s is not None else sympy.S.Zero for s in places), dtype)
 
     def row_positions(self, at: Coordinates) -> tuple[tuple[sympy.Symbol, sympy.Symbol], ...]:
         return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
 
-    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Any, device: torch.device) -> Any:
-        """Something computed of the formula of a mask, once for all sites that have that mask. Raises
-        Declined where it cannot be computed in the graph."""
+    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Callable[[], Any], device: torch.device) -> Any:
+        """Something computed of an expression, once for all sites that have it. Raises Declined where it cannot be
+        computed in the graph."""
         if integers.overflow(expr, at, device):
             raise Declined("the integers in the mask may not fit into the 32 bits that the graph has for positions")
-        former = Former(at)
-        formula = former.formula(expr)
         key = (what, expr, tuple(at.sizes.items()), device)
         known = self.made.get(key)
         if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
+            reads = {x.args[0] for x in scalar.walk(expr) if x.op == "load"}
             try:
-                value = compute(self.grid(former, at, device, expr != TRUE), former, formula)
+                known = self.made[key] = Known(compute(), self.point, tuple(reads))
             except NotImplementedError as error:
                 raise Declined(str(error)) from error
-            known = self.made[key] = Known(value, self.point, tuple(former.leaves()))
         return known.value
 
     def axes(self, at: Coordinates, device: torch.device, masked: bool = True) -> tuple[mask.Axis, mask.Axis]:
@@ -143,10 +165,10 @@ class BlockMaps:
         grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
-    def lists(
-        self, grid: Evaluator, former: Former, formula: sympy.Basic, at: Coordinates, training: bool
-    ) -> dict[str, Any]:
+    def lists(self, expr: Expr, at: Coordinates, device: torch.device, training: bool) -> dict[str, Any]:
         """The lists of blocks of a mask."""
+        former = Former(at)
+        formula, grid = former.formula(expr), self.grid(former, at, device, expr != TRUE)
         call, size = self.make.call, self.make.size
         found = mask.analyse(formula, grid.rows, grid.cols, wide=former.wide)
         batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]

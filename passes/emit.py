@@ -123,7 +123,7 @@ class Emitter:
     def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device, dtype = result.node.meta["val"].device, dtype_of(site)
-        site = self.with_rows(site, device) if site.dead is not None or site.uncertain else site
+        site = self.levelled(self.with_rows(site, device), device)
         kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
         if kernel.lacking:
             raise Declined(kernel.lacking, site.candidate.anchor)
@@ -178,19 +178,25 @@ class Emitter:
         return self.make.call(aten.randint.low, 0, RANDOM, shape, dtype=torch.int64, device=device)
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
-        """A site whose rows without keys attend to all of them: with scores of their own where these were worked out,
-        else by the fill that is in the score."""
+        """A site whose rows that may lose all keys attend to all of them, by the fill that is in the score."""
+        if site.keep is None:
+            return site
         assert site.mask is not None
         try:
-            alive = self.maps.rows_with_keys(site.mask, site.at, device, exact=site.dead is not None)
-        except Declined as why:
-            if site.dead is not None:
-                raise Declined(why.reason, why.node or site.candidate.anchor) from why
-            return replace(site, mask=None, uncertain=False)  # all rows as they are, nothing skipped
-        mask, score = logical_or(site.mask, scalar.logical_not(alive)), site.score
-        if site.dead is not None:
-            score = scalar.where(alive, site.score, scalar.cast(site.dead, site.score.dtype))
-        return replace(site, score=score, mask=mask, dead=None, uncertain=False)
+            alive = self.maps.rows_with_keys(site.keep, site.at, device)
+        except Declined:  # all rows as they are, nothing skipped
+            return replace(site, mask=None, keep=None)
+        return replace(site, mask=logical_or(site.mask, scalar.logical_not(alive)), keep=None)
+
+    def levelled(self, site: Site, device: torch.device) -> Site:
+        """A site whose rows have a score near zero: softmax does not change when a whole row moves."""
+        if site.level is None:
+            return site
+        mask = site.mask if site.mask is not None else scalar.TRUE
+        top = scalar.where(mask, site.level, scalar.const(-math.inf, site.level.dtype))
+        above = self.maps.row_levels(top, site.at, device)
+        score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
+        return replace(site, score=score, extra=tuple(extra), level=None)
 
     def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""

@@ -76,6 +76,7 @@ class ModWriter:
         names = ("score",) * with_score + ("b", "h", "q_idx", "kv_idx")
         inputs = [self.graph.placeholder(n) for n in names]
         self.score = inputs[0] if with_score else None
+        self.dot: Expr | None = None
         self.positions = dict(zip((at.b, at.h, at.q, at.k), inputs[with_score:]))
         self.last = inputs[-1]
         self.wide = wide
@@ -123,7 +124,7 @@ class ModWriter:
         if x.op == "index":
             return self.integer(x.args[0])
         if x.op == "dot":
-            return self.score
+            return self.raw(x)
         if x.op == "load":
             return self.load(x)
         if x.op == "real":
@@ -135,6 +136,13 @@ class ModWriter:
         if x.op == "where":
             return self.where(x)
         return self.function(x)
+
+    def raw(self, x: Expr) -> fx.Node:
+        """The raw score, of which a mod is given one."""
+        self.dot = self.dot or x
+        if self.score is None or x != self.dot:
+            raise Declined("a mod is given one raw score, and this one reads others", x.args[0])
+        return self.score
 
     def where(self, x: Expr) -> Any:
         condition, a, b = (self.value(arg) for arg in x.args)

@@ -79,9 +79,10 @@ class Site:
 
     products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
     value: the value operand; channel is the position of its last dimension in the wanted view.
-    score: the lifted score. mask: the keys that may be attended, None for all. uncertain: whether rows may lose all
-    keys, so that the mask is for those only that keep one. dead: the score of rows that the mask leaves no key, None
-    where that cannot be or is 0.
+    score: the lifted score. mask: the keys that may be attended, None for all. keep: a key such that the mask holds for
+    rows that have one, all others attending to every key; None where it holds for all rows. level: the score without
+    its raw scores, whose greatest value is to be taken from rows that have nothing near zero; None where there is no
+    such row, or no need.
     extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
@@ -99,8 +100,8 @@ class Site:
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
     mask: Expr | None = None
-    uncertain: bool = False
-    dead: Expr | None = None
+    keep: Expr | None = None
+    level: Expr | None = None
     dropout: Dropout | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()

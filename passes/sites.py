@@ -132,14 +132,13 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
-    if (
-        len(dots) > 1 and len(dots_of(merged)) > 1
-    ):  # one raw score stays; the others are computed as they were, and loaded
-        others = {d.args[0] for d in dots} - {privacy.most_private([d.args[0] for d in dots], candidate.result)}
-        lifter = replace(lifter, leaves=frozenset(others), memo={})
+    products = list(dict.fromkeys(d.args[0] for d in dots))
+    if len(products) > 1 and len(dots_of(merged)) > 1:
+        others = set(products) - {privacy.most_private(products, candidate.result)}
+        lifter = replace(lifter, leaves=frozenset(others), memo={})  # these are computed as they were, and loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
-    check_scores(candidate, dots, found.extra)
+    check_scores(candidate, dots_of(merged), found.extra)
     downstream = privacy.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
     return Lifted(value, score, extra, probabilities, dots)
@@ -153,6 +152,8 @@ def dots_of(score: Expr) -> tuple[Expr, ...]:
 def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
     if not dots:
         raise Declined("the scores are no product of queries and keys", candidate.anchor)
+    if len(dots) > 1:  # a score_mod is given one score, that of its own query and key
+        raise Declined("the scores of one pair of query and key are made of those of others", dots[1].args[0])
     for column in extra:
         if dots_of(column):
             raise Declined("a column that the values do not see is a product itself", candidate.anchor)

@@ -19,17 +19,23 @@ import torch
 
 from flex_inductor import mask, scalar
 from flex_inductor.passes.formula import Former
+from flex_inductor.passes.levels import BLURS, RAW, Limits, has_raw, level, steepness
 from flex_inductor.passes.site import Coordinates, Declined, Site
-from flex_inductor.scalar import Expr, logical_and, logical_not
+from flex_inductor.scalar import Expr, logical_and, logical_not, logical_or
 
 LOW = -1e8
-"""Fills at or below this count as a mask: no score is within 104, where exp underflows to zero, of it by accident."""
+"""Fills at or below this count as a mask, where all else in the score is proved to be far from it: softmax sends to
+zero what is 104 below another score, where exp underflows."""
 
-ABSORBS = -1e30
-"""A fill at or below this makes any score that it is added to disappear, in float64 too."""
+ABSORBS, ABSORBED = -1e30, 1e28
+"""A fill at or below the one makes any number that it is added to disappear, in float64 too; what tensors hold is taken
+to be below the other."""
 
-BLURS = -1e3
-"""Constants below this, if a row has nothing else, leave the log-sum-exp too coarse for the backward pass."""
+STEEP = 64.0
+"""Factors of the raw scores beyond this leave too few bits for gradients: see `levelled`."""
+
+EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
+UNCERTAIN_ROWS = "rows may lose all keys: the finite fill stays in score_mod"
 
 STILL_LOW = -1e3
 """The same after the scores were scaled down, fills and all (finfo.min of float16, divided by sqrt(d))."""
@@ -37,73 +43,83 @@ STILL_LOW = -1e3
 
 @dataclass(frozen=True)
 class Masked:
-    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less the
-    fill."""
+    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less its
+    fills."""
 
     mask: Expr
     score: Expr
     hidden: Expr
     fills: tuple[float, ...] = ()
 
+    @property
+    def somewhere(self) -> Expr:
+        """The score, less its fills, hidden or not."""
+        return scalar.where(self.mask, self.score, self.hidden)
 
-def is_fill(x: Expr, low: float = LOW) -> bool:
+
+def is_fill(x: Expr) -> bool:
     """Whether a constant hides what it replaces or is added to."""
     if not x.is_const or x.dtype == torch.bool:
         return False
     lowest = torch.finfo(x.dtype).min if x.dtype.is_floating_point else -math.inf
-    return x.value <= low or x.value <= lowest / 2
+    return x.value <= LOW or x.value <= lowest / 2
 
 
-def part(x: Expr, low: float = LOW) -> Masked:
-    """The mask and the arithmetic of a score. low: what counts as a fill."""
-    if x.op == "where" and not any(n.op == "dot" for n in scalar.walk(x.args[0])):  # no mask_mod is given the score
-        condition, a, b = x.args
-        return _part_where(condition, a, b, low)
+def part(x: Expr) -> Masked:
+    """The mask and the arithmetic of a score."""
+    if x.op == "where" and not has_raw(x.args[0]):  # no mask_mod is given the score
+        return _part_where(*x.args)
     if x.op in ("add", "sub"):
-        return _part_sum(x, low)
-    if x.op in ("mul", "div") and x.args[1].is_const and x.args[1].value > 0:
-        inner, factor = part(x.args[0], low), x.args[1].value
-        whole, hidden = (scalar.pointwise(x.op, (s, x.args[1]), x.dtype) for s in (inner.score, inner.hidden))
-        return _rescaled(x, inner, whole, hidden, factor if x.op == "mul" else 1 / factor)
-    if x.op == "mul" and x.args[0].is_const and x.args[0].value > 0:
-        inner = part(x.args[1], low)
-        whole, hidden = (scalar.pointwise(x.op, (x.args[0], s), x.dtype) for s in (inner.score, inner.hidden))
-        return _rescaled(x, inner, whole, hidden, x.args[0].value)
+        return _part_sum(x)
+    for factor, other in (x.args[::-1], x.args) if x.op == "mul" else (x.args[::-1],) if x.op == "div" else ():
+        if factor.is_const and factor.value > 0:
+            return _rescaled(x, factor, other)
     return _unmasked(x)
 
 
-def _rescaled(x: Expr, inner: Masked, score: Expr, hidden: Expr, factor: float) -> Masked:
+def _rescaled(x: Expr, factor: Expr, other: Expr) -> Masked:
     """A score times a factor, which must not bring its fills within reach of other scores."""
-    if all(f * factor <= STILL_LOW for f in inner.fills):
-        return replace(inner, score=score, hidden=hidden, fills=tuple(f * factor for f in inner.fills))
-    return _unmasked(x)
+    found, times = part(other), factor.value if x.op == "mul" else 1 / factor.value
+    if not all(f * times <= STILL_LOW for f in found.fills):
+        return _unmasked(x)
+
+    def whole(y: Expr) -> Expr:
+        return scalar.pointwise(x.op, tuple(y if a is other else a for a in x.args), x.dtype)
+
+    return Masked(found.mask, whole(found.score), whole(found.hidden), tuple(f * times for f in found.fills))
 
 
-def _part_where(condition: Expr, a: Expr, b: Expr, low: float) -> Masked:
-    if is_fill(b, low):
-        inner = part(a, low)
-        return Masked(
-            logical_and(condition, inner.mask), inner.score, scalar.const(0, a.dtype), (*inner.fills, b.value)
-        )
-    if is_fill(a, low):
-        inner = part(b, low)
-        mask = logical_and(logical_not(condition), inner.mask)
-        return Masked(mask, inner.score, scalar.const(0, b.dtype), (*inner.fills, a.value))
+def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
+    if is_fill(b):
+        return _replaced(condition, part(a), b)
+    if is_fill(a):
+        return _replaced(logical_not(condition), part(b), a)
     return _unmasked(Expr("where", (condition, a, b), a.dtype))
+
+
+def _replaced(condition: Expr, inner: Masked, fill: Expr) -> Masked:
+    """A score that a fill replaces where a condition does not hold."""
+    hidden = scalar.where(condition, inner.hidden, scalar.const(0, fill.dtype)) if inner.fills else None
+    return Masked(
+        logical_and(condition, inner.mask),
+        inner.score,
+        scalar.const(0, fill.dtype) if hidden is None else hidden,
+        (*inner.fills, fill.value),
+    )
 
 
 def _unmasked(x: Expr) -> Masked:
     return Masked(scalar.TRUE, x, x)
 
 
-def _part_sum(x: Expr, low: float) -> Masked:
+def _part_sum(x: Expr) -> Masked:
     """Both sides may hide: a sum is hidden where one of them is."""
-    left = part(x.args[0], low)
-    right = part(x.args[1], low) if x.op == "add" else _unmasked(x.args[1])
-    score, hidden = (
-        scalar.pointwise(x.op, pair, x.dtype) for pair in ((left.score, right.score), (left.hidden, right.hidden))
+    left = part(x.args[0])
+    right = part(x.args[1]) if x.op == "add" else _unmasked(x.args[1])
+    whole, hidden = (
+        scalar.pointwise(x.op, pair, x.dtype) for pair in ((left.score, right.score), (left.somewhere, right.somewhere))
     )
-    return Masked(logical_and(left.mask, right.mask), score, hidden, left.fills + right.fills)
+    return Masked(logical_and(left.mask, right.mask), whole, hidden, left.fills + right.fills)
 
 
 def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
@@ -135,27 +151,9 @@ def scaled(site: Site) -> Site:
             return inner
         return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
 
-    score, dead = visit(site.score), visit(site.dead) if site.dead is not None else None
+    score = visit(site.score)
     inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))  # not visited
-    return replace(site, score=score, dead=dead, scale=scales[0]) if len(set(scales)) == 1 and not inside else site
-
-
-def of_dead_rows(found: Masked) -> Expr:
-    """The score of a row without keys, less its fill, which softmax cannot see. A fill that absorbs what it is added
-    to leaves a score that is the same for all keys, through which gradients still flow."""
-    if found.hidden.is_const or found.fills[0] > ABSORBS:
-        return found.hidden
-    return Expr("sub", (found.hidden, Expr("detach", (found.hidden,), found.hidden.dtype)), found.hidden.dtype)
-
-
-def blurs(score: Expr, at: Coordinates) -> bool:
-    """Whether a row may have no score but large constants, beside which its log-sum-exp is too coarse."""
-
-    def has_large(x: Expr) -> bool:
-        return any(n.op == "const" and BLURS > n.value > -math.inf for n in scalar.walk(x))
-
-    found = part(score, BLURS)  # what is left after that (a fill that a tensor scales) is beyond proof
-    return has_large(score) and (has_large(found.score) or not keeps_a_key(found.mask, at))
+    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 and not inside else site
 
 
 def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
@@ -163,27 +161,51 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
 
     zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
     safe: whether the original gives 0 for a row whose scores are all -inf (SDPA).
-    training: whether gradients flow, for which a fill in the score would not do."""
+    training: whether gradients flow, for which the log-sum-exp of a row must not be far from zero."""
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
-    if training and blurs(found.score, site.at):
-        raise Declined(
-            "a large constant in the score would blur the gradients of rows of nothing else", site.candidate.anchor
-        )
-    if found.mask == scalar.TRUE:
+    parted = site if found.mask == scalar.TRUE else masked(site, found, zeroed is not None, safe)
+    return levelled(parted) if training else parted
+
+
+def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
+    """The site with its mask apart, for all rows or for those that provably keep a key far above the fill."""
+    apart = replace(site, score=found.score, mask=found.mask)
+    finite = [f for f in found.fills if f > -math.inf]
+    if not finite:
+        kept = safe or zeroed or bool(site.extra) or keeps_a_key(found.mask, site.at)
+        return apart if kept else replace(apart, notes=(*site.notes, EMPTY_ROWS))
+    limit = -max(finite) / 4
+    limits = Limits(site.at, min(RAW, limit / 8))
+    above = limits.at_least(found.score, -limit)
+    if not hides(found, limits, limit) or (zeroed and above != scalar.TRUE):
+        if zeroed:
+            raise Declined("the probabilities are masked, and scores may be as low as the fill", site.candidate.anchor)
         return site
-    rows_give_zero = zeroed is not None or bool(site.extra)
-    proven = keeps_a_key(found.mask, site.at)
-    if proven or rows_give_zero or all(f == -math.inf for f in found.fills):
-        notes = site.notes
-        if not (proven or rows_give_zero or safe):
-            notes = (*notes, "a row without any key gives 0, where eager gives NaN")
-        return replace(site, score=found.score, mask=found.mask, notes=notes)
-    if training:
-        if len(found.fills) > 1:
-            raise Declined("rows may lose all keys, under several fills", site.candidate.anchor)
-        notes = (*site.notes, "rows that lose all keys get the mean of the values")
-        return replace(site, score=found.score, mask=found.mask, dead=of_dead_rows(found), notes=notes)
-    notes = (*site.notes, "rows may lose all keys: the finite fill stays in score_mod")
-    return replace(site, mask=found.mask, uncertain=True, notes=notes)
+    keep = logical_or(logical_and(found.mask, above), *(limits.at_least(extra, -limit) for extra in site.extra))
+    if zeroed or keeps_a_key(keep, site.at):
+        return apart
+    return replace(site, mask=found.mask, keep=keep, notes=(*site.notes, UNCERTAIN_ROWS))
+
+
+def hides(found: Masked, limits: Limits, limit: float) -> bool:
+    """Whether hidden scores stay low with all that is added to their fills. Beside the lowest of numbers nothing that a
+    tensor holds counts."""
+    loaded = ABSORBED if max(found.fills) <= ABSORBS else None
+    return replace(limits, loaded=loaded).at_most(found.hidden, limit) == scalar.TRUE
+
+
+def levelled(site: Site) -> Site:
+    """In training: the site with the level of rows that may have nothing near zero. Beside large numbers their
+    log-sum-exp, from which the backward pass computes the probabilities, has no bits left for the scores."""
+    if steepness(site.score) > STEEP:
+        raise Declined("a factor of the scores is too large for gradients by the log-sum-exp", site.candidate.anchor)
+    found, limits = level(site.score), Limits(site.at)
+    if limits.within(found, BLURS) == scalar.TRUE:
+        return site
+    key = logical_and(site.mask or scalar.TRUE, limits.at_least(found, -BLURS))
+    column = [limits.at_least(extra, -BLURS) for extra in site.extra]
+    low = site.keep is not None or not keeps_a_key(logical_or(key, *column), site.at)
+    high = replace(limits, loaded=0.0).at_most(found, BLURS) != scalar.TRUE
+    return replace(site, level=found) if low or high else site

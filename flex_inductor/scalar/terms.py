@@ -149,10 +149,12 @@ def has_gradient(x: Expr) -> bool:
 
 
 def differentiable(x: Expr) -> set[Leaf]:
-    """The buffers through whose elements gradients flow: not those that are only compared."""
+    """The buffers through whose elements gradients flow: not those that are only compared, or detached."""
     found, todo, seen = set(), [x], {x}
     while todo:
         node = todo.pop()
+        if node.op == "detach":
+            continue
         if node.op == "load":
             found.add(node.args[0])
         inner = {a for a in node.args if isinstance(a, Expr) and a.dtype.is_floating_point} - seen

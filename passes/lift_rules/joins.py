@@ -34,8 +34,19 @@ def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: t
     own = sympy.expand(place - start)
     value = element(own)
     if not sure and not below(own, length, lifter.sizes) and scalar.has_load(value):
-        value = element(clamp(own, length))
+        value = guarded(value, own, length, lambda: element(clamp(own, length)))
     return cast(value, dtype)
+
+
+def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[[], Expr]) -> Expr:
+    """An element at `own`, which may lie outside of a part, with all that it loads from inside: raw scores stay those
+    of their own query and key. clamped: the element at the nearest place inside."""
+    symbols = [s for s in own.free_symbols if sympy.expand(own - s).is_Integer]
+    if len(symbols) != 1:
+        return clamped()
+    (symbol,) = symbols
+    inside = clamp(own, length) + sympy.expand(symbol - own)
+    return scalar.substitute(value, lambda e: e.xreplace({symbol: inside}))
 
 
 def _before(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
