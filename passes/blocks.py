@@ -117,12 +117,11 @@ class BlockMaps:
         def compute() -> fx.Node:
             call, writer = self.make.call, ModWriter(at, False)
             grid = self.grid(Former(at), at, device, True)
-            lines = [
-                grid.line(self.make.size(at.size(p)) if p in used else 1, dim)
-                for dim, p in enumerate((at.b, at.h, at.q, at.k))
-            ]
+            shape = [self.make.size(at.size(p)) if p in used else 1 for p in (at.b, at.h, at.q, at.k)]
+            lines = [grid.line(n, dim) for dim, n in enumerate(shape)]
             module = writer.finish(expr, "level", lambda captured: set())
-            top = call(torch.amax, inlined(module.graph, (*lines, *self.reads(writer)), call), 3)
+            value = inlined(module.graph, (*lines, *self.reads(writer)), call)
+            top = call(torch.amax, call(aten.expand.default, value, shape), 3)
             far = call(torch.logical_and, call(torch.gt, call(torch.abs, top), BLURS), call(torch.ne, top, -math.inf))
             return call(torch.where, far, top, 0.0)
 

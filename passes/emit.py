@@ -23,9 +23,10 @@ from flex_inductor import compat, scalar
 from flex_inductor.indices import size_expr
 from flex_inductor.passes import heads, integers
 from flex_inductor.passes.blocks import BlockMaps
+from flex_inductor.passes.copies import copied, copied_over
 from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.materialise import Materialiser
-from flex_inductor.passes.mods import Captured, ModWriter
+from flex_inductor.passes.mods import Capture, Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
 from flex_inductor.passes.sinks import beside
@@ -147,8 +148,8 @@ class Emitter:
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
         score, mask = within_range(score_of(site), at, device), mask_of(site)
-        score_mod, score_reads = self.module("score_mod", score, site, True, device)
-        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
+        score_mod, score_reads = self.module("score_mod", score, site, True, device, training)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device, training)
         options = compat.kernel_options(logsumexp)
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
@@ -208,47 +209,58 @@ class Emitter:
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def module(
-        self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device
+        self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device, training: bool
     ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
         the mask_mod first: an operator has no other way to be given a tensor."""
-        writer = ModWriter(site.at, with_score, wide=integers.overflow(expr, columns_of(site), device))
+        gradients = self.gradients(expr) if with_score and training else set()
+        number = functools.partial(compat.number_now, site.candidate.result.meta["val"])
+        writer = ModWriter(
+            site.at,
+            with_score,
+            wide=integers.overflow(expr, columns_of(site), device),
+            over=lambda load: copied_over(load, site.at, number) if load.args[0] in gradients else (),
+        )
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")
         module = writer.finish(expr, name, sizes_of)
         attribute = f"flex_{name}_{self.count}"
         self.count += 1
         self.gm.add_submodule(attribute, module)
-        return self.make.graph.get_attr(attribute), self.reads(
-            writer, scalar.differentiable(expr) if with_score else set()
-        )
+        return self.make.graph.get_attr(attribute), self.reads(writer, gradients)
+
+    def gradients(self, score: Expr) -> set[fx.Node]:
+        """The tensors that a score_mod captures and that may get gradients."""
+        values = {node: self.make.aten_graph.value_of.get(node) for node in scalar.differentiable(score)}
+        return {n for n, v in values.items() if v is None or v.meta["example_value"].requires_grad}
 
     def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
         """The captured tensors and sizes, in the order of the placeholders."""
-        nodes = {place: self.buffer(*key, gradients) for key, place in writer.captured.tensors.items()}
-        for (node, selected), place in writer.captured.tensors.items():
-            if len(selected) == node.meta["val"].dim() and writer.lifted(node):
+        nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
+        for key, place in writer.captured.tensors.items():
+            if key.is_number and writer.lifted(key.node):
                 nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
         nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 
-    def buffer(self, node: fx.Node, selected: tuple[tuple[int, sympy.Expr], ...], gradients: set[fx.Node]) -> fx.Node:
+    def buffer(self, key: Capture, gradients: set[fx.Node]) -> fx.Node:
         """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a
         comparison."""
-        value = self.make.value(node)
+        node, value = key.node, self.make.value(key.node)
         if node not in gradients and node.meta["val"].dtype.is_floating_point:
             value = self.make.call(aten.detach.default, value)
-        for dim, place in reversed(selected):
+        for dim, place in reversed(key.selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
-        return value
+        return copied(self.make, value, key) if key.over else value
 
 
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:
     """All symbols in the shapes of captured tensors: torch's C++ template must be told of each."""
-    nodes = {node for node, _ in captured.tensors}
+    nodes = {key.node for key in captured.tensors}
     shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
     own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
+    own |= {s for key in captured.tensors for _, size in key.over for s in size.free_symbols}
     return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
 
 

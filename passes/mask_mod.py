@@ -51,7 +51,7 @@ class MaskMod:
 
     def reads(self, writer: ModWriter) -> list[torch.Tensor]:
         """What a mod written of a part of the expression captures."""
-        return [self.selected(*key) for key in writer.captured.tensors]
+        return [self.selected(key.node, key.selected) for key in writer.captured.tensors]
 
     def selected(self, node: fx.Node, selected: Selected) -> torch.Tensor:
         value: torch.Tensor = self.value(node)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -25,6 +25,20 @@ from flex_inductor.scalar import Atom, Expr, is_integer
 aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
 """Dimensions of a captured tensor that are read at one place only, and that place."""
+
+
+class Capture(NamedTuple):
+    """A captured tensor as a mod reads it: less what is selected of it, and with an entry of its own for each value of
+    some numbers: what they are, and how many."""
+
+    node: fx.Node
+    selected: Selected
+    over: tuple[tuple[sympy.Expr, sympy.Expr], ...] = ()
+
+    @property
+    def is_number(self) -> bool:
+        return len(self.selected) == self.node.meta["val"].dim() and not self.over
+
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{op: getattr(operator, op) for op in ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne", "pow")},
@@ -59,16 +73,22 @@ SWAPPED = {
 class Captured:
     """What a mod reads besides its arguments, in order of its placeholders."""
 
-    tensors: dict[tuple[fx.Node, Selected], fx.Node] = field(default_factory=dict)
+    tensors: dict[Capture, fx.Node] = field(default_factory=dict)
     symbols: dict[sympy.Symbol, fx.Node] = field(default_factory=dict)
     reals: dict[sympy.Expr, fx.Node] = field(default_factory=dict)
 
 
 class ModWriter:
     """Writes one expression into a graph of its own. wide: whether integers need 64 bits, which the positions that
-    kernels hand over may not have."""
+    kernels hand over may not have. over: see Capture, of a load."""
 
-    def __init__(self, at: Coordinates, with_score: bool, wide: bool = False) -> None:
+    def __init__(
+        self,
+        at: Coordinates,
+        with_score: bool,
+        wide: bool = False,
+        over: Callable[[Expr], tuple[tuple[sympy.Expr, sympy.Expr], ...]] = lambda load: (),
+    ) -> None:
         self.graph = fx.Graph()
         self.captured = Captured()
         self.memo: dict[Any, Any] = {}
@@ -79,7 +99,7 @@ class ModWriter:
         self.dot: Expr | None = None
         self.positions = dict(zip((at.b, at.h, at.q, at.k), inputs[with_score:]))
         self.last = inputs[-1]
-        self.wide = wide
+        self.wide, self.over = wide, over
 
     def finish(self, expr: Expr, name: str, also: Callable[[Captured], set[sympy.Symbol]]) -> fx.GraphModule:
         """The graph that returns the expression. also: sizes to capture although the expression does not read them."""
@@ -180,11 +200,11 @@ class ModWriter:
     def load(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
-        key = (buffer, selected)
+        key = Capture(buffer, selected, self.over(x))
         if key not in self.captured.tensors:
             self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
         value = self.captured.tensors[key]
-        places = [self.integer(i) for d, i in enumerate(index) if not self.is_fixed(i)]
+        places = [self.integer(i) for i in (*(o for o, _ in key.over), *(i for i in index if not self.is_fixed(i)))]
         if not places and self.lifted(buffer):
             places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
