@@ -4,9 +4,10 @@
     0.25 * dot + where(pad[b, k], 0, finfo.min) ->   mask pad[b, k], score 0.25 * dot
 
 A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf,
-finfo.min, -1e9. A smaller constant (-10000 added) is a bias and stays in the score. Where a row may lose all of its
-keys, a finite fill still has a meaning (the mean of the values), which no mask can express: then everything stays in
-the score, and the mask is used for those rows only that turn out to keep a key.
+finfo.min, -1e9. A smaller constant (-10000 added) is a bias and stays in the score. A finite fill hides keys of rows
+that have a key far above it. Of rows that have none (they lose all keys, or what they keep is as low) it makes
+something that no mask can express: there everything stays in the score, and the mask is used for those rows only that
+turn out to keep a key. Two masks of which each hides are one.
 """
 
 from __future__ import annotations
