@@ -132,7 +132,7 @@ def draw(seed: int, attempt: int = 0) -> Recipe:
         d.set(backend="flex", rewrite="auto" if seed // 10 % 2 else "always")
     dtypes = ("float32",) * 12 + ("bfloat16",) * 5 + ("float16",) * 2 + ("float64",)
     d.set(sizes=sizes(d.rng, long=d.often(0.6 if compiled else 0.1)), dtype=d.rng.choice(dtypes))
-    d.set(train=d.often(0.5), dynamic=d.rng.choice((None, None, None, None, True)), longer=d.often(0.15))
+    d.set(train=d.often(0.45), dynamic=True if d.often(0.15) else None, longer=d.often(0.1))
     d.set(groups=d.pick(GROUPS))
     d.set(origin=d.pick(ORIGINS, 0.1 if compiled else 0.3), touches=d.several(TOUCHES, (0, 0, 0, 1, 1, 2)))
     written = d.often(0.8)

@@ -35,7 +35,7 @@ class Spelling:
 Table = Mapping[str, Spelling]
 
 
-RARE = 0.15
+RARE = 0.3
 """The weight of spellings with which sites are left alone: programs with nothing rewritten show little."""
 
 
