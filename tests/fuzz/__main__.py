@@ -19,7 +19,7 @@ def one(seed: int, minimise: bool) -> int:
         recipe = minimised(recipe, verdict.kind)
         verdict = judge(text(recipe))
     print(text(recipe, f", seed {seed}" + ", minimised" * minimise))
-    print(verdict.kind, verdict.detail, *verdict.decisions, sep="\n")
+    print(verdict.kind, verdict.detail, f"not plain: {recipe}", *verdict.decisions, sep="\n")
     return verdict.failed
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import linecache
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -66,18 +68,18 @@ def load(source: str) -> dict[str, Any]:
     return module
 
 
-def judge(source: str) -> Verdict:
-    """The verdict on the source of a program, made by `source.text`."""
+def judge(source: str, control: bool = True) -> Verdict:
+    """The verdict on the source of a program, made by `source.text`. control: what fails is tried without us too."""
     start = time.perf_counter()
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", FallbackWarning)
-        verdict = _judge(load(source))
+        verdict = _judge(load(source), control)
     return Verdict(verdict.kind, verdict.sites, verdict.decisions, verdict.detail, time.perf_counter() - start)
 
 
-def _judge(module: dict[str, Any]) -> Verdict:
+def _judge(module: dict[str, Any], control: bool) -> Verdict:
     try:
         train, cases = expected(module)
     except Unfit as error:
@@ -89,10 +91,19 @@ def _judge(module: dict[str, Any]) -> Verdict:
     if failure is None:
         return Verdict("pass", sites, decisions)
     kind: Kind = "wrong" if isinstance(failure, AssertionError) else "lost"
-    without = run(module, cases, train, *WITHOUT_US[module["BACKEND"]])
-    if without is not None and type(without) is type(failure):
+    if control and type(run(module, cases, train, *WITHOUT_US[module["BACKEND"]])) is type(failure):
         kind = "torch"
-    return Verdict(kind, sites, decisions, f"{type(failure).__name__}: {failure}")
+    return Verdict(kind, sites, decisions, described(failure))
+
+
+def described(error: BaseException) -> str:
+    """An exception and its first cause, which says more than what torch.compile wraps around it."""
+    root = error
+    while cause := getattr(root, "inner_exception", None) or root.__cause__:
+        root = cause
+    where = traceback.extract_tb(root.__traceback__)[-1] if root is not error and root.__traceback__ else None
+    place = f" at {Path(where.filename).name}:{where.lineno}" if where else ""
+    return f"{type(root).__name__}: {root}{place}"
 
 
 WITHOUT_US: dict[str, tuple[str, dict[str, Any]]] = {

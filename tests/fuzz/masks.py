@@ -18,6 +18,7 @@ MASKS = table(
     window_uint8_apart="m = i.to(torch.uint8) - j.to(torch.uint8) < 4",
     window_int8="m = ((i - j) * 40).to(torch.int8) < 50",
     window_int16="m = ((i - j) * 9000).to(torch.int16) >= -9000",
+    window_bits="m = (i - j).to(torch.int8).view(torch.uint8) < 4",
     minus_one_uint8="m = (i - j).to(torch.uint8) != -1",
     hash_int32="t = torch.arange(C).int() * 1103515245 + 12345\nm = t[torch.arange(R) % C][:, None] >= t",
     hash_int64="m = ((i * 7919 + j) * 6364136223846793005) > 0",

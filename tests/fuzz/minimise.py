@@ -7,16 +7,15 @@ from dataclasses import fields, replace
 from typing import Any
 
 from tests.fuzz.judge import judge
-from tests.fuzz.recipe import Fill, Recipe, Sizes
+from tests.fuzz.recipe import PLAIN, Fill, Recipe, Sizes
 from tests.fuzz.source import text
 
-PLAIN = Recipe()
 SMALL = {"B": (1, 2), "KV": (1, 2), "G": (1,), "R": (2, 4, 6), "C": (2, 4, 6), "D": (4,), "DV": (4,), "E": (5,)}
 
 
 def minimised(recipe: Recipe, kind: str, fails: Callable[[Recipe], bool] | None = None) -> Recipe:
     """The smallest recipe near this one that fails: no step of `simpler` leads to another that does."""
-    fails = fails or (lambda r: judge(text(r)).kind == kind)
+    fails = fails or (lambda r: judge(text(r), control=False).kind == kind)
     tried = {recipe}
     while True:
         for candidate in simpler(recipe):
@@ -31,8 +30,9 @@ def minimised(recipe: Recipe, kind: str, fails: Callable[[Recipe], bool] | None 
 
 
 def simpler(recipe: Recipe) -> Iterator[Recipe]:
-    """Recipes that are one step simpler: a part goes, is spelled plainly, or gets smaller."""
-    for f in fields(recipe):
+    """Recipes that are one step simpler: a part goes, is spelled plainly, or gets smaller. First what makes the
+    program run faster: it stands last among the fields."""
+    for f in reversed(fields(recipe)):
         value, plain = getattr(recipe, f.name), getattr(PLAIN, f.name)
         options = sizes(value) if isinstance(value, Sizes) else parts(value) if isinstance(value, tuple) else [plain]
         yield from (replace(recipe, **{f.name: x}) for x in options if x != value)

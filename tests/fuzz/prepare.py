@@ -77,7 +77,8 @@ TOUCHES = table(
     cached="t = torch.zeros_like(k)\nt.copy_(k)\nk = t",
     cached_halves="t = k.new_empty(k.shape)\nt[:, :, :1] = k[:, :, :1]\nt[:, :, 1:] = k[:, :, 1:]\nk = t",
     grown=("k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)", "D == D_wide"),
-    padded_dims="q, k = F.pad(q, (0, 3)), F.pad(k, (0, 3))",
+    joined="q, k = (torch.cat([x[..., :1], 2.0 * x[..., 1:]], -1) for x in (q, k))",
+    padded_dims=("q, k = F.pad(q, (0, 3)), F.pad(k, (0, 3))", "not grown"),
     one_head_of_keys="k = k[:, :1].expand_as(k)",
     wide_strides="v = torch.cat([v, v], -1)[..., ::2]",
 )

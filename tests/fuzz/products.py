@@ -53,6 +53,8 @@ CALLS = table(
     causal=(f"y = {SDPA}(q, k, v, is_causal=True)", WHOLE + " and not steps"),
     scale=(f"y = {SDPA}(q, k, v, scale=0.7)", WHOLE + " and not steps"),
     grouped=(f"y = {SDPA}(q, k, v, enable_gqa=True, is_causal=R == C)", APART + " and not steps"),
+    users_own=("y = flex_attention(q, k, v, scale=0.7)", WHOLE + " and not steps and not train"),
+    users_own_grouped=("y = flex_attention(q, k, v, enable_gqa=True)", APART + " and not steps and not train"),
     boolean=(f"y = {SDPA}(q, k, v, attn_mask=m)", WHOLE + " and masked"),
     boolean_grouped=(f"y = {SDPA}(q, k, v, attn_mask=m, enable_gqa=True)", APART + " and masked"),
     floating=(f"y = {SDPA}(q, k, v, attn_mask=s)", WHOLE + " and steps"),

@@ -19,6 +19,7 @@ LONGER = 3
 HEADER = '''"""An attention program made by tests/fuzz{why}."""
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 inf = float("inf")

@@ -107,9 +107,9 @@ def reference(program: Callable[..., Any], inputs: Sequence[Any], train: bool) -
 def compare(
     kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, c: float, scale: float, coarse: float = 0.0
 ) -> None:
-    """The rule, for one tensor. Where float64 says NaN, got must be NaN or 0. coarse: the eps of what a program casts
-    to in between, if it is coarser than the result's."""
-    eps, rows = torch.finfo(eager.dtype).eps, (-1, exact.shape[-1] if exact.dim() else 1)
+    """The rule, for one tensor. Where float64 says NaN, got must be NaN or 0. coarse: the eps of what a program rounds
+    to in between, which counts where it is coarser than the result's."""
+    eps, rows = max(torch.finfo(eager.dtype).eps, coarse), (-1, exact.shape[-1] if exact.dim() else 1)
     got, eager, exact = (x.double().reshape(rows) for x in (got, eager, exact))
     undefined = exact.isnan() | eager.isnan()
     empty = undefined & ~got.isnan() & (got != 0)
@@ -119,7 +119,7 @@ def compare(
     mine = torch.where(undefined, zero, (got - exact).abs()).amax(-1)
     own = torch.where(undefined, zero, (eager - exact).abs()).amax(-1)
     apart = torch.where(undefined, zero, (got - eager).abs()).amax(-1)
-    lost = own > ABSORBED * max(eps, coarse) * scale
+    lost = own > ABSORBED * eps * scale
     usual = own[~lost].max() if (~lost).any() else own.new_zeros(())
     bound = 2 * torch.where(lost, own, usual) + floor
     bad = ~((mine <= bound) | (lost & (apart <= floor)))
