@@ -104,9 +104,12 @@ def reference(program: Callable[..., Any], inputs: Sequence[Any], train: bool) -
         torch.set_default_dtype(default)
 
 
-def compare(kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, c: float, scale: float) -> None:
-    """The rule, for one tensor. Where float64 says NaN, got must be NaN or 0."""
-    eps, rows = torch.finfo(eager.dtype).eps, (-1, exact.shape[-1] if exact.dim() else 1)
+def compare(
+    kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, c: float, scale: float, coarse: float = 0.0
+) -> None:
+    """The rule, for one tensor. Where float64 says NaN, got must be NaN or 0. coarse: the eps of what a program rounds
+    to in between, which counts where it is coarser than the result's."""
+    eps, rows = max(torch.finfo(eager.dtype).eps, coarse), (-1, exact.shape[-1] if exact.dim() else 1)
     got, eager, exact = (x.double().reshape(rows) for x in (got, eager, exact))
     undefined = exact.isnan() | eager.isnan()
     empty = undefined & ~got.isnan() & (got != 0)
@@ -126,7 +129,7 @@ def compare(kind: str, got: torch.Tensor, eager: torch.Tensor, exact: torch.Tens
     )
 
 
-def compare_all(got: Outcome, eager: Outcome, exact: Outcome, c: float) -> None:
+def compare_all(got: Outcome, eager: Outcome, exact: Outcome, c: float, coarse: float = 0.0) -> None:
     assert len(got.outputs) == len(eager.outputs)
     for i, (g, e, x) in enumerate(zip(got.outputs, eager.outputs, exact.outputs)):
         assert g.shape == e.shape and g.dtype == e.dtype, f"output {i} is {g.shape} {g.dtype}, not {e.shape} {e.dtype}"
@@ -134,12 +137,12 @@ def compare_all(got: Outcome, eager: Outcome, exact: Outcome, c: float) -> None:
         if not is_float(e):
             assert torch.equal(g, e), f"output {i} differs"
             continue
-        compare(f"output {i}", g, e, x, c, max(1.0, _largest([x])))
+        compare(f"output {i}", g, e, x, c, max(1.0, _largest([x])), coarse)
     scale = _largest([x for x in exact.gradients if x is not None])
     for i, (g, e, x) in enumerate(zip(got.gradients, eager.gradients, exact.gradients)):
         assert (g is None) == (e is None), f"gradient {i} is {'missing' if g is None else 'new'}"
         if g is not None and e is not None and x is not None:
-            compare(f"gradient {i}", g, e, x, c, scale)
+            compare(f"gradient {i}", g, e, x, c, scale, coarse)
 
 
 def strides(x: torch.Tensor) -> list[int]:
