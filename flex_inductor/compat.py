@@ -144,6 +144,7 @@ def kernel_options(logsumexp: bool) -> dict[str, Any]:
         "WRITE_DQ": True,
         "OUTPUT_LOGSUMEXP": logsumexp,
         "OUTPUT_MAX": False,
+        OWN_OPTION: True,
     }
 
 
@@ -253,22 +254,72 @@ def on_cpu(inputs: Any) -> bool:
 
 
 def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-    """AOTAutograd without code generation: torch's backend of that name, with gradients for every captured buffer."""
+    """AOTAutograd without code generation: torch's backend of that name, with gradients for every captured buffer, and
+    with our own attention computed in float64: what it differs from eager by is the rewrite."""
     from functorch.compile import min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.backends.debugging import boxed_nop
 
+    def forward(graph: torch.fx.GraphModule, examples: Any) -> Any:
+        in_float64(graph)
+        return boxed_nop(graph, examples)
+
     def backward(graph: torch.fx.GraphModule, examples: Any) -> Any:
         mark_captured(graph)
+        in_float64(graph)
         return boxed_nop(graph, examples)
 
     compile_both = aot_autograd(
-        fw_compiler=boxed_nop,
+        fw_compiler=forward,
         bw_compiler=backward,
         partition_fn=min_cut_rematerialization_partition,
         keep_inference_input_mutations=True,
     )
     return compile_both(gm, inputs)
+
+
+OWN_OPTION = "FLEX_INDUCTOR"
+"""The kernel option that tells calls of ours from those of the program."""
+
+
+def in_float64(graph: torch.fx.GraphModule) -> None:
+    """Has our calls of flex_attention, and their backward passes, computed in float64."""
+    targets = {flex_attention_hop: attention_in_float64, flex_attention_backward_hop: gradients_in_float64}
+    for target, other in targets.items():
+        for node in graph.graph.find_nodes(op="call_function", target=target):
+            if any(isinstance(x, dict) and OWN_OPTION in x for x in node.args):
+                node.target = other
+    graph.recompile()
+
+
+def wide(x: Any) -> Any:
+    """A floating-point tensor in float64, and whether it requires a gradient kept; anything else as it is."""
+    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
+        return x
+    return x.detach().double().requires_grad_(x.requires_grad)
+
+
+def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *others: Any) -> Any:
+    """flex_attention, its results in the dtypes that they have otherwise."""
+    *call, reads, mask_reads = others
+    given = (query.double(), key.double(), value.double())
+    out, *rows = flex_attention_hop(*given, score_mod, *call, tuple(map(wide, reads)), mask_reads)
+    return (out.to(query.dtype), *(x.float() for x in rows))
+
+
+def gradients_in_float64(query: Any, key: Any, value: Any, *others: Any) -> Any:
+    """flex_attention_backward. What was saved of the forward pass is rounded, and computed again."""
+    _, _, grad, grad_rows, score_mod, joint, *call, narrow, mask_reads = others
+    given = [x.detach().double() for x in (query, key, value)]
+    reads = tuple(map(wide, narrow))
+    detached = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in reads)
+    out, rows, *_ = flex_attention_hop(*given, score_mod, *call, detached, mask_reads)
+    grads = wide(grad), wide(grad_rows)
+    *found, captured = flex_attention_backward_hop(
+        *given, out, rows, *grads, score_mod, joint, *call, reads, mask_reads
+    )
+    captured = [g.to(x.dtype) if isinstance(g, torch.Tensor) else g for g, x in zip(captured, narrow)]
+    return (*(g.to(x.dtype) for g, x in zip(found, (query, key, value))), tuple(captured))
 
 
 CAPTURED = 12

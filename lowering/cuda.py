@@ -97,7 +97,7 @@ def _backward(stock: Lowering) -> Lowering:
 def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
     """Kernel options, and what among them is ours: the formula of the mask, None in a call that is torch's to lower,
     and the share of probabilities that are dropped."""
-    rest = dict(options)
+    rest = {name: option for name, option in options.items() if name != compat.OWN_OPTION}
     return rest, rest.pop(compat.MASK_OPTION, None), rest.pop(compat.DROPOUT_OPTION, 0.0)
 
 

@@ -38,6 +38,7 @@ aten = torch.ops.aten
 BASE_2 = {"cuda"}
 """The devices whose kernels multiply scores by log2(e)."""
 LOWEST = -1.7e38
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 RANDOM = (1 << 63) - 1
 VIEWS_IN_PLACE = {"view", "view_as"}
 
@@ -252,7 +253,9 @@ class Emitter:
             value = self.make.call(aten.detach.default, value)
         for dim, place in reversed(key.selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
-        return copied(self.make, value, key) if key.over else value
+        if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
+            value = copied(self.make, value, key)
+        return value
 
 
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:

@@ -32,7 +32,7 @@ ABSORBS, ABSORBED = -1e30, 1e28
 """A fill at or below the one makes any number that it is added to disappear, in float64 too; what tensors hold is taken
 to be below the other."""
 
-STEEP = 64.0
+STEEP = 16.0
 """Factors of the raw scores beyond this leave too few bits for gradients: see `levelled`."""
 
 EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
