@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import math
+import re
 import time
 import traceback
 import warnings
@@ -44,6 +46,22 @@ class Verdict:
     @property
     def failed(self) -> bool:
         return self.kind in ("wrong", "lost")
+
+    @property
+    def symptom(self) -> str:
+        """The first words of the detail, without numbers: 'AssertionError output has strides'."""
+        return " ".join(re.findall(r"[a-zA-Z_]\w*", self.detail)[:4])
+
+    @property
+    def excess(self) -> float:
+        """How many times further off than allowed a result is."""
+        off = re.search(r"by (\S+); .*, and (\S+) is allowed", self.detail)
+        return float(off[1]) / float(off[2]) if off and float(off[2]) else math.inf
+
+    def alike(self, other: Verdict) -> bool:
+        """Whether another program fails in this way: a number far off is no rounding error."""
+        same = (self.kind, self.symptom) == (other.kind, other.symptom)
+        return same and not other.excess < min(10.0, self.excess / 2)
 
 
 @dataclass(frozen=True)
