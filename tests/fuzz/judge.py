@@ -158,9 +158,13 @@ def case(module: dict[str, Any], inputs: Sequence[Any], train: bool) -> Case:
     straight = load(module["SOURCE"])
     straight["checkpoint"] = lambda function, *given, **_: function(*given)
     try:
-        return Case(inputs, outcome(program, program, inputs, train), reference(straight["program"], inputs, train))
+        eager = outcome(program, program, inputs, train)
+        exact = reference(straight["program"], inputs, train)
     except Exception as error:
         raise Unfit(f"{type(error).__name__}: {error}") from error
+    if any((e.isnan() & ~x.isnan()).any() for e, x in zip(eager.outputs, exact.outputs)):
+        raise Unfit("eager overflows where float64 does not")
+    return Case(inputs, eager, exact)
 
 
 def run(module: dict[str, Any], cases: Sequence[Case], train: bool, backend: str, options: Any) -> Exception | None:
