@@ -16,7 +16,7 @@ from tests.fuzz.source import text
 def one(seed: int, minimise: bool) -> int:
     recipe, verdict = judge_seed(seed)
     if minimise and verdict.failed:
-        recipe = minimised(recipe, verdict.kind)
+        recipe = minimised(recipe, verdict)
         verdict = judge(text(recipe))
     print(text(recipe, f", seed {seed}" + ", minimised" * minimise))
     print(verdict.kind, verdict.detail, f"not plain: {recipe}", *verdict.decisions, sep="\n")

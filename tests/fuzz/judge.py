@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import math
+import re
 import time
 import traceback
 import warnings
@@ -44,6 +46,22 @@ class Verdict:
     @property
     def failed(self) -> bool:
         return self.kind in ("wrong", "lost")
+
+    @property
+    def symptom(self) -> str:
+        """The first words of the detail, without numbers: 'AssertionError output has strides'."""
+        return " ".join(re.findall(r"[a-zA-Z_]\w*", self.detail)[:4])
+
+    @property
+    def excess(self) -> float:
+        """How many times further off than allowed a result is."""
+        off = re.search(r"by (\S+); .*, and (\S+) is allowed", self.detail)
+        return float(off[1]) / float(off[2]) if off and float(off[2]) else math.inf
+
+    def alike(self, other: Verdict) -> bool:
+        """Whether another program fails in this way: a number far off is no rounding error."""
+        same = (self.kind, self.symptom) == (other.kind, other.symptom)
+        return same and not other.excess < min(10.0, self.excess / 2)
 
 
 @dataclass(frozen=True)
@@ -140,9 +158,13 @@ def case(module: dict[str, Any], inputs: Sequence[Any], train: bool) -> Case:
     straight = load(module["SOURCE"])
     straight["checkpoint"] = lambda function, *given, **_: function(*given)
     try:
-        return Case(inputs, outcome(program, program, inputs, train), reference(straight["program"], inputs, train))
+        eager = outcome(program, program, inputs, train)
+        exact = reference(straight["program"], inputs, train)
     except Exception as error:
         raise Unfit(f"{type(error).__name__}: {error}") from error
+    if any((e.isnan() & ~x.isnan()).any() for e, x in zip(eager.outputs, exact.outputs)):
+        raise Unfit("eager overflows where float64 does not")
+    return Case(inputs, eager, exact)
 
 
 def run(module: dict[str, Any], cases: Sequence[Case], train: bool, backend: str, options: Any) -> Exception | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from tests.fuzz.judge import judge
+from tests.fuzz.judge import Verdict, judge
 from tests.fuzz.recipe import PLAIN, Fill, Recipe, Sizes
 from tests.fuzz.source import text
 
 SMALL = {"B": (1, 2), "KV": (1, 2), "G": (1,), "R": (2, 4, 6), "C": (2, 4, 6), "D": (4,), "DV": (4,), "E": (5,)}
 
 
-def minimised(recipe: Recipe, kind: str, fails: Callable[[Recipe], bool] | None = None) -> Recipe:
-    """The smallest recipe near this one that fails: no step of `simpler` leads to another that does."""
-    fails = fails or (lambda r: judge(text(r), control=False).kind == kind)
+def minimised(recipe: Recipe, verdict: Verdict) -> Recipe:
+    """The smallest recipe near this one that fails like it: no step of `simpler` leads to another that does."""
+
+    def fails(candidate: Recipe) -> bool:
+        return verdict.alike(judge(text(candidate), control=False))
+
     tried = {recipe}
     while True:
         for candidate in simpler(recipe):

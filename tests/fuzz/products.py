@@ -6,7 +6,7 @@ from tests.fuzz.spelling import table
 
 WHOLE, APART = "groups != 'apart'", "groups == 'apart'"
 PRODUCTS = table(
-    "summed difference relative",
+    "summed difference relative five_rows",
     matmul=("s = q @ k.mT", WHOLE),
     scaled=("s = torch.matmul(q, k.transpose(-1, -2)) / D ** 0.5", WHOLE),
     scaled_twice=("s = torch.matmul(q * D ** -0.25, k.transpose(2, 3) * D ** -0.25)", WHOLE),
@@ -35,7 +35,7 @@ PRODUCTS = table(
     five_rows=("s = (q.reshape(B, KV, -1, D) @ k.mT).view(B, H, R, C)", APART),
 )
 VALUES = table(
-    "summed",
+    "summed five_rows",
     matmul=("y = p @ v", WHOLE),
     einsum=("y = torch.einsum('bhij,bhjd->bhid', p, v)", WHOLE),
     to_bshd=("y = torch.einsum('bhij,bhjd->bihd', p, v)", WHOLE),

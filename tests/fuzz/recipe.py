@@ -141,7 +141,7 @@ def draw(seed: int, attempt: int = 0) -> Recipe:
         d.set(backend="flex", rewrite="auto" if seed // 10 % 2 else "always")
     dtypes = ("float32",) * 12 + ("bfloat16",) * 5 + ("float16",) * 2 + ("float64",)
     d.set(sizes=sizes(d.rng, long=d.often(0.6 if compiled else 0.1)), dtype=d.rng.choice(dtypes))
-    d.set(train=d.often(0.45), dynamic=True if d.often(0.15) else None, longer=d.often(0.1))
+    d.set(train=d.often(0.45), dynamic=True if d.often(0.1) else None, longer=d.often(0.1))
     d.set(groups=d.pick(GROUPS))
     d.set(origin=d.pick(ORIGINS, 0.1 if compiled else 0.3))
     for _ in range(d.rng.choice((0, 0, 0, 1, 1, 2))):

@@ -39,7 +39,7 @@ SOFTMAXES = table(
     detached="p = torch.softmax(s, -1).detach() + 0 * s",
 )
 BEHIND = table(
-    "kept_rows renormed cast shifted returned mean_returned sum_returned scores_returned",
+    "kept_rows scaled_heads gated renormed cast shifted returned mean_returned sum_returned scores_returned",
     no_nan="p = torch.nan_to_num(p)",
     no_nan_value="p = p.nan_to_num(nan=0.0)",
     refilled=("p = p.masked_fill(~m, 0.0)", "masked"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fuzz.alone import alone
 from tests.fuzz.judge import Verdict, judge, judge_seed
 from tests.fuzz.recipe import Fill, Recipe, Sizes
 from tests.fuzz.source import text
 
 DEFAULT, NIGHTLY, BLOCK = 60, 4000, 50
+ALONE = dict(alone())
 
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.compile] * (n % 10 == 9)) for n in range(DEFAULT)])
@@ -25,6 +27,13 @@ def test_programs_at_length(first: int) -> None:
     verdicts = {seed: judge_seed(seed)[1] for seed in range(first, first + BLOCK)}
     assert not {seed: v.detail for seed, v in verdicts.items() if v.failed}
     assert sum(v.sites > 0 for v in verdicts.values()) >= BLOCK // 3
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ALONE)
+def test_each_spelling_alone(name: str) -> None:
+    verdict = judge(text(ALONE[name]))
+    assert not verdict.failed, f"{text(ALONE[name])}\n{verdict.detail}"
 
 
 def judged(recipe: Recipe) -> Verdict:

@@ -44,8 +44,9 @@ def test_a_seeded_fault_is_found_and_minimised(monkeypatch: pytest.MonkeyPatch) 
     given = Recipe(Sizes(1, 1, 1, 2, 2, 4, 4, 5), touches=("contiguous",), steps=steps, values="einsum")
     assert judge(text(given)).kind == "pass"
     monkeypatch.setitem(RULES, "tanh", RULES["sigmoid"])
-    assert judge(text(given)).kind == "wrong"
-    least = minimised(given, "wrong")
+    verdict = judge(text(given))
+    assert verdict.kind == "wrong"
+    least = minimised(given, verdict)
     assert least == Recipe(least.sizes, steps=("soft_cap",))
 
 
