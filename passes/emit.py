@@ -30,7 +30,8 @@ from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
 from flex_inductor.passes.sinks import beside
 from flex_inductor.passes.site import Coordinates, Declined, Site
-from flex_inductor.passes.storage import Storage, same_memory
+from flex_inductor.passes.storage import Storage
+from flex_inductor.passes.strides import needs_strides
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
 aten = torch.ops.aten
@@ -38,7 +39,6 @@ BASE_2 = {"cuda"}
 """The devices whose kernels multiply scores by log2(e)."""
 LOWEST = -1.7e38
 RANDOM = (1 << 63) - 1
-VIEWS_IN_PLACE = {"view", "view_as"}
 
 
 def score_of(site: Site) -> Expr:
@@ -140,7 +140,7 @@ class Emitter:
         if training and self.storage.is_written(result.node):  # the backward pass reads what flex_attention gave
             out = self.make.call(aten.clone.default, out)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
+        return (self.laid_out(out, result.dynamo) if needs_strides(result.node) else out), note
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
@@ -244,20 +244,3 @@ def sizes_of(captured: Captured) -> set[sympy.Symbol]:
     shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
     own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
     return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
-
-
-def needs_strides(node: fx.Node) -> bool:
-    """Whether the program may notice other strides than eager's: by a view that cannot copy, or outside the graph."""
-    for user in node.users:
-        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-        if user.op == "output" or name in VIEWS_IN_PLACE or name in ("stride", "as_strided", "is_contiguous"):
-            return True
-        if is_alias(user, node) and needs_strides(user):
-            return True
-    return False
-
-
-def is_alias(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values share memory, as Dynamo saw it."""
-    values = [n.meta.get("example_value") for n in (a, b)]
-    return all(isinstance(v, torch.Tensor) for v in values) and same_memory(*values)
