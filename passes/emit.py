@@ -105,7 +105,7 @@ class Emitter:
     ) -> tuple[fx.Node, tuple[str, ...]]:
         """Replaces the result by the call; returns the new value, and what there is to say about its kernel. Raises
         Declined without having changed the program. choose: decide.Choice for this site."""
-        self.make.forget()
+        self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:

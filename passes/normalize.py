@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
+from flex_inductor.passes.effects import may_write, memory_of
+from flex_inductor.passes.reach import reachable
 
 aten = torch.ops.aten
 
@@ -41,14 +43,18 @@ class AtenGraph:
 
     graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode),
         "autocast" (whether autocast was active).
+        "writes" of an opaque node: the arguments that it may write to.
     value_of: the Dynamo node that has an ATen node's value, where there is one.
     node_of: the ATen node of a fake tensor, by id; keep: what must live so that ids stay unique.
+    same_memory: the memory in which Dynamo saw a value -> the memory that the value has here. Results of opaque nodes
+        are Dynamo's, and may be views of their arguments.
     """
 
     graph: fx.Graph
     value_of: dict[fx.Node, fx.Node] = field(default_factory=dict)
     node_of: dict[int, fx.Node] = field(default_factory=dict)
     keep: list[Any] = field(default_factory=list)
+    same_memory: dict[int, int] = field(default_factory=dict)
 
     def node(self, tensor: torch.Tensor) -> fx.Node | None:
         return self.node_of.get(id(tensor))
@@ -77,12 +83,13 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self.away and any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
+        matters = func._schema.is_mutable or any(isinstance(x, torch.Tensor) for x in tree_leaves(result))
+        if matters and not self.away:
             self.record(func, args, kwargs, result)
         return result
 
-    def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Adds a node, and one more per result where there are several."""
+    def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> fx.Node:
+        """Adds a node, and one more per result where there are several; returns the first."""
         to_node = lambda x: self.known(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
         node = self.add(
             "call_function", target, tree_map(to_node, tuple(args)), tree_map(to_node, dict(kwargs)), result
@@ -93,6 +100,7 @@ class Recorder(TorchDispatchMode):
             for i, x in enumerate(result):
                 if isinstance(x, torch.Tensor):
                     self.name(x, self.add("call_function", compat.getitem, (node, i), {}, x))
+        return node
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self.out.graph.create_node(op, target)
@@ -125,6 +133,7 @@ class Normalizer:
         self.env: dict[fx.Node, Any] = {}
         self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
         self.functorch_depth = 0
+        self.transformed: set[fx.Node] = set()  # under functorch transforms
 
     def run(self) -> AtenGraph:
         with contextlib.ExitStack() as stack:
@@ -139,10 +148,17 @@ class Normalizer:
                 self.recorder.origin = node  # autocast is asked about here: inside an operator it is off again
                 self.recorder.autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
                 self.env[node] = value = self.value(node)
+                self.note_memory(node, value)
                 for leaf in tree_leaves(value):
                     self.link(leaf, node, value)
         self.result.graph.lint()
         return self.result
+
+    def note_memory(self, node: fx.Node, value: Any) -> None:
+        for seen, own in zip(tree_leaves(node.meta.get("example_value")), tree_leaves(value)):
+            there, here = memory_of(seen), memory_of(own)
+            if there is not None and here is not None and there != here:
+                self.result.same_memory.setdefault(there, here)
 
     def link(self, leaf: Any, node: fx.Node, value: Any) -> None:
         """Notes that a Dynamo node has the value of an ATen node."""
@@ -204,8 +220,18 @@ class Normalizer:
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
         if read or results:
-            self.recorder.record(opaque, read, {}, results)
+            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written(node)
         return value
+
+    def written(self, node: fx.Node) -> list[fx.Node]:
+        """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
+        it comes from."""
+        touched = may_write(node)
+        if node in self.transformed:
+            inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731
+            touched = list(reachable(touched, inside))
+        tensors = [x for n in touched for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
+        return [self.recorder.known(x) for x in tensors]
 
     def changes_mode(self, node: fx.Node) -> bool:
         """Follows no_grad and autocast regions: autocast changes what operators come down to."""
@@ -231,8 +257,10 @@ class Normalizer:
         module = getattr(node.target, "__module__", "") or ""
         if "functorch" in module:
             self.functorch_depth += name.endswith("increment_nesting") - name.endswith("decrement_nesting")
-            return True
-        return self.functorch_depth > 0
+        elif self.functorch_depth == 0:
+            return False
+        self.transformed.add(node)
+        return True
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
