@@ -41,8 +41,8 @@ def opaque(*args: Any) -> None:
 class AtenGraph:
     """The ATen operators of one Dynamo graph.
 
-    graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode),
-        "autocast" (whether autocast was active).
+    graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
+        where nothing requires a gradient), "autocast" (whether autocast was active).
         "writes" of an opaque node: the arguments that it may write to.
     value_of: the Dynamo node that has an ATen node's value, where there is one.
     node_of: the ATen node of a fake tensor, by id; keep: what must live so that ids stay unique.
@@ -63,11 +63,12 @@ class AtenGraph:
 class Recorder(TorchDispatchMode):
     """Writes every ATen operator that runs into the graph."""
 
-    def __init__(self, aten_graph: AtenGraph) -> None:
+    def __init__(self, aten_graph: AtenGraph, differentiable: bool = True) -> None:
         super().__init__()
         self.out = aten_graph
         self.origin: fx.Node | None = None
-        self.grad = torch.is_grad_enabled()
+        self.differentiable = differentiable
+        self.grad = differentiable and torch.is_grad_enabled()
         self.autocast = False
         self.count = 0
         self.away = False
@@ -129,7 +130,7 @@ class Normalizer:
     def __init__(self, gm: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
         self.gm, self.fake_mode = gm, fake_mode
         self.result = AtenGraph(fx.Graph())
-        self.recorder = Recorder(self.result)
+        self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
         self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
         self.functorch_depth = 0
@@ -236,7 +237,7 @@ class Normalizer:
     def changes_mode(self, node: fx.Node) -> bool:
         """Follows no_grad and autocast regions: autocast changes what operators come down to."""
         if node.target is torch._C._set_grad_enabled:
-            self.recorder.grad = bool(node.args[0])
+            self.recorder.grad = self.recorder.differentiable and bool(node.args[0])
             return True
         if node.target is torch.amp.autocast_mode._enter_autocast:
             self.regions[node] = torch.autocast(*node.args)
@@ -261,6 +262,12 @@ class Normalizer:
             return False
         self.transformed.add(node)
         return True
+
+
+def differentiable(gm: fx.GraphModule) -> bool:
+    """Whether anything in a graph requires a gradient; if not, grad modes mean nothing."""
+    values = (x for n in gm.graph.nodes for x in tree_leaves(n.meta.get("example_value")))
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in values)
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:

@@ -158,12 +158,17 @@ def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr
     return scalar.where(cast(condition, torch.bool), cast(fill, dtype), cast(x, dtype))
 
 
+def bounds(node: fx.Node) -> tuple[Any, Any]:
+    """The least and the greatest value that a clamp lets through."""
+    if "clamp_max" in str(node.target):
+        return None, argument(node, 1, "max")
+    return argument(node, 1, "min"), argument(node, 2, "max")
+
+
 def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     dtype = dtype_of(node)
     x = cast(lifter.arg(node.args[0], at_index, at), dtype)
-    name = str(node.target)
-    low = argument(node, 1, "min") if "clamp_max" not in name else None
-    high = argument(node, 2, "max") if "clamp_max" not in name else argument(node, 1, "max")
+    low, high = bounds(node)
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
             x = result(op, (x, cast(lifter.arg(bound, at_index, at), dtype)), dtype)
