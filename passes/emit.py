@@ -137,10 +137,11 @@ class Emitter:
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
-        if training and self.storage.is_written(result.node):  # the backward pass reads what flex_attention gave
+        changed = self.storage.is_written(result.node) or result.node in self.make.aten_graph.moved
+        if training and changed:  # the backward pass reads what flex_attention gave
             out = self.make.call(aten.clone.default, out)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.node) else out), note
+        return (self.laid_out(out, result.node) if needs_strides(result.node) else out), note
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
@@ -194,7 +195,7 @@ class Emitter:
 
     def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""
-        strides = [heads.magnitude(size_expr(n)) for n in original.meta["example_value"].stride()]
+        strides = [heads.magnitude(size_expr(n)) for n in original.meta["val"].stride()]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
             return self.make.call(aten.contiguous.default, out)

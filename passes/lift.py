@@ -35,6 +35,9 @@ Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
 ARITHMETIC = frozenset({"const", "index", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+MAX_WRITES = 16
+"""A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
+every number."""
 SCORES = frozenset({"dot", "probabilities"})
 
 
@@ -96,6 +99,8 @@ class Lifter:
             for target in written(node):  # an in-place operator returns what it wrote to
                 return self.lift(target, index, at)
             writes = self.storage.writes(node, node.meta["position"], at)
+            if len(writes) > MAX_WRITES:
+                raise NoRule
             if writes:
                 return self._after_write(writes[-1], node, index, at)
             return self._by_rule(node, index, at)

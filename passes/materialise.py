@@ -30,6 +30,10 @@ ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, s
               FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
 
 
+WHATEVER_THE_STRIDES = dict.fromkeys((aten.view.default, aten._unsafe_view.default), aten.reshape.default)
+"""What stands for an operator that fails on other strides than the program's: a rewritten value may have them."""
+
+
 class Materialiser:
     """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
 
@@ -55,7 +59,7 @@ class Materialiser:
     def value(self, node: fx.Node) -> fx.Node:
         if node in self.own:
             return node
-        if node in self.aten_graph.value_of:
+        if node in self.aten_graph.value_of and node not in self.aten_graph.moved:
             return self.aten_graph.value_of[node]
         if node not in self.made:
             self.made[node] = self.make(node)
@@ -70,7 +74,7 @@ class Materialiser:
             raise Declined("a value inside an operator is needed, and what it was made of is written to", node)
         convert = lambda x: self.argument(x)  # noqa: E731
         args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
-        return self.graph.call_function(target, args, kwargs)
+        return self.graph.call_function(WHATEVER_THE_STRIDES.get(target, target), args, kwargs)
 
     def is_stale(self, node: fx.Node) -> bool:
         """Whether a value would be another if it were computed now."""

@@ -43,8 +43,10 @@ class AtenGraph:
 
     graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
         where nothing requires a gradient), "autocast" (whether autocast was active).
-        "writes" of an opaque node: the arguments that it may write to.
+        "writes" of an opaque node: the arguments that it may write to. "reshapes" of a view that was made in place:
+        the nodes that are moved by it.
     value_of: the Dynamo node that has an ATen node's value, where there is one.
+    moved: nodes whose value_of has another shape later on.
     node_of: the ATen node of a fake tensor, by id; keep: what must live so that ids stay unique.
     same_memory: the memory in which Dynamo saw a value -> the memory that the value has here. Results of opaque nodes
         are Dynamo's, and may be views of their arguments.
@@ -52,6 +54,7 @@ class AtenGraph:
 
     graph: fx.Graph
     value_of: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    moved: set[fx.Node] = field(default_factory=set)
     node_of: dict[int, fx.Node] = field(default_factory=dict)
     keep: list[Any] = field(default_factory=list)
     same_memory: dict[int, int] = field(default_factory=dict)
@@ -83,6 +86,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        view = VIEWS_IN_PLACE.get(func)
+        if view is not None and not self.away:
+            old = self.set_apart(args[0])
+            self.record(view, args, kwargs, func(*args, **kwargs)).meta["reshapes"] = old
+            return args[0]
         result = func(*args, **kwargs)
         matters = func._schema.is_mutable or any(isinstance(x, torch.Tensor) for x in tree_leaves(result))
         if matters and not self.away:
@@ -103,6 +111,15 @@ class Recorder(TorchDispatchMode):
                     self.name(x, self.add("call_function", compat.getitem, (node, i), {}, x))
         return node
 
+    def set_apart(self, tensor: torch.Tensor) -> list[fx.Node]:
+        """The nodes of a tensor whose shape is about to change, which keep a tensor of the old shape."""
+        self.known(tensor)
+        nodes, old = [n for n in self.out.graph.nodes if n.meta["val"] is tensor], aten.alias.default(tensor)
+        for node in nodes:
+            node.meta["val"] = old
+        self.out.moved.update(nodes)
+        return nodes
+
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self.out.graph.create_node(op, target)
         node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
@@ -122,6 +139,19 @@ class Recorder(TorchDispatchMode):
             node = self.add("placeholder", f"constant_{self.count}", (), {}, tensor)
             self.name(tensor, node)
         return node
+
+
+VIEWS_IN_PLACE = {
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.detach_.default: aten.detach.default,
+}
+"""The views that operators make in place of a tensor: they write nothing, and the tensor has another shape."""
 
 
 class Normalizer:

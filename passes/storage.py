@@ -39,7 +39,7 @@ class Storage:
     """The memory of an ATen graph."""
 
     def __init__(self, aten_graph: AtenGraph) -> None:
-        self._same, self._value_of = aten_graph.same_memory, aten_graph.value_of
+        self._same, self._value_of, self._moved = aten_graph.same_memory, aten_graph.value_of, aten_graph.moved
         self._writes: dict[int | None, list[Write]] = defaultdict(list)
         self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
         for node in aten_graph.graph.nodes:
@@ -69,7 +69,7 @@ class Storage:
     def seen(self, node: fx.Node) -> fx.Node:
         """The same view of the same memory as a value of the program, if there is one: what lies inside an operator is
         computed again where it is needed, without what was written to it."""
-        if node in self._value_of:
+        if node in self._value_of and node not in self._moved:
             return node
-        known = (n for n in self.aliases(node) if n in self._value_of)
+        known = (n for n in self.aliases(node) if n in self._value_of and n not in self._moved)
         return next((n for n in known if same_view(n.meta["val"], node.meta["val"])), node)
