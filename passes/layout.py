@@ -22,7 +22,7 @@ from flex_inductor.passes.site import Operand
 from flex_inductor.passes.storage import Storage
 
 TRANSPARENT = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
+    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
     "alias", "clone",
 })  # fmt: skip
 READERS = frozenset({*FACTORS, "scaled_dot_product_attention"})
