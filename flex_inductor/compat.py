@@ -216,22 +216,55 @@ def flex_lowerings() -> Any:
 
 def stored(tensor: Any) -> Any:
     """An Inductor tensor that lies in memory as it is: computed ones are stored, views that are no strides of it are
-    copied. Sizes, which are captured as well, stay."""
+    copied, as are those without numbers side by side, which `lower_cpu` would copy behind the back of the mod that
+    reads them. Sizes, which are captured as well, stay."""
     from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
 
     if not hasattr(tensor, "realize"):
         return tensor
     tensor.realize()
     is_view = isinstance(tensor.data, BaseView) and not isinstance(tensor.data, ReinterpretView)
-    return ExternKernel.copy_input(tensor) if is_view else tensor
+    apart = not is_view and tensor.get_size() and 1 not in tensor.get_stride()
+    return _in_rows(ExternKernel.copy_input(tensor)) if is_view or apart else tensor
 
 
-def from_the_start(tensor: Any) -> Any:
-    """An Inductor tensor that is stored, and begins where its buffer does: a copy of it otherwise."""
-    from torch._inductor.ir import ExternKernel
+def whole_rows(tensor: Any, taken: set[str]) -> Any:
+    """An Inductor tensor as torch's C++ template reads queries, keys and values: stored in a buffer of its own, from
+    its start on, in rows that do not overlap and whose numbers lie side by side. A copy of it where it is not. taken:
+    the names of buffers that the kernel is given already; that of this one is added."""
+    from torch._inductor.ir import ExternKernel, FlexibleLayout
+    from torch._inductor.virtualized import V
 
     stored = ExternKernel.realize_input(tensor)
-    return tensor if stored.get_layout().offset == 0 else ExternKernel.copy_input(stored)
+    if isinstance(stored.get_layout(), FlexibleLayout):  # whose strides are decided later, by what it is made of
+        stored = _in_rows(stored)
+    *_, between, within = stored.get_stride()
+    rows = within == 1 and V.graph.sizevars.statically_known_true(between >= stored.get_size()[-1])
+    if stored.get_layout().offset != 0 or not rows or stored.get_name() in taken:
+        stored = _in_rows(ExternKernel.copy_input(stored))
+    taken.add(stored.get_name())
+    return stored
+
+
+def _in_rows(tensor: Any) -> Any:
+    """A tensor that is new, its strides fixed: those of a contiguous one."""
+    from torch._inductor.ir import as_storage_and_layout
+
+    as_storage_and_layout(tensor, want_contiguous=True)
+    return tensor
+
+
+def contiguous(tensor: Any) -> Any:
+    """An Inductor tensor that is stored from the start of its buffer on, in the order of its dimensions."""
+    from torch._inductor.ir import ExternKernel, FlexibleLayout
+
+    if not hasattr(tensor, "realize"):
+        return tensor
+    stored = ExternKernel.realize_input(tensor)
+    layout = stored.get_layout()
+    if isinstance(layout, FlexibleLayout) or (layout.offset == 0 and layout.is_contiguous()):
+        return _in_rows(stored)
+    return _in_rows(ExternKernel.copy_input(stored))
 
 
 def announce(**backends: str) -> None:

@@ -1,11 +1,13 @@
-"""torch's C++ template for flex_attention, with five faults of torch 2.13 mended while our graphs compile.
+"""torch's C++ template for flex_attention, with six faults of torch 2.13 mended while our graphs compile.
 
 - It reads the shape of queries and keys from the buffer below their views, and crashes where that has another rank (a
   linear layer's output, viewed as heads).
 - It replaces the name of a size in the generated code as text, and breaks every name that begins alike (`ks7`, `ks77`).
 - It cannot read a captured tensor that is computed in the same graph and not yet stored.
 - It passes queries, keys and values by the buffers that they are views of, and loses where in it the view begins:
-  values cut out of one projection would be read as queries.
+  values cut out of one projection would be read as queries. It wants the numbers of a row side by side, and looks for
+  that before the strides of what is computed in the graph are settled.
+- It reads the lists of blocks, except for some of their strides, as if they were contiguous.
 - It names local variables after the buffers of the whole graph, so that every layer of a model has a kernel of its own,
   compiled and loaded apart from the others that do the same.
 """
@@ -41,9 +43,12 @@ def mended() -> Iterator[None]:
 
 def _stored_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def lower_cpu(query: Any, key: Any, value: Any, *others: Any) -> Any:
-        *rest, scores_read, masks_read = others
-        captured = ([compat.stored(x) for x in read] for read in (scores_read, masks_read))
-        return original(*map(compat.from_the_start, (query, key, value)), *rest, *captured)
+        score_mod, blocks, *rest, scores_read, masks_read = others
+        captured = [[compat.stored(x) for x in read] for read in (scores_read, masks_read)]
+        lists = *map(compat.contiguous, blocks[:-1]), blocks[-1]
+        taken = {x.get_name() for read in captured for x in read if hasattr(x, "get_name")}
+        operands = [compat.whole_rows(x, taken) for x in (query, key, value)]
+        return original(*operands, score_mod, lists, *rest, *captured)
 
     return lower_cpu
 

@@ -163,7 +163,7 @@ def decide(state: State) -> State:
 def emit(state: State) -> State:
     if state.aten is None or state.storage is None:
         return state
-    emitter = emit_pass.Emitter(state.gm, Materialiser(state.gm.graph, state.aten), state.storage)
+    emitter = emit_pass.Emitter(state.gm, Materialiser(state.gm.graph, state.aten, state.storage), state.storage)
 
     def step(work: Work) -> Work:
         assert work.site is not None and work.result is not None and state.aten is not None

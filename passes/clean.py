@@ -46,7 +46,7 @@ def clean(
     of_value: dict[fx.Node, set[fx.Node]] = defaultdict(set)
     writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
     for node in aten_graph.graph.nodes:
-        for target in written(node):
+        for target in (*written(node), *node.meta.get("reshapes", ())):
             for alias in storage.aliases(target):
                 of_value[alias].add(node.meta["origin"])
                 writers[alias.meta["origin"]].add(node.meta["origin"])

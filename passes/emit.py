@@ -31,7 +31,8 @@ from flex_inductor.passes.operands import dtype_of, operands
 from flex_inductor.passes.result import Result, rebuild
 from flex_inductor.passes.sinks import beside
 from flex_inductor.passes.site import Coordinates, Declined, Site
-from flex_inductor.passes.storage import Storage, same_memory
+from flex_inductor.passes.storage import Storage
+from flex_inductor.passes.strides import needs_strides
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 
 aten = torch.ops.aten
@@ -40,7 +41,6 @@ BASE_2 = {"cuda"}
 LOWEST = -1.7e38
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 RANDOM = (1 << 63) - 1
-VIEWS_IN_PLACE = {"view", "view_as"}
 
 
 def score_of(site: Site) -> Expr:
@@ -107,7 +107,7 @@ class Emitter:
     ) -> tuple[fx.Node, tuple[str, ...]]:
         """Replaces the result by the call; returns the new value, and what there is to say about its kernel. Raises
         Declined without having changed the program. choose: decide.Choice for this site."""
-        self.make.forget()
+        self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:
@@ -139,10 +139,11 @@ class Emitter:
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
-        if training and self.storage.is_written(result.node):  # the backward pass reads what flex_attention gave
+        changed = self.storage.is_written(result.node) or result.node in self.make.aten_graph.moved
+        if training and changed:  # the backward pass reads what flex_attention gave
             out = self.make.call(aten.clone.default, out)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return (self.laid_out(out, result.dynamo) if needs_strides(result.dynamo) else out), note
+        return (self.laid_out(out, result.node) if needs_strides(result.node) else out), note
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
@@ -202,7 +203,7 @@ class Emitter:
 
     def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""
-        strides = [heads.magnitude(size_expr(n)) for n in original.meta["example_value"].stride()]
+        strides = [heads.magnitude(size_expr(n)) for n in original.meta["val"].stride()]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
             return self.make.call(aten.contiguous.default, out)
@@ -265,20 +266,3 @@ def sizes_of(captured: Captured) -> set[sympy.Symbol]:
     own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
     own |= {s for key in captured.tensors for _, size in key.over for s in size.free_symbols}
     return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
-
-
-def needs_strides(node: fx.Node) -> bool:
-    """Whether the program may notice other strides than eager's: by a view that cannot copy, or outside the graph."""
-    for user in node.users:
-        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-        if user.op == "output" or name in VIEWS_IN_PLACE or name in ("stride", "as_strided", "is_contiguous"):
-            return True
-        if is_alias(user, node) and needs_strides(user):
-            return True
-    return False
-
-
-def is_alias(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values share memory, as Dynamo saw it."""
-    values = [n.meta.get("example_value") for n in (a, b)]
-    return all(isinstance(v, torch.Tensor) for v in values) and same_memory(*values)

@@ -16,15 +16,16 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.indices import Sizes, same, size_expr
 from flex_inductor.passes.lift import NoRule, rule_name
+from flex_inductor.passes.lift_rules.products import FACTORS
 from flex_inductor.passes.lift_rules.views import INDEX_MAPS
 from flex_inductor.passes.site import Operand
 from flex_inductor.passes.storage import Storage
 
 TRANSPARENT = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
+    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
     "alias", "clone",
 })  # fmt: skip
-
+READERS = frozenset({*FACTORS, "scaled_dot_product_attention"})
 
 END = 1 << 62
 
@@ -97,9 +98,12 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
     """The operand, and the tensors that it is a view (or an unchanged copy) of, upward."""
     yield operand
     node, index = operand.node, operand.index
+    read = max((u.meta["position"] for u in node.users if rule_name(u) in READERS), default=END)
     while node.op == "call_function" and rule_name(node) in TRANSPARENT and isinstance(node.args[0], fx.Node):
         source = node.args[0]
-        if storage.writes(source, node.meta["position"], END) or source.meta["grad"] != node.meta["grad"]:
+        since = node.meta["position"]
+        written = storage.writes(source, since, END) or storage.writes(node, since, read)  # a copy's memory is its own
+        if written or source.meta["grad"] != node.meta["grad"]:
             return
         try:
             index = INDEX_MAPS[rule_name(node)](sizes, node, index)

@@ -35,6 +35,9 @@ Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
 ARITHMETIC = frozenset({"const", "index", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+MAX_WRITES = 16
+"""A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
+every number."""
 SCORES = frozenset({"dot", "probabilities"})
 
 
@@ -96,6 +99,8 @@ class Lifter:
             for target in written(node):  # an in-place operator returns what it wrote to
                 return self.lift(target, index, at)
             writes = self.storage.writes(node, node.meta["position"], at)
+            if len(writes) > MAX_WRITES:
+                raise NoRule
             if writes:
                 return self._after_write(writes[-1], node, index, at)
             return self._by_rule(node, index, at)
@@ -168,6 +173,7 @@ class Lifter:
 
     def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
         """A load from the value itself, which must still be there when the attention runs."""
+        node = self.storage.seen(node) if self.storage.is_written(node) else node
         writes = self.storage.writes(node, at - 1, self.until)
         if writes and any(self.is_random(w) for w in self.storage.writes(node, -1, self.until)):
             raise Declined("dropout is active", node)
@@ -191,8 +197,11 @@ class Lifter:
 
 
 def rule_name(node: fx.Node) -> str:
-    """The name by which rules know an operator: its overloads and its in-place form are one."""
+    """The name by which rules know an operator: its overloads and its in-place form are one. An operator of somebody
+    else's keeps its namespace: his `add` is another."""
     packet = getattr(node.target, "_overloadpacket", None)
+    if packet is not None and getattr(node.target, "namespace", "aten") != "aten":
+        return str(packet)
     name = packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
     return name.removesuffix("_") if not name.startswith("_") and not name.endswith("__") else name
 

@@ -21,7 +21,7 @@ from flex_inductor import compat
 from flex_inductor.indices import size_expr
 from flex_inductor.passes.normalize import AtenGraph, opaque
 from flex_inductor.passes.site import Declined
-from flex_inductor.passes.storage import written
+from flex_inductor.passes.storage import Storage, written
 
 aten = torch.ops.aten
 
@@ -30,20 +30,25 @@ ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, s
               FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
 
 
+WHATEVER_THE_STRIDES = dict.fromkeys((aten.view.default, aten._unsafe_view.default), aten.reshape.default)
+"""What stands for an operator that fails on other strides than the program's: a rewritten value may have them."""
+
+
 class Materialiser:
     """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
 
-    def __init__(self, graph: fx.Graph, aten_graph: AtenGraph) -> None:
-        self.graph, self.aten_graph = graph, aten_graph
+    def __init__(self, graph: fx.Graph, aten_graph: AtenGraph, storage: Storage | None = None) -> None:
+        self.graph, self.aten_graph, self.storage, self.until = graph, aten_graph, storage, 0
         self.made: dict[fx.Node, fx.Node] = {}
         self.own: set[fx.Node] = set()
         self.sizes: dict[sympy.Expr, Any] = {}
         self.symbols = symbol_nodes(graph)
         self.numbers = number_nodes(graph)
 
-    def forget(self) -> None:
-        """Nodes made for one site may come too late for another."""
-        self.made, self.sizes = {}, {}
+    def forget(self, until: int = 0) -> None:
+        """Nodes made for one site may come too late for another. until: the position in the program at which new ones
+        will be computed."""
+        self.made, self.sizes, self.until = {}, {}, until
 
     def keep(self, node: fx.Node, dtype: torch.dtype, shape: Sequence[sympy.Expr]) -> None:
         """Makes a new node of the Dynamo graph one that expressions may load from."""
@@ -54,7 +59,7 @@ class Materialiser:
     def value(self, node: fx.Node) -> fx.Node:
         if node in self.own:
             return node
-        if node in self.aten_graph.value_of:
+        if node in self.aten_graph.value_of and node not in self.aten_graph.moved:
             return self.aten_graph.value_of[node]
         if node not in self.made:
             self.made[node] = self.make(node)
@@ -65,9 +70,16 @@ class Materialiser:
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if node.op != "call_function" or target is opaque or random or any(True for _ in written(node)):
             raise Declined("a value inside an operator is needed, and cannot be computed again", node)
+        if self.is_stale(node):
+            raise Declined("a value inside an operator is needed, and what it was made of is written to", node)
         convert = lambda x: self.argument(x)  # noqa: E731
         args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
-        return self.graph.call_function(target, args, kwargs)
+        return self.graph.call_function(WHATEVER_THE_STRIDES.get(target, target), args, kwargs)
+
+    def is_stale(self, node: fx.Node) -> bool:
+        """Whether a value would be another if it were computed now."""
+        storage, since = self.storage, node.meta["position"]
+        return storage is not None and any(storage.writes(n, since, self.until) for n in (node, *node.all_input_nodes))
 
     def argument(self, x: Any) -> Any:
         if isinstance(x, fx.Node):

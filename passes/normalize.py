@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
+from flex_inductor.passes.effects import may_write, memory_of
+from flex_inductor.passes.reach import reachable
 
 aten = torch.ops.aten
 
@@ -39,16 +41,23 @@ def opaque(*args: Any) -> None:
 class AtenGraph:
     """The ATen operators of one Dynamo graph.
 
-    graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode),
-        "autocast" (whether autocast was active).
+    graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
+        where nothing requires a gradient), "autocast" (whether autocast was active).
+        "writes" of an opaque node: the arguments that it may write to. "reshapes" of a view that was made in place:
+        the nodes that are moved by it.
     value_of: the Dynamo node that has an ATen node's value, where there is one.
+    moved: nodes whose value_of has another shape later on.
     node_of: the ATen node of a fake tensor, by id; keep: what must live so that ids stay unique.
+    same_memory: the memory in which Dynamo saw a value -> the memory that the value has here. Results of opaque nodes
+        are Dynamo's, and may be views of their arguments.
     """
 
     graph: fx.Graph
     value_of: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    moved: set[fx.Node] = field(default_factory=set)
     node_of: dict[int, fx.Node] = field(default_factory=dict)
     keep: list[Any] = field(default_factory=list)
+    same_memory: dict[int, int] = field(default_factory=dict)
 
     def node(self, tensor: torch.Tensor) -> fx.Node | None:
         return self.node_of.get(id(tensor))
@@ -57,11 +66,12 @@ class AtenGraph:
 class Recorder(TorchDispatchMode):
     """Writes every ATen operator that runs into the graph."""
 
-    def __init__(self, aten_graph: AtenGraph) -> None:
+    def __init__(self, aten_graph: AtenGraph, differentiable: bool = True) -> None:
         super().__init__()
         self.out = aten_graph
         self.origin: fx.Node | None = None
-        self.grad = torch.is_grad_enabled()
+        self.differentiable = differentiable
+        self.grad = differentiable and torch.is_grad_enabled()
         self.autocast = False
         self.count = 0
         self.away = False
@@ -76,13 +86,19 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        view = VIEWS_IN_PLACE.get(func)
+        if view is not None and not self.away:
+            old = self.set_apart(args[0])
+            self.record(view, args, kwargs, func(*args, **kwargs)).meta["reshapes"] = old
+            return args[0]
         result = func(*args, **kwargs)
-        if not self.away and any(isinstance(x, torch.Tensor) for x in tree_leaves(result)):
+        matters = func._schema.is_mutable or any(isinstance(x, torch.Tensor) for x in tree_leaves(result))
+        if matters and not self.away:
             self.record(func, args, kwargs, result)
         return result
 
-    def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Adds a node, and one more per result where there are several."""
+    def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> fx.Node:
+        """Adds a node, and one more per result where there are several; returns the first."""
         to_node = lambda x: self.known(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
         node = self.add(
             "call_function", target, tree_map(to_node, tuple(args)), tree_map(to_node, dict(kwargs)), result
@@ -93,6 +109,16 @@ class Recorder(TorchDispatchMode):
             for i, x in enumerate(result):
                 if isinstance(x, torch.Tensor):
                     self.name(x, self.add("call_function", compat.getitem, (node, i), {}, x))
+        return node
+
+    def set_apart(self, tensor: torch.Tensor) -> list[fx.Node]:
+        """The nodes of a tensor whose shape is about to change, which keep a tensor of the old shape."""
+        self.known(tensor)
+        nodes, old = [n for n in self.out.graph.nodes if n.meta["val"] is tensor], aten.alias.default(tensor)
+        for node in nodes:
+            node.meta["val"] = old
+        self.out.moved.update(nodes)
+        return nodes
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self.out.graph.create_node(op, target)
@@ -115,16 +141,30 @@ class Recorder(TorchDispatchMode):
         return node
 
 
+VIEWS_IN_PLACE = {
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.detach_.default: aten.detach.default,
+}
+"""The views that operators make in place of a tensor: they write nothing, and the tensor has another shape."""
+
+
 class Normalizer:
     """Runs a Dynamo graph node by node under the recorder."""
 
     def __init__(self, gm: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
         self.gm, self.fake_mode = gm, fake_mode
         self.result = AtenGraph(fx.Graph())
-        self.recorder = Recorder(self.result)
+        self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
         self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
         self.functorch_depth = 0
+        self.transformed: set[fx.Node] = set()  # under functorch transforms
 
     def run(self) -> AtenGraph:
         with contextlib.ExitStack() as stack:
@@ -139,10 +179,17 @@ class Normalizer:
                 self.recorder.origin = node  # autocast is asked about here: inside an operator it is off again
                 self.recorder.autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
                 self.env[node] = value = self.value(node)
+                self.note_memory(node, value)
                 for leaf in tree_leaves(value):
                     self.link(leaf, node, value)
         self.result.graph.lint()
         return self.result
+
+    def note_memory(self, node: fx.Node, value: Any) -> None:
+        for seen, own in zip(tree_leaves(node.meta.get("example_value")), tree_leaves(value)):
+            there, here = memory_of(seen), memory_of(own)
+            if there is not None and here is not None and there != here:
+                self.result.same_memory.setdefault(there, here)
 
     def link(self, leaf: Any, node: fx.Node, value: Any) -> None:
         """Notes that a Dynamo node has the value of an ATen node."""
@@ -204,13 +251,23 @@ class Normalizer:
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
         if read or results:
-            self.recorder.record(opaque, read, {}, results)
+            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written(node)
         return value
+
+    def written(self, node: fx.Node) -> list[fx.Node]:
+        """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
+        it comes from."""
+        touched = may_write(node)
+        if node in self.transformed:
+            inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731
+            touched = list(reachable(touched, inside))
+        tensors = [x for n in touched for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
+        return [self.recorder.known(x) for x in tensors]
 
     def changes_mode(self, node: fx.Node) -> bool:
         """Follows no_grad and autocast regions: autocast changes what operators come down to."""
         if node.target is torch._C._set_grad_enabled:
-            self.recorder.grad = bool(node.args[0])
+            self.recorder.grad = self.recorder.differentiable and bool(node.args[0])
             return True
         if node.target is torch.amp.autocast_mode._enter_autocast:
             self.regions[node] = torch.autocast(*node.args)
@@ -231,8 +288,16 @@ class Normalizer:
         module = getattr(node.target, "__module__", "") or ""
         if "functorch" in module:
             self.functorch_depth += name.endswith("increment_nesting") - name.endswith("decrement_nesting")
-            return True
-        return self.functorch_depth > 0
+        elif self.functorch_depth == 0:
+            return False
+        self.transformed.add(node)
+        return True
+
+
+def differentiable(gm: fx.GraphModule) -> bool:
+    """Whether anything in a graph requires a gradient; if not, grad modes mean nothing."""
+    values = (x for n in gm.graph.nodes for x in tree_leaves(n.meta.get("example_value")))
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in values)
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:

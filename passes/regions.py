@@ -34,7 +34,9 @@ def slice_bounds(node: fx.Node) -> tuple[int, sympy.Expr, sympy.Expr, sympy.Expr
     return dim, begin, size_expr(node.meta["val"].shape[dim]), size_expr(1 if step is None else step)
 
 
-def _same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors that share their memory have the same elements."""
+
     def layout(t: torch.Tensor) -> list[sympy.Expr]:
         return [size_expr(n) for n in (*t.shape, *t.stride(), t.storage_offset())]
 
@@ -47,7 +49,7 @@ def written_region(
     """When element `index` of node lies in target, a part of it: the condition, and its index there. None if target is
     not known to be a part of node."""
     chain = []
-    while not _same_view(target.meta["val"], node.meta["val"]):
+    while not same_view(target.meta["val"], node.meta["val"]):
         if target.target not in UNDO or not isinstance(target.args[0], fx.Node):
             return None
         chain.append(target)

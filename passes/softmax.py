@@ -21,7 +21,7 @@ from flex_inductor import scalar
 from flex_inductor.indices import Sizes, floordiv, join, mod, same, size_expr
 from flex_inductor.passes.find import SOFTMAX
 from flex_inductor.passes.layout import number
-from flex_inductor.passes.lift import Index, Lifter, rule_name
+from flex_inductor.passes.lift import Index, Lifter, NoRule, rule_name
 from flex_inductor.passes.lift_rules.views import argument
 from flex_inductor.passes.site import Declined, Dropout, Operand
 from flex_inductor.scalar import Expr, const
@@ -100,7 +100,10 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
     if rule_name(anchor) in SOFTMAX:
         return _of_softmax(lifter, anchor, index, key)
     lifter = replace(lifter, store=False, memo={})  # sums and shifts must be seen, not loaded
-    value = lifter.apply(anchor, index, anchor.meta["position"])
+    try:
+        value = lifter.apply(anchor, index, anchor.meta["position"])
+    except NoRule:
+        raise Declined("the probabilities are made in a way that is not understood", anchor) from None
     if value.op == "exp":
         return _of_log(lifter, value.args[0], anchor, key)
     if value.op in ("div", "mul"):
@@ -109,6 +112,8 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
 
 
 def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+    if lifter.stops_gradient(softmax):
+        raise Declined("the softmax runs in another grad mode than the product with the values", softmax)
     source: fx.Node = softmax.args[0]
     dim = dimension(softmax)
     entry = join(index[dim])
@@ -172,7 +177,10 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
 
 
 def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
-    """The element that a reduction over the keys adds up."""
+    """The element that a reduction over the keys adds up; None where gradients do not flow through it as they do
+    through the rest."""
+    if lifter.stops_gradient(reduction):
+        return None
     source: fx.Node = reduction.args[0]
     dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:

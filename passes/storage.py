@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import fx
 
+from flex_inductor.passes.effects import by_schema, memory_of
 from flex_inductor.passes.normalize import AtenGraph
+from flex_inductor.passes.regions import same_view
 
 
 @dataclass(frozen=True)
@@ -29,59 +29,47 @@ class Write:
         return self.node.meta["position"]
 
 
-def _memory(node: fx.Node) -> int | None:
-    return memory_of(node.meta.get("val"))
-
-
-def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return memory_of(a) is not None and memory_of(a) == memory_of(b)
-
-
-def memory_of(value: Any) -> int | None:
-    """What identifies a tensor's memory."""
-    if not isinstance(value, torch.Tensor):
-        return None
-    try:
-        return value.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # a tensor without storage aliases nothing
-        return None
-
-
 def written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that an operator writes to, by its schema."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    for i, spec in enumerate(schema.arguments):
-        if spec.alias_info is None or not spec.alias_info.is_write:
-            continue
-        arg: Any = node.args[i] if i < len(node.args) else node.kwargs.get(spec.name)
-        for x in arg if isinstance(arg, (list, tuple)) else (arg,):
-            if isinstance(x, fx.Node):
-                yield x
+    """The arguments that an operator writes to, by its schema, and those that an opaque one may write to."""
+    yield from node.meta.get("writes", ())
+    yield from by_schema(node.target, node.args, node.kwargs)
 
 
 class Storage:
     """The memory of an ATen graph."""
 
     def __init__(self, aten_graph: AtenGraph) -> None:
+        self._same, self._value_of, self._moved = aten_graph.same_memory, aten_graph.value_of, aten_graph.moved
         self._writes: dict[int | None, list[Write]] = defaultdict(list)
         self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
         for node in aten_graph.graph.nodes:
-            self.sharing[_memory(node)].append(node)
+            self.sharing[self.memory(node)].append(node)
             for target in written(node):
-                self._writes[_memory(target)].append(Write(node, target))
+                self._writes[self.memory(target)].append(Write(node, target))
+
+    def memory(self, node: fx.Node) -> int | None:
+        """What identifies a value's memory."""
+        known = memory_of(node.meta.get("val"))
+        return self._same.get(known, known) if known is not None else None
 
     def shares(self, a: fx.Node, b: fx.Node) -> bool:
-        return _memory(a) is not None and _memory(a) == _memory(b)
+        return self.memory(a) is not None and self.memory(a) == self.memory(b)
 
     def writes(self, node: fx.Node, since: int, until: int) -> list[Write]:
         """The writes to a node's memory at positions since < p < until, in order."""
-        return [w for w in self._writes.get(_memory(node), ()) if since < w.position < until]
+        return [w for w in self._writes.get(self.memory(node), ()) if since < w.position < until]
 
     def is_written(self, node: fx.Node) -> bool:
-        return bool(self._writes.get(_memory(node)))
+        return bool(self._writes.get(self.memory(node)))
 
     def aliases(self, node: fx.Node) -> list[fx.Node]:
-        memory = _memory(node)
+        memory = self.memory(node)
         return self.sharing[memory] if memory is not None else [node]
+
+    def seen(self, node: fx.Node) -> fx.Node:
+        """The same view of the same memory as a value of the program, if there is one: what lies inside an operator is
+        computed again where it is needed, without what was written to it."""
+        if node in self._value_of and node not in self._moved:
+            return node
+        known = (n for n in self.aliases(node) if n in self._value_of and n not in self._moved)
+        return next((n for n in known if same_view(n.meta["val"], node.meta["val"])), node)

@@ -8,6 +8,7 @@ import sympy
 import torch
 from torch import fx
 
+from flex_inductor import scalar
 from flex_inductor.passes.lift import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.lift_rules.views import argument, source_of
 from flex_inductor.scalar import Expr, integer
@@ -41,8 +42,14 @@ def index_select(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Exp
 
 
 def embedding(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """A row of a table. Its gradient may be another than that of a load: none for one row, or divided by how often a
+    row is read."""
     place = integer(lifter.lift(node.args[1], at_index[:-1], at))
-    return lifter.lift(source_of(node), (place, at_index[-1]), at)
+    value = lifter.lift(source_of(node), (place, at_index[-1]), at)
+    special = argument(node, 2, "padding_idx", -1) != -1 or any(node.args[3:]) or any(node.kwargs.values())
+    if special and lifter.grad and scalar.has_gradient(value):
+        raise NoRule
+    return value
 
 
 def advanced(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:

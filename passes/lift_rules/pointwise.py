@@ -158,12 +158,17 @@ def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr
     return scalar.where(cast(condition, torch.bool), cast(fill, dtype), cast(x, dtype))
 
 
+def bounds(node: fx.Node) -> tuple[Any, Any]:
+    """The least and the greatest value that a clamp lets through."""
+    if "clamp_max" in str(node.target):
+        return None, argument(node, 1, "max")
+    return argument(node, 1, "min"), argument(node, 2, "max")
+
+
 def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     dtype = dtype_of(node)
     x = cast(lifter.arg(node.args[0], at_index, at), dtype)
-    name = str(node.target)
-    low = argument(node, 1, "min") if "clamp_max" not in name else None
-    high = argument(node, 2, "max") if "clamp_max" not in name else argument(node, 1, "max")
+    low, high = bounds(node)
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
             x = result(op, (x, cast(lifter.arg(bound, at_index, at), dtype)), dtype)
@@ -209,7 +214,6 @@ RULES: dict[str, Rule] = {
     **{name: comparison(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
     "rsub": reverse_sub,
     "div": divide,
-    "true_divide": divide,
     "pow": power,
     "logical_not": logic(scalar.logical_not, False),
     "logical_and": logic(scalar.logical_and, False),
@@ -219,8 +223,6 @@ RULES: dict[str, Rule] = {
     "bitwise_and": logic(scalar.logical_and, True),
     "bitwise_or": logic(scalar.logical_or, True),
     "bitwise_xor": logic(_xor, True),
-    "__and__": logic(scalar.logical_and, True),
-    "__or__": logic(scalar.logical_or, True),
     "where": where,
     "masked_fill": masked_fill,
     "clamp": clamp,

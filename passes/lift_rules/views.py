@@ -135,7 +135,6 @@ def repeat(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 INDEX_MAPS = {
     "view": view,
     "_unsafe_view": view,
-    "reshape": view,
     "_reshape_alias": view,
     "permute": permute,
     "transpose": transpose,
@@ -149,7 +148,6 @@ INDEX_MAPS = {
     "getitem": item,
     "alias": same_index,
     "clone": same_index,
-    "lift_fresh": same_index,
     "lift_fresh_copy": same_index,
     "flip": flip,
     "roll": roll,

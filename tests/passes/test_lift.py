@@ -1,7 +1,13 @@
-"""lift: every operator of the rule tables, as the bias or the mask of an attention."""
+"""lift: every operator of the rule tables, as the bias or the mask of an attention.
+
+What each is lifted to is asserted as text: `lifted.txt`, written anew by EXPECTTEST_ACCEPT=1. Without its rule an
+operator is computed and loaded, and the text says so."""
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +24,7 @@ BIASES = {
     for kind in ("views", "pointwise", "creation", "gathers", "joins", "casts")
     for name, make in getattr(terms, kind.upper()).items()
 }
-LEAVES = {"fmod", "gelu", "leaky_relu", "lerp", "linspace", "arange_float", "take_along_dim", "addcmul", "meshgrid"}
-"""Operators that have no rule, or whose rule does not cover the case: they are computed, and loaded."""
+TEXTS = Path(__file__).parent / "lifted.txt"
 KEEPS_A_KEY = {
     "causal",
     "compare_le",
@@ -32,6 +37,8 @@ KEEPS_A_KEY = {
     "cat",
     "pad",
     "logical",
+    "logical_and",
+    "exclusive",
     "bool_arithmetic",
     "comparison_of_floats",
     "stack",
@@ -62,11 +69,25 @@ def run(change: Any, train: bool) -> tuple[Any, bool]:
     return decision, bool(captured(reports[0]))
 
 
+def texts() -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in TEXTS.read_text().splitlines())
+
+
+def expect(name: str, text: str) -> None:
+    """Asserts what something is lifted to. Inputs have the names that they have in `terms.leaves`; what the program
+    computes is `computed`."""
+    for i, leaf in enumerate(terms.leaves()):
+        text = text.replace(f"l_values_{i}_", f"x_{leaf}")
+    text = re.sub(r"\b(?!x_)[a-z_]\w*\[", "computed[", text.split("  #")[0])
+    if os.environ.get("EXPECTTEST_ACCEPT"):
+        TEXTS.write_text("".join(f"{k}: {v}\n" for k, v in sorted({**texts(), name: text}.items())))
+    assert texts().get(name) == text
+
+
 @pytest.mark.parametrize("name", BIASES)
 def test_bias(name: str) -> None:
-    decision, computed = run(lambda s, x: s + BIASES[name](x), train=True)
-    if name.split(".")[1] not in LEAVES and not name.startswith("pointwise"):
-        assert not computed, decision.score_mod
+    decision, _ = run(lambda s, x: s + BIASES[name](x), train=True)
+    expect(name, decision.score_mod)
 
 
 @pytest.mark.parametrize("name", terms.MASKS)
@@ -75,6 +96,7 @@ def test_mask(name: str) -> None:
         lambda s, x: s.masked_fill(~terms.MASKS[name](x), float("-inf")), train=name in KEEPS_A_KEY
     )
     assert decision.mask_mod and not computed, decision.mask_mod
+    expect(f"masks.{name}", decision.mask_mod)
 
 
 @pytest.mark.parametrize("name", terms.MASKS)
@@ -121,7 +143,8 @@ def test_write_into_the_bias(name: str, base: str) -> None:
         WRITES[name](m)
         return s + m
 
-    run(change, train=False)
+    decision, _ = run(change, train=False)
+    expect(f"writes.{base}.{name}", decision.score_mod)
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -135,3 +158,18 @@ def test_write_after_the_bias_was_read(name: str) -> None:
         return torch.softmax(s, -1) @ v, m
 
     reports_of(program, (*qkv(), terms.leaves()["qk"]))
+
+
+PRODUCTS = {
+    "mm": lambda q, k, v: torch.softmax(q[0, 0] @ k[0, 0].t(), -1) @ v[0, 0],
+    "addmm": lambda q, k, v: torch.softmax(torch.addmm(q[0, 1] @ k[0, 1].t(), q[0, 0], k[0, 0].t()), -1) @ v[0, 0],
+    "baddbmm": lambda q, k, v: torch.softmax(torch.baddbmm(q[0, :, :, :1], q[0], k[0].mT, alpha=0.5), -1) @ v[0],
+    "bmm": lambda q, k, v: torch.softmax(torch.bmm(q[0], k[0].mT), -1) @ v[0],
+    "mv": lambda q, k, v: (torch.softmax(torch.mv(k[0, 0], q[0, 0, 0]), -1)[None] @ v[0, 0])[0],
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_product(name: str) -> None:
+    (decision,) = decisions_of(reports_of(PRODUCTS[name], qkv(), train=True))
+    expect(f"products.{name}", decision.score_mod or decision.reason)

@@ -60,6 +60,9 @@ VIEWS = {
     "repeat": lambda x: x["hqk"][:2].repeat(2, 1, 1),
     "tile": lambda x: x["qk"][:, :4].tile(1, 3),
     "repeat_interleave": lambda x: x["hqk"][:2].repeat_interleave(2, 0),
+    "alias": lambda x: torch.ops.aten.alias(x["qk"]),
+    "reshape_alias": lambda x: torch.ops.aten._reshape_alias(x["hqk"], (1, H, S, S), (H * S * S, S * S, S, 1)),
+    "lift_fresh_copy": lambda x: torch.ops.aten.lift_fresh_copy(x["qk"]),
     "shift": lambda x: F.pad(x["hqk"], (1, 0)).view(H, S + 1, S)[:, 1:],
 }
 
@@ -105,7 +108,8 @@ POINTWISE = (
         "clamp": lambda x: x["qk"].clamp(-0.5, 0.5),
         "clamp_integers": lambda x: DISTANCE().clamp(-3, 3) * 0.3,
         "clamp_min": lambda x: x["qk"].clamp_min(0.1),
-        "clamp_max": lambda x: x["qk"].clamp(max=0.1),
+        "clamp_to_a_max": lambda x: x["qk"].clamp(max=0.1),
+        "clamp_max": lambda x: x["qk"].clamp_max(0.1),
         "minimum": lambda x: torch.minimum(x["qk"], x["q"][:, None]),
         "maximum": lambda x: torch.maximum(x["qk"], torch.tensor(0.2)),
         "min_of_integers": lambda x: torch.minimum(DISTANCE().abs(), torch.tensor(4)) * -0.2,
@@ -118,6 +122,8 @@ POINTWISE = (
         "leaky_relu": lambda x: F.leaky_relu(x["qk"]),
         "addcmul": lambda x: torch.addcmul(x["qk"], x["qk"], x["qk"], value=0.3),
         "lerp": lambda x: torch.lerp(x["qk"], x["hqk"], 0.3),
+        "tan": lambda x: torch.tan(x["qk"] * 0.7),
+        "elu": lambda x: torch.ops.aten.elu(x["qk"]),
         "log_bucket": lambda x: torch.log(DISTANCE().abs().float() + 1).long() * 0.4,
     }
 )
@@ -126,6 +132,10 @@ CREATION = {
     "zeros": lambda x: torch.zeros(S, S),
     "ones_like": lambda x: torch.ones_like(x["qk"]) * 0.3,
     "full": lambda x: torch.full((S, S), 0.2).tril(),
+    "full_like": lambda x: torch.full_like(x["qk"], 0.2).tril(),
+    "zeros_like": lambda x: torch.zeros_like(x["qk"]) + x["h"][:, None, None],
+    "new_zeros": lambda x: x["qk"].new_zeros(S, S) + x["h"][:, None, None],
+    "new_ones": lambda x: x["qk"].new_ones(S, S).tril(),
     "new_full": lambda x: x["qk"].new_full((S, S), 2.0).triu(1),
     "eye": lambda x: torch.eye(S) * 3,
     "arange": lambda x: torch.arange(S) * 0.1,
@@ -137,6 +147,7 @@ CREATION = {
     "triu": lambda x: x["qk"].triu(2),
     "tril_negative": lambda x: x["qk"].tril(-1),
     "alibi": lambda x: 2.0 ** -torch.arange(1, H + 1)[:, None, None] * -DISTANCE().abs(),
+    "literal": lambda x: torch.tensor([0.1 * i for i in range(S)]),
     "tensor": lambda x: torch.tensor(0.5) * DISTANCE(),
     "meshgrid": lambda x: torch.stack(torch.meshgrid(I(3), I(4), indexing="ij")).flatten(1).sum(0) * 0.1,
 }
@@ -180,6 +191,8 @@ MASKS = {
     "logical": lambda x: torch.logical_or(
         torch.logical_not(DISTANCE() < 0), torch.logical_xor(DISTANCE() > 3, DISTANCE() > 5)
     ),
+    "logical_and": lambda x: torch.logical_and(DISTANCE() >= 0, DISTANCE() < 5),
+    "exclusive": lambda x: (DISTANCE() < 0) ^ (DISTANCE() > -S),
     "bool_arithmetic": lambda x: (DISTANCE() >= 0) * x["keep"][:, None, None] + torch.eye(S, dtype=torch.bool),
     "invert": lambda x: ~(DISTANCE() < 0),
     "zero_one": lambda x: torch.ones(S, S).tril() == 1,
