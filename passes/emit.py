@@ -147,8 +147,8 @@ class Emitter:
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
         score, mask = within_range(score_of(site), at, device), mask_of(site)
-        score_mod, score_reads = self.module("score_mod", score, site, True, device)
-        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device)
+        score_mod, score_reads = self.module("score_mod", score, site, True)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site, False)
         options = compat.kernel_options(logsumexp)
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
@@ -201,12 +201,10 @@ class Emitter:
         dense = self.make.call(aten.contiguous.default, self.make.call(aten.permute.default, out, order))
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
-    def module(
-        self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device
-    ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    def module(self, name: str, expr: Expr, site: Site, with_score: bool) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
         the mask_mod first: an operator has no other way to be given a tensor."""
-        writer = ModWriter(site.at, with_score, wide=integers.overflow(expr, columns_of(site), device))
+        writer = ModWriter(site.at, with_score, wide=integers.beyond(expr, columns_of(site)))
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")
         module = writer.finish(expr, name, sizes_of)

@@ -18,7 +18,18 @@ BIASES = {
     for kind in ("views", "pointwise", "creation", "gathers", "joins", "casts")
     for name, make in getattr(terms, kind.upper()).items()
 }
-LEAVES = {"fmod", "gelu", "leaky_relu", "lerp", "linspace", "arange_float", "take_along_dim", "addcmul", "meshgrid"}
+LEAVES = {
+    "fmod",
+    "gelu",
+    "leaky_relu",
+    "lerp",
+    "linspace",
+    "arange_float",
+    "take_along_dim",
+    "addcmul",
+    "meshgrid",
+    "double",
+}
 """Operators that have no rule, or whose rule does not cover the case: they are computed, and loaded."""
 KEEPS_A_KEY = {
     "causal",
