@@ -23,6 +23,7 @@ from flex_inductor.grid import Evaluator
 from flex_inductor.ordered import ordered
 from flex_inductor.passes import mask_mod as reader
 from flex_inductor.passes.formula import Former
+from flex_inductor.passes.lift import deep
 from flex_inductor.passes.opaque import function_of
 from flex_inductor.passes.site import Declined
 
@@ -101,9 +102,10 @@ class MaskBlocks:
     @classmethod
     def read(cls, mask_mod: MaskFunction, sizes: Any, widths: Any, device: torch.device) -> MaskBlocks:
         """Raises Declined where the mask_mod is not understood."""
-        read = reader.read(mask_mod, sizes, device)
-        former = Former(read.at)
-        formula = former.formula(read.expr)
+        with deep():
+            read = reader.read(mask_mod, sizes, device)
+            former = Former(read.at)
+            formula = former.formula(read.expr)
         buffers = {name: read.value(node) for name, node in former.buffers.items()}
         buffers |= {name: function_of(x, read.at, read.reads) for name, x in former.opaque.items()}
         rows, cols = mask.axes(sizes[2], sizes[3], widths)

@@ -21,7 +21,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from flex_inductor.mask import Axis, B, Every, H, Least, Most, Some, Where
+from flex_inductor.mask import Axis, B, Every, H, Least, Most, Some, Where, Wrapped
 
 aten = torch.ops.aten
 Call = Callable[..., Any]
@@ -191,6 +191,7 @@ HANDLERS: Mapping[Any, Callable[[Evaluator, Any], Any]] = {
     sympy.Abs: lambda self, e: self.call(torch.abs, self.plain(e.args[0])),
     sympy.Pow: lambda self, e: self.call(operator.pow, *map(self.plain, e.args)),
     Where: Evaluator.where,
+    Wrapped: lambda self, e: self.plain(e.args[0]),
     tuple(BINARY): lambda self, e: self.call(BINARY[e.func], *map(self.plain, e.args)),
     tuple(COMPARE): lambda self, e: self.call(COMPARE[e.func], *map(self.plain, e.args)),
 }

@@ -178,3 +178,10 @@ def reshape(
         flat = flatten(index[first:i], new[first:i])
         result += unflatten(flat, old[second:j], sizes)
     return result
+
+
+def modulo(e: sympy.Expr, count: int) -> sympy.Expr:
+    """A sum with its coefficients brought as near to zero as they can be, modulo count: code must be able to write
+    them."""
+    terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(e)]
+    return sympy.Add(*((int(c) + count // 2) % count * rest - count // 2 * rest for c, rest in terms))

@@ -31,7 +31,7 @@ from flex_inductor.passes.attended import describe
 from flex_inductor.passes.blocks import block_width
 from flex_inductor.passes.decide import Choice, Refusal, request_of, torchs, trains
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.lift import rule_name
+from flex_inductor.passes.lift import deep, rule_name
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.normalize import AtenGraph
 from flex_inductor.passes.operands import dtype_of
@@ -279,5 +279,6 @@ def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs) -> Gra
     """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph,
     or gm itself if nothing was changed."""
     run = Run(refuse, choose)
-    after = run.rewrite(gm)
+    with deep():
+        after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

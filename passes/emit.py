@@ -150,8 +150,8 @@ class Emitter:
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
         score, mask = within_range(score_of(site), at, device), mask_of(site)
-        score_mod, score_reads = self.module("score_mod", score, site, True, device, training)
-        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, device, training)
+        score_mod, score_reads = self.module("score_mod", score, site, True, training)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
         options = compat.kernel_options(logsumexp)
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
@@ -211,7 +211,7 @@ class Emitter:
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def module(
-        self, name: str, expr: Expr, site: Site, with_score: bool, device: torch.device, training: bool
+        self, name: str, expr: Expr, site: Site, with_score: bool, training: bool
     ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
         """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
         the mask_mod first: an operator has no other way to be given a tensor."""
@@ -220,7 +220,7 @@ class Emitter:
         writer = ModWriter(
             site.at,
             with_score,
-            wide=integers.overflow(expr, columns_of(site), device),
+            wide=integers.beyond(expr, columns_of(site)),
             over=lambda load: copied_over(load, site.at, number) if load.args[0] in gradients else (),
         )
         if site.dropout is not None and not with_score:

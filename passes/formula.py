@@ -16,7 +16,7 @@ import torch
 from torch.utils._sympy.functions import Max, Min
 
 from flex_inductor import scalar
-from flex_inductor.mask import B, H, K, Q, Where, load
+from flex_inductor.mask import B, H, K, Q, Where, Wrapped, load
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, Leaf, is_integer
 
@@ -74,6 +74,8 @@ class Former:
         if x.op == "where":
             condition, a, b = x.args
             return Where(self.formula(condition), *(self.integer(scalar.integer(value)) for value in (a, b)))
+        if x.op == "wrap":
+            return Wrapped(self.integer(scalar.integer(x.args[0])))
         if x.op in EXTREMES or x.op == "abs":
             args = [self.integer(scalar.integer(a)) for a in x.args]
             return EXTREMES[x.op](*args) if x.op in EXTREMES else sympy.Abs(*args)

@@ -15,19 +15,22 @@ import torch
 from flex_inductor import mask, scalar
 from flex_inductor.indices import size_expr
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.scalar import Atom, Expr
+from flex_inductor.scalar import LONGEST, Atom, Expr
 
 NARROW = {"cuda"}
 """The devices whose kernels are handed positions in 32 bits."""
-LONGEST = 1 << 22
-"""Sizes that are not known stay within this."""
 
 
 def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
     """Whether integers that are computed in an expression may be too large for a device, the places in memory that it
     reads included."""
+    return device.type in NARROW and beyond(expr, at)
+
+
+def beyond(expr: Expr, at: Coordinates) -> bool:
+    """Whether integers in an expression may need more than 32 bits, in which mods are traced on every device."""
     reach = Reach(at)
-    return device.type in NARROW and any(reach.of(x) > mask.BOUND for x in scalar.walk(expr))
+    return any(reach.of(x) > mask.BOUND for x in scalar.walk(expr))
 
 
 class Reach:
@@ -70,7 +73,7 @@ def length(n: sympy.Expr) -> int:
 RULES: dict[str, Callable[[list[int]], int]] = {
     "trunc": lambda parts: 0,  # in 64 bits, as is everything that is computed of it
     **dict.fromkeys(("add", "sub"), sum),
-    **dict.fromkeys(("neg", "abs", "minimum", "maximum", "where"), max),
+    **dict.fromkeys(("neg", "abs", "minimum", "maximum", "where", "wrap"), max),
     **dict.fromkeys(("floor_divide", "remainder"), lambda parts: max(parts) + 1),
     "mul": lambda parts: math.prod(max(1, p) for p in parts),
 }

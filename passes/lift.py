@@ -15,8 +15,11 @@ Declines: when a buffer is written to after the score read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -26,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, size_expr
+from flex_inductor.passes import precision
 from flex_inductor.passes.regions import written_region
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.storage import Storage, Write, written
@@ -34,11 +38,26 @@ from flex_inductor.scalar import Expr
 Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
-ARITHMETIC = frozenset({"const", "index", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+ARITHMETIC = frozenset({"const", "index", "wrap", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
 MAX_WRITES = 16
 """A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
 every number."""
 SCORES = frozenset({"dot", "probabilities"})
+DEEPEST = 150
+"""Operators behind one another that are lifted through. Real models have fewer than fifty."""
+HEAVIEST = 10_000
+"""The weight of the largest expression. A chain of operators that use their argument twice doubles it every time."""
+
+
+@contextlib.contextmanager
+def deep() -> Iterator[None]:
+    """Inside, Python may call as deeply as expressions of DEEPEST operators take."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 40 * DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class NoRule(Exception):
@@ -56,6 +75,8 @@ class Lifter:
     leaves: nodes that must not be lifted through.
     store: whether arithmetic that does not vary with both rows and columns is left to the program, and loaded.
     anchor: the operator whose element is named `probabilities` instead of lifted.
+    strict: whether numbers must be rounded as the program rounds them.
+    path: the operators that are being lifted through.
     """
 
     storage: Storage
@@ -68,7 +89,12 @@ class Lifter:
     leaves: frozenset[fx.Node] = frozenset()
     anchor: fx.Node | None = None
     store: bool = True
+    strict: bool = False
+    path: list[fx.Node] = field(default_factory=list)
     memo: dict[tuple[fx.Node, Index, int], Expr] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.bounds = scalar.Bounds(self.sizes)
 
     def lift(self, node: fx.Node, index: Sequence[sympy.Expr], at: int | None = None) -> Expr:
         """The element of node at index, as read at a program position (default: when it was made)."""
@@ -87,6 +113,24 @@ class Lifter:
             return self.lift(value, own, at)
         return number(value)
 
+    def exact(self, value: Any, index: Sequence[sympy.Expr], at: int) -> Expr:
+        """An argument on which something turns: a comparison, an integer."""
+        x = self.arg(value, index, at)
+        if not x.dtype.is_floating_point or any(n.op in SCORES for n in scalar.walk(x)):
+            return x
+        return self.strictly.arg(value, index, at)
+
+    @functools.cached_property
+    def strictly(self) -> Lifter:
+        return self if self.strict else replace(self, strict=True, memo={})
+
+    def cast(self, x: Expr, dtype: torch.dtype) -> Expr:
+        """A number in another dtype, as the program has it there."""
+        value = precision.cast(x, dtype, self.bounds, self.strict)
+        if value is None:
+            raise NoRule
+        return value
+
     def clip(self, node: fx.Node, index: Sequence[sympy.Expr]) -> Index:
         """The index, with 0 in dimensions of size one: broadcasting."""
         shape = node.meta["val"].shape
@@ -95,17 +139,28 @@ class Lifter:
     def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
         if self.anchor is not None and node is self.anchor and not self.storage.writes(node, node.meta["position"], at):
             return Expr("probabilities", (index,), node.meta["val"].dtype)
+        self.path.append(node)
         try:
-            for target in written(node):  # an in-place operator returns what it wrote to
-                return self.lift(target, index, at)
-            writes = self.storage.writes(node, node.meta["position"], at)
-            if len(writes) > MAX_WRITES:
-                raise NoRule
-            if writes:
-                return self._after_write(writes[-1], node, index, at)
-            return self._by_rule(node, index, at)
+            value = self._value(node, index, at)
+            if value.weight <= HEAVIEST:
+                return value
         except NoRule:
-            return self.leaf(node, index, at)
+            pass
+        finally:
+            self.path.pop()
+        return self.leaf(node, index, at)
+
+    def _value(self, node: fx.Node, index: Index, at: int) -> Expr:
+        if len(self.path) > DEEPEST:
+            raise NoRule
+        for target in written(node):  # an in-place operator returns what it wrote to
+            return self.lift(target, index, at)
+        writes = self.storage.writes(node, node.meta["position"], at)
+        if len(writes) > MAX_WRITES:
+            raise NoRule
+        if writes:
+            return self._after_write(writes[-1], node, index, at)
+        return self._by_rule(node, index, at)
 
     def _after_write(self, write: Write, node: fx.Node, index: Index, at: int) -> Expr:
         """The value after a write: the operator's where it wrote to this tensor or to a region of it."""
@@ -123,7 +178,8 @@ class Lifter:
             if condition != scalar.TRUE and scalar.has_load(new):
                 sizes = map(size_expr, write.target.meta["val"].shape)
                 new = self.apply(write.node, tuple(map(scalar.clamp, own, sizes)), write.position)
-            return scalar.where(condition, *same_kind(new, self.lift(node, index, write.position)))
+            old = self.lift(node, index, write.position)
+            return scalar.where(condition, self.cast(new, old.dtype), old)
         except Declined as gone:
             raise NoRule from gone
 
@@ -204,11 +260,6 @@ def rule_name(node: fx.Node) -> str:
         return str(packet)
     name = packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
     return name.removesuffix("_") if not name.startswith("_") and not name.endswith("__") else name
-
-
-def same_kind(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """Two values of one dtype: that of the second, which was there before."""
-    return scalar.cast(a, b.dtype), b
 
 
 def number(value: Any) -> Expr:

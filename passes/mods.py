@@ -3,7 +3,8 @@
     where(q >= k, dot + bias[h, k], -inf)   ->   def forward(score, b, h, q_idx, kv_idx, bias): ...
 
 Written the way Dynamo writes them: captured tensors are read by `getitem` with scalar tensors, sizes are captured
-integers. All arithmetic is in float32 at least.
+integers. All arithmetic is in float32 at least, and in float64 where the program's is; integers are counted in 64 bits
+where they are loaded.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any, NamedTuple
 import sympy
 import torch
 from torch import fx
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor import compat
 from flex_inductor.passes.site import Coordinates, Declined
-from flex_inductor.scalar import Atom, Expr, is_integer
+from flex_inductor.scalar import NEGATED, Atom, Expr, is_integer
 
 aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
@@ -69,6 +70,18 @@ SWAPPED = {
 }
 
 
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which code has numbers of a dtype."""
+    return torch.int64 if is_integer(dtype) else torch.promote_types(dtype, torch.float32)
+
+
+def narrow(x: Expr) -> list[Expr]:
+    """The arguments of a comparison of integers that are loaded in one narrow dtype, which need not be widened."""
+    loads = [n.args[0].expr for n in x.args if n.op == "index" and isinstance(n.args[0], Atom)]
+    alike = len({n.dtype for n in loads}) == 1 and all(n.op == "load" for n in loads)
+    return loads if x.op in NEGATED and len(loads) == 2 and alike else []
+
+
 @dataclass
 class Captured:
     """What a mod reads besides its arguments, in order of its placeholders."""
@@ -114,7 +127,7 @@ class ModWriter:
 
     def constant(self, value: Any, dtype: torch.dtype) -> fx.Node:
         """A number as a scalar tensor."""
-        kind = torch.bool if dtype == torch.bool else torch.float32
+        kind = torch.bool if dtype == torch.bool else computed_in(dtype)
         one = self.positions[next(iter(self.positions))]
         return self.call(torch.full_like, one, value, dtype=kind)
 
@@ -151,8 +164,13 @@ class ModWriter:
             return self.real(x.args[0])
         if x.op in ("float", "trunc"):
             value = self.value(x.args[0])
-            dtype = torch.float32 if x.op == "float" else torch.int64
-            return self.call(aten.to.dtype, value, dtype) if self.is_tensor(value) else value
+            if not self.is_tensor(value):
+                return value
+            if x.op == "trunc" and x.dtype != torch.int64:
+                value = self.call(aten.to.dtype, value, x.dtype)
+            return self.call(aten.to.dtype, value, computed_in(x.dtype))
+        if x.op == "wrap":  # int64 wraps by itself
+            return self.value(x.args[0])
         if x.op == "where":
             return self.where(x)
         return self.function(x)
@@ -167,7 +185,7 @@ class ModWriter:
     def where(self, x: Expr) -> Any:
         condition, a, b = (self.value(arg) for arg in x.args)
         if not self.is_tensor(a) and not self.is_tensor(b):
-            a = self.constant(a, x.dtype) if x.dtype.is_floating_point else self.call(torch.full_like, self.tensor(), a)
+            a = self.constant(a, x.dtype)
         return self.call(torch.where, condition, a, b)
 
     def tensor(self) -> fx.Node:
@@ -177,7 +195,9 @@ class ModWriter:
         """An operator; a number on the left of one that wants a tensor there changes sides."""
         if x.op not in FUNCTIONS:
             raise Declined(f"no code for `{x.op}` in a score_mod")
-        args = [self.value(a) for a in x.args]
+        args = [self.memory(a) for a in narrow(x)] or [self.value(a) for a in x.args]
+        if not any(map(self.is_tensor, args)):
+            args[0] = self.constant(args[0], x.args[0].dtype)
         if x.op in SWAPPED and not self.is_tensor(args[0]) and self.is_tensor(args[1]):
             return self.function_of(SWAPPED[x.op], args[::-1], x.dtype)
         if len(args) > 2 and x.op in ("and", "or"):
@@ -193,11 +213,21 @@ class ModWriter:
             return self.call(torch.clamp, args[0], **{side: args[1]})
         if op == "floor_divide" and dtype.is_floating_point:  # the operator `//` has no derivative
             return self.call(torch.div, *args, rounding_mode="floor")
-        if len(args) == 1 and not self.is_tensor(args[0]):
-            args = [self.constant(args[0], torch.float32)]
         return self.call(FUNCTIONS[op], *args)
 
     def load(self, x: Expr) -> fx.Node:
+        own, wanted = x.args[0].meta["val"].dtype, computed_in(x.dtype)  # x.dtype is what it was cast to
+        value = self.memory(x)
+        return self.call(aten.to.dtype, value, wanted) if own not in (wanted, torch.bool) else value
+
+    def memory(self, x: Expr) -> fx.Node:
+        """What a buffer holds, in its own dtype."""
+        key = ("memory", x)
+        if key not in self.memo:
+            self.memo[key] = self.read(x)
+        return self.memo[key]
+
+    def read(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
         key = Capture(buffer, selected, self.over(x))
@@ -209,10 +239,7 @@ class ModWriter:
             places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
-        dtype = buffer.meta["val"].dtype
-        if dtype in (torch.bfloat16, torch.float16):  # x.dtype is what it was cast to
-            value = self.call(aten.to.dtype, value, torch.float32)
-        return self.widened(value) if is_integer(dtype) else value
+        return value
 
     def lifted(self, buffer: fx.Node) -> bool:
         """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads
@@ -238,7 +265,7 @@ class ModWriter:
             return self.widened(self.positions[e]) if e in self.positions else self.size(e)
         if isinstance(e, (sympy.Add, sympy.Mul)):
             return self.fold(operator.add if e.is_Add else operator.mul, e)
-        if isinstance(e, (FloorDiv, Mod)):
+        if isinstance(e, (FloorDiv, Mod, PythonMod)):
             function = operator.floordiv if isinstance(e, FloorDiv) else operator.mod
             return self.call(function, *map(self.integer, e.args))
         if e.is_Pow and e.exp.is_Integer and e.exp > 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 from torch import fx
 
 from flex_inductor.grid import Evaluator
@@ -27,7 +28,8 @@ def function_of(x: Expr, at: Coordinates, reads: Reads) -> Callable[[Evaluator, 
         writer = ModWriter(at, False)
         module = writer.finish(x, "opaque", lambda captured: set())
         given = dict(zip(places_of(x, at), places))
-        positions = [given.get(p, places[0]) for p in (at.b, at.h, at.q, at.k)]
+        unused = places[0] if places else evaluator.tensor(sympy.S.Zero)
+        positions = [given.get(p, unused) for p in (at.b, at.h, at.q, at.k)]
         return inlined(module.graph, (*positions, *reads(writer)), evaluator.call)
 
     return compute

@@ -104,4 +104,6 @@ def _masked(
     value = lifter.arg(given, place, call.meta["position"])
     if value.dtype == torch.bool:
         return score, value if mask is None else scalar.logical_and(mask, value)
+    if value.dtype == torch.float64:
+        raise Declined("the mask is added in float64", call)
     return pointwise("add", (score, scalar.cast(value, torch.float32)), torch.float32), mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sympy
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr
@@ -19,6 +19,7 @@ class Writer:
 
     def __init__(self, at: Coordinates) -> None:
         self.names = {at.b: "b", at.h: "h", at.q: "q", at.k: "k"}
+        self.memo: dict[tuple[sympy.Expr, int], str] = {}
 
     def text(self, x: Expr, rank: int = 0) -> str:
         if x.op == "const":
@@ -38,17 +39,24 @@ class Writer:
             return f"({body})" if own < rank else body
         if x.op == "not":
             return f"not {self.text(x.args[0], 3)}"
+        if x.op == "wrap":
+            return self.text(x.args[0], rank)
         if x.op == "neg":
             return f"-{self.text(x.args[0], 7)}"
         name = {"trunc": "int"}.get(x.op, x.op)
         return f"{name}({', '.join(self.text(a) for a in x.args)})"
 
     def integer(self, e: sympy.Expr, rank: int = 0) -> str:
+        if (e, rank) not in self.memo:
+            self.memo[e, rank] = self.sum(e, rank)
+        return self.memo[e, rank]
+
+    def sum(self, e: sympy.Expr, rank: int) -> str:
         if isinstance(e, Atom):
             return self.text(e.expr, rank)
         if e.is_Symbol:
             return self.names.get(e, str(e))
-        if isinstance(e, (FloorDiv, Mod)):
+        if isinstance(e, (FloorDiv, Mod, PythonMod)):
             sign, own = ("//", 6) if isinstance(e, FloorDiv) else ("%", 6)
             body = f"{self.integer(e.args[0], own)} {sign} {self.integer(e.args[1], own + 1)}"
             return f"({body})" if own < rank else body

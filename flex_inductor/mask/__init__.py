@@ -8,7 +8,7 @@ rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or 
 """
 
 from flex_inductor.mask.blocks import LARGEST, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import BOUND, LIMIT, POSITIONS, B, H, K, Q, Where, holds, load, normal, reach
+from flex_inductor.mask.formula import BOUND, LIMIT, POSITIONS, B, H, K, Q, Where, Wrapped, holds, load, normal, reach
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges
@@ -35,6 +35,7 @@ __all__ = [
     "Some",
     "Span",
     "Where",
+    "Wrapped",
     "analyse",
     "axes",
     "holds",

@@ -2,7 +2,7 @@
 
     (q >= k) & Eq(document(q), document(k))
 
-Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Where and loads. Truth values are
+Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Where, Wrapped and loads. Truth values are
 comparisons of integers under And, Or, Not; a load of a truth value is a load of 0 or 1 (`holds`).
 """
 
@@ -16,6 +16,8 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from torch.utils._sympy.functions import FloorDiv, PythonMod
 
+from flex_inductor.indices import modulo
+
 B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
 """The positions of a score: batch, head, query, key."""
 POSITIONS = frozenset({B, H, Q, K})
@@ -23,6 +25,7 @@ LIMIT = 4000
 """The size of a formula beyond which it is not analysed: sympy would take seconds."""
 BOUND = 1 << 31
 """Positions, sizes and nearly all numbers in buffers are within this."""
+ENDLESS = 1 << 256
 
 NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
            sympy.Ne: sympy.Eq}  # fmt: skip
@@ -39,6 +42,25 @@ class Where(sympy.Function):
         if a == b or condition == sympy.true:
             return a
         return b if condition == sympy.false else None
+
+
+class Wrapped(sympy.Function):
+    """An integer as int64 has it. Nothing may be concluded of the numbers that it was made of, unless they are known to
+    be small."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, number: sympy.Expr) -> sympy.Expr | None:
+        near = modulo(sympy.expand(number), 1 << 64)
+        if near.is_Integer or isinstance(near, (sympy.Symbol, AppliedUndef)):
+            return near
+        return cls(near) if near != number else None
+
+
+def plain(mask: sympy.Basic) -> sympy.Basic:
+    """A mask of numbers that do not wrap."""
+    return mask.replace(Wrapped, lambda number: number)
 
 
 def load(name: str, *at: sympy.Expr | int) -> sympy.Expr:
@@ -62,10 +84,12 @@ def reach(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND)
         return bound if isinstance(bound, int) else bound(expr)
     parts = [reach(a, bound) for a in expr.args]
     if isinstance(expr, sympy.Add):
-        return sum(parts)
-    if isinstance(expr, sympy.Mul):
-        return math.prod(max(1, p) for p in parts)
-    return parts[0] ** max(1, parts[1]) if isinstance(expr, sympy.Pow) else max(parts) + 1
+        found = sum(parts)
+    elif isinstance(expr, sympy.Mul):
+        found = math.prod(max(1, p) for p in parts)
+    else:
+        found = parts[0] ** max(1, parts[1]) if isinstance(expr, sympy.Pow) else max(parts) + 1
+    return min(found, ENDLESS)  # so that powers of powers take no time
 
 
 def size(expr: sympy.Basic, limit: int) -> int:

@@ -9,6 +9,7 @@ integer) is an `Atom` in them. Floating-point arithmetic keeps the order in whic
 """
 
 from flex_inductor.scalar.arithmetic import FOLD, MAX_CASES, cases, cast, compare, from_cases, pointwise
+from flex_inductor.scalar.bounds import LONGEST, Bounds, range_of, within, wrapped
 from flex_inductor.scalar.logic import NEGATED, logical_and, logical_not, logical_or, where
 from flex_inductor.scalar.rewrite import build, substitute
 from flex_inductor.scalar.terms import (
@@ -34,10 +35,12 @@ from flex_inductor.scalar.terms import (
 __all__ = [
     "FALSE",
     "FOLD",
+    "LONGEST",
     "MAX_CASES",
     "NEGATED",
     "TRUE",
     "Atom",
+    "Bounds",
     "Expr",
     "Leaf",
     "build",
@@ -60,7 +63,10 @@ __all__ = [
     "logical_or",
     "pointwise",
     "positions",
+    "range_of",
     "substitute",
     "walk",
     "where",
+    "within",
+    "wrapped",
 ]

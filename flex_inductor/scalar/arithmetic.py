@@ -87,15 +87,16 @@ def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]
 
 
 def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
-    """A constant, computed in the dtype in which the program would."""
+    """A constant, computed in the dtype in which the program's kernels would, and rounded to its own."""
     if any(isinstance(v, float) and math.isnan(v) for v in values):
         return None
-    if op in FOLD:
-        return const(FOLD[op](*values), dtype)
+    if not dtype.is_floating_point:
+        return const(FOLD[op](*values), dtype) if op in FOLD else None
     function = getattr(torch, op, None)
-    if function is None or not dtype.is_floating_point:
+    if function is None:
         return None
-    return const(function(*(torch.tensor(v, dtype=dtype) for v in values)).item(), dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    return const(function(*(torch.tensor(v, dtype=wide) for v in values)).item(), dtype)
 
 
 def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:
@@ -111,7 +112,7 @@ def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:
 
 def cast(x: Expr, dtype: torch.dtype) -> Expr:
     """Conversion between kinds of numbers. Rounding to a narrower floating type is dropped: the score is computed in
-    float32 at least, and more precision than eager has is within the rule."""
+    float32 at least, and more precision than eager has is within the rule. Integers are taken to fit."""
     if x.dtype == dtype:
         return x
     if x.dtype == torch.bool:
@@ -122,7 +123,7 @@ def cast(x: Expr, dtype: torch.dtype) -> Expr:
     if options is not None and all(math.isfinite(v.value) or dtype.is_floating_point for _, v in options):
         return from_cases([(c, const(v.value, dtype)) for c, v in options])
     if is_integer(dtype):
-        return x if is_integer(x.dtype) else index(Atom(Expr("trunc", (x,), torch.int64)))
+        return x if is_integer(x.dtype) else index(Atom(Expr("trunc", (x,), dtype)))
     if x.dtype.is_floating_point:
         return Expr(x.op, x.args, dtype)
     return Expr("float", (x,), dtype)

@@ -14,15 +14,19 @@ Leaf = Any  # what a load reads: an FX node to the passes, opaque here
 
 @dataclass(frozen=True, eq=False)
 class Expr:
-    """op applied to args, giving a scalar of dtype. Leaves: const, index, load(buffer, index), dot(product, index)."""
+    """op applied to args, giving a scalar of dtype. Leaves: const, index, load(buffer, index), dot(product, index).
+
+    weight: the length of the expression written out, what it has several times counted as often."""
 
     op: str
     args: tuple[Any, ...]
     dtype: torch.dtype
     _hash: int = field(init=False, repr=False)
+    weight: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((self.op, self.args, self.dtype)))
+        object.__setattr__(self, "weight", 1 + sum(x.weight for x in children(self)))
 
     def __hash__(self) -> int:
         return self._hash
@@ -64,6 +68,19 @@ class Atom(sympy.Symbol):
         return (*super()._hashable_content(), self.expr)
 
 
+def children(x: Expr) -> Iterator[Expr]:
+    """The expressions directly below x, those inside index arithmetic included."""
+    for arg in x.args:
+        if isinstance(arg, Expr):
+            yield arg
+        elif isinstance(arg, sympy.Expr):
+            yield from (a.expr for a in arg.atoms(Atom))
+        elif isinstance(arg, tuple):
+            for entry in arg:
+                if isinstance(entry, sympy.Expr):
+                    yield from (a.expr for a in entry.atoms(Atom))
+
+
 def is_integer(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
 
@@ -101,19 +118,6 @@ def clamp(place: sympy.Expr, size: sympy.Expr) -> sympy.Expr:
     """A place inside a tensor, whatever is meant by it: loads outside must not happen even where they are not used."""
     low = Expr("maximum", (index(place), index(0)), torch.int64)
     return Atom(Expr("minimum", (index(Atom(low)), index(size - 1)), torch.int64))
-
-
-def children(x: Expr) -> Iterator[Expr]:
-    """The expressions directly below x, those inside index arithmetic included."""
-    for arg in x.args:
-        if isinstance(arg, Expr):
-            yield arg
-        elif isinstance(arg, sympy.Expr):
-            yield from (a.expr for a in arg.atoms(Atom))
-        elif isinstance(arg, tuple):
-            for entry in arg:
-                if isinstance(entry, sympy.Expr):
-                    yield from (a.expr for a in entry.atoms(Atom))
 
 
 def walk(x: Expr) -> Iterator[Expr]:

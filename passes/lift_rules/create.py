@@ -19,7 +19,7 @@ def arange(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     if any(isinstance(x, float) and not x.is_integer() for x in (start, step)):
         raise NoRule
     first, by = (size_expr(int(x) if isinstance(x, float) else x) for x in (start, step))
-    return cast(index(first + by * at_index[0]), node.meta["val"].dtype)
+    return lifter.cast(index(first + by * at_index[0]), node.meta["val"].dtype)
 
 
 def constant(value: float) -> Rule:
@@ -31,13 +31,13 @@ def constant(value: float) -> Rule:
 
 def full(place: int) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-        return cast(number(argument(node, place, "fill_value")), node.meta["val"].dtype)
+        return lifter.cast(number(argument(node, place, "fill_value")), node.meta["val"].dtype)
 
     return rule
 
 
 def scalar_tensor(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    return cast(number(node.args[0]), node.meta["val"].dtype)
+    return lifter.cast(number(node.args[0]), node.meta["val"].dtype)
 
 
 def eye(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:

@@ -12,7 +12,7 @@ from flex_inductor import scalar
 from flex_inductor.indices import below, size_expr
 from flex_inductor.passes.lift import Index, Lifter, Rule, number
 from flex_inductor.passes.lift_rules.views import argument, shape_of, source_of
-from flex_inductor.scalar import Expr, cast, clamp, compare, index
+from flex_inductor.scalar import Expr, clamp, compare, index
 
 Part = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
 """start, length and element (by position inside) of one part of a joined dimension."""
@@ -35,7 +35,7 @@ def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: t
     value = element(own)
     if not sure and not below(own, length, lifter.sizes) and scalar.has_load(value):
         value = guarded(value, own, length, lambda: element(clamp(own, length)))
-    return cast(value, dtype)
+    return lifter.cast(value, dtype)
 
 
 def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[[], Expr]) -> Expr:
@@ -85,7 +85,8 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     source, amounts = source_of(node), [size_expr(n) for n in argument(node, 1, "pad")]
-    fill, dtype = cast(number(argument(node, 2, "value", 0)), node.meta["val"].dtype), node.meta["val"].dtype
+    dtype = node.meta["val"].dtype
+    fill = lifter.cast(number(argument(node, 2, "value", 0)), dtype)
     shape, own, inside, padded = shape_of(source), list(at_index), scalar.TRUE, set()
     for i in range(len(amounts) // 2):
         dim, before = len(shape) - 1 - i, amounts[2 * i]
@@ -103,7 +104,7 @@ def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     if scalar.has_load(value):
         own = [clamp(o, n) if d in padded else o for d, (o, n) in enumerate(zip(own, shape))]
         value = lifter.lift(source, own, at)
-    return scalar.where(inside, cast(value, dtype), fill)
+    return scalar.where(inside, lifter.cast(value, dtype), fill)
 
 
 RULES: dict[str, Rule] = {"cat": cat, "stack": stack, "constant_pad_nd": pad}

@@ -1,4 +1,5 @@
-"""Elementwise operators: the operator on the lifted arguments. Integers become sympy expressions."""
+"""Elementwise operators: the operator on the lifted arguments. Integers become sympy expressions, wrapped as theirs
+are in eager."""
 
 from __future__ import annotations
 
@@ -7,26 +8,43 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor import scalar
 from flex_inductor.indices import floordiv, mod
+from flex_inductor.passes import precision
 from flex_inductor.passes.lift import Index, Lifter, NoRule, Rule
-from flex_inductor.passes.lift_rules.views import argument
-from flex_inductor.scalar import Atom, Expr, cast, index, integer, is_integer
+from flex_inductor.passes.lift_rules.views import argument, converted
+from flex_inductor.scalar import Atom, Expr, index, integer, is_integer
 
-WIDE = (torch.int32, torch.int64)
+MAX_TERMS = 64
+"""Products of sums are not multiplied out beyond this."""
+MAX_QUOTIENTS = 8
+"""Divisions are not simplified with more divisions than this in them."""
 
 
-def result(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
+def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
     """An operator's value; an integer one is an atom to sympy."""
-    value = scalar.pointwise(op, args, dtype if not is_integer(dtype) else torch.int64)
-    return index(Atom(value)) if is_integer(dtype) and value.op != "index" else value
+    if not is_integer(dtype):
+        return scalar.pointwise(op, args, dtype)
+    value = scalar.pointwise(op, args, torch.int64)
+    return lifter.cast(value if value.op == "index" else index(Atom(value)), dtype)
+
+
+def computed(rule: Rule) -> Rule:
+    """A rule for an operator that rounds what it computes."""
+
+    def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        value = rule(lifter, node, at_index, at)
+        if precision.rounds(value, lifter.strict):
+            raise NoRule
+        return value
+
+    return checked
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
-    dtype = node.meta["val"].dtype
-    if is_integer(dtype) and dtype not in WIDE:  # arithmetic could wrap around
-        raise NoRule
+    dtype: torch.dtype = node.meta["val"].dtype
     return dtype
 
 
@@ -37,33 +55,53 @@ def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype
     scalar_like = not isinstance(x, fx.Node) or x.meta["val"].dim() == 0
     if scalar_like and value.op == "const" and value.dtype.is_floating_point and dtype.is_floating_point:
         return Expr("const", scalar.const(value.value, torch.promote_types(dtype, torch.float32)).args, dtype)
-    return cast(value, dtype)
+    return lifter.cast(value, dtype)
 
 
-def integers(op: str, a: sympy.Expr, b: sympy.Expr, sizes: Any) -> Expr | None:
-    """Integer arithmetic that sympy understands."""
+def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
+    """Integer arithmetic that sympy understands, in a reasonable time."""
+    if op == "mul" and len(sympy.Add.make_args(a)) * len(sympy.Add.make_args(b)) > MAX_TERMS:
+        return None
     if op in ("add", "sub", "mul"):
-        return index(sympy.expand(scalar.FOLD[op](a, b)))
-    if op in ("floor_divide", "remainder") and b.is_positive:
-        return index(floordiv(a, b, sizes) if op == "floor_divide" else mod(a, b, sizes))
+        return sympy.expand(scalar.FOLD[op](a, b))
+    if op in ("floor_divide", "remainder") and b.is_positive and len(a.atoms(FloorDiv, Mod)) < MAX_QUOTIENTS:
+        return (floordiv if op == "floor_divide" else mod)(a, b, lifter.sizes)
     return None
+
+
+def arithmetic(lifter: Lifter, op: str, a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
+    """An operator on two numbers of one dtype."""
+    if is_integer(dtype):
+        known = integers(lifter, op, integer(a), integer(b))
+        return lifter.cast(index(known), dtype) if known is not None else result(lifter, op, (a, b), dtype)
+    return logical(op, a, b) if dtype == torch.bool else result(lifter, op, (a, b), dtype)
 
 
 def binary(op: str) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
         a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
-        alpha = node.kwargs.get("alpha", 1)
+        alpha = argument(node, 2, "alpha", 1)
         if alpha != 1:
-            b = result("mul", (b, operand(lifter, alpha, (), at, dtype)), dtype)
-        if is_integer(dtype):
-            known = integers(op, integer(a), integer(b), lifter.sizes)
-            if known is not None:
-                return known
-        if dtype == torch.bool:
-            return logical(op, a, b)
-        return result(op, (a, b), dtype)
+            b = arithmetic(lifter, "mul", b, operand(lifter, alpha, (), at, dtype), dtype)
+        return arithmetic(lifter, op, a, b, dtype)
 
+    return rule
+
+
+def stepped(op: str) -> Rule:
+    """An operator that jumps: of floating-point numbers it wants the very ones that eager has."""
+
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        if dtype_of(node).is_floating_point:
+            for x in node.args[:2]:
+                value = lifter.exact(x, at_index, at)
+                lifter.strictly.cast(value, dtype_of(node))
+                if value != lifter.arg(x, at_index, at):
+                    raise NoRule
+        return inner(lifter, node, at_index, at)
+
+    inner = binary(op) if op in ("floor_divide", "remainder") else unary(op)
     return rule
 
 
@@ -81,7 +119,7 @@ def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr
     a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
     if argument(node, 2, "alpha", 1) != 1:
         raise NoRule
-    return index(sympy.expand(integer(b) - integer(a))) if is_integer(dtype) else result("sub", (b, a), dtype)
+    return arithmetic(lifter, "sub", b, a, dtype)
 
 
 def divide(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
@@ -89,7 +127,7 @@ def divide(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     if mode is None:
         return binary("div")(lifter, node, at_index, at)
     if mode == "floor":
-        return binary("floor_divide")(lifter, node, at_index, at)
+        return stepped("floor_divide")(lifter, node, at_index, at)
     raise NoRule
 
 
@@ -98,31 +136,36 @@ def unary(op: str) -> Rule:
         dtype = dtype_of(node)
         if len(node.args) > 1 or node.kwargs:
             raise NoRule
-        x = cast(lifter.arg(node.args[0], at_index, at), dtype)
+        x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
         if is_integer(dtype) and op == "neg":
-            return index(sympy.expand(-integer(x)))
+            return lifter.cast(index(sympy.expand(-integer(x))), dtype)
         if dtype == torch.bool or (is_integer(dtype) and op not in ("abs", "sign")):
             raise NoRule
-        return result(op, (x,), dtype)
+        return result(lifter, op, (x,), dtype)
 
     return rule
 
 
-def common(args: tuple[Expr, ...], tensors: list[Any]) -> tuple[Expr, ...]:
-    """Values promoted to one dtype, as the operator would."""
-    if len(tensors) == 2:
-        dtype = torch.result_type(*[t.meta["val"] if isinstance(t, fx.Node) else t for t in tensors])
-        return tuple(cast(a, dtype) for a in args)
-    return args
+def compared(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> tuple[Expr, Expr]:
+    """The arguments of a comparison, promoted to one dtype as the operator would. They are what eager compares, or
+    numbers of which the comparison says the same."""
+    given = node.args[:2]
+    dtype = torch.result_type(*(x.meta["val"] if isinstance(x, fx.Node) else x for x in given))
+    a, b = (lifter.arg(x, at_index, at) for x in given)
+    if dtype.is_floating_point:
+        near = lifter.cast(a, dtype), lifter.cast(b, dtype)
+        if precision.decided(*near) or precision.decided(*near[::-1]):
+            return near
+        a, b = (lifter.exact(x, at_index, at) for x in given)
+    return lifter.strictly.cast(a, dtype), lifter.strictly.cast(b, dtype)
 
 
 def comparison(op: str) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-        args = tuple(lifter.arg(x, at_index, at) for x in node.args[:2])
-        a, b = common(args, list(node.args[:2]))
+        a, b = compared(lifter, node, at_index, at)
         if a.dtype == torch.bool:
             if op not in ("eq", "ne"):
-                a, b = cast(a, torch.int64), cast(b, torch.int64)
+                a, b = lifter.cast(a, torch.int64), lifter.cast(b, torch.int64)
             else:
                 return _xor(a, b) if op == "ne" else scalar.logical_not(_xor(a, b))
         return scalar.compare(op, a, b)
@@ -134,11 +177,16 @@ def _xor(a: Expr, b: Expr) -> Expr:
     return scalar.logical_or(scalar.logical_and(a, scalar.logical_not(b)), scalar.logical_and(scalar.logical_not(a), b))
 
 
+def truth(lifter: Lifter, x: Any, at_index: Index, at: int) -> Expr:
+    """Whether a number is not zero."""
+    return converted(lifter, x, at_index, at, torch.bool)
+
+
 def logic(combine: Any, bitwise: bool) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         if bitwise and node.meta["val"].dtype != torch.bool:
             raise NoRule
-        return combine(*(cast(lifter.arg(x, at_index, at), torch.bool) for x in node.args))
+        return combine(*(truth(lifter, x, at_index, at) for x in node.args))
 
     return rule
 
@@ -146,16 +194,14 @@ def logic(combine: Any, bitwise: bool) -> Rule:
 def where(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     if len(node.args) < 3:
         raise NoRule
-    condition = cast(lifter.arg(node.args[0], at_index, at), torch.bool)
-    dtype = node.meta["val"].dtype
-    a, b = (cast(lifter.arg(x, at_index, at), dtype) for x in node.args[1:3])
+    condition = truth(lifter, node.args[0], at_index, at)
+    a, b = (lifter.cast(lifter.arg(x, at_index, at), dtype_of(node)) for x in node.args[1:3])
     return scalar.where(condition, a, b)
 
 
 def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    dtype = node.meta["val"].dtype
-    x, condition, fill = (lifter.arg(a, at_index, at) for a in node.args[:3])
-    return scalar.where(cast(condition, torch.bool), cast(fill, dtype), cast(x, dtype))
+    x, fill = (lifter.cast(lifter.arg(node.args[i], at_index, at), dtype_of(node)) for i in (0, 2))
+    return scalar.where(truth(lifter, node.args[1], at_index, at), fill, x)
 
 
 def bounds(node: fx.Node) -> tuple[Any, Any]:
@@ -167,11 +213,11 @@ def bounds(node: fx.Node) -> tuple[Any, Any]:
 
 def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     dtype = dtype_of(node)
-    x = cast(lifter.arg(node.args[0], at_index, at), dtype)
+    x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
     low, high = bounds(node)
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
-            x = result(op, (x, cast(lifter.arg(bound, at_index, at), dtype)), dtype)
+            x = result(lifter, op, (x, lifter.cast(lifter.arg(bound, at_index, at), dtype)), dtype)
     return x
 
 
@@ -179,42 +225,45 @@ def power(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     dtype = dtype_of(node)
     if not dtype.is_floating_point:
         raise NoRule
-    return result("pow", tuple(cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2]), dtype)
+    args = tuple(lifter.cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
+    return result(lifter, "pow", args, dtype)
 
 
 def fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    return cast(lifter.arg(node.args[1], at_index, at), node.meta["val"].dtype)
+    return converted(lifter, node.args[1], at_index, at, dtype_of(node))
 
 
 def zero(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    return scalar.const(0, node.meta["val"].dtype)
+    return scalar.const(0, dtype_of(node))
 
 
 def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     """`x[mask] = number`"""
     x, places, value = node.args[:3]
-    if len(places) != 1 or len(node.args) > 3 or value.meta["val"].dim() != 0:
+    if len(places) != 1 or argument(node, 3, "accumulate", False) or value.meta["val"].dim() != 0:
         raise NoRule
     mask = places[0]
     if mask is None or mask.meta["val"].dtype != torch.bool or mask.meta["val"].dim() != len(at_index):
         raise NoRule
-    dtype = node.meta["val"].dtype
-    new, old = cast(lifter.arg(value, (), at), dtype), cast(lifter.arg(x, at_index, at), dtype)
-    return scalar.where(lifter.arg(mask, at_index, at), new, old)
+    new = converted(lifter, value, (), at, dtype_of(node))
+    return scalar.where(lifter.arg(mask, at_index, at), new, lifter.arg(x, at_index, at))
 
 
 UNARY = [
-    *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
-    *("sin", "cos", "tan", "atan", "erf", "relu", "softplus", "elu", "silu", "sign", "floor", "ceil", "round"),
+    *("exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
+    *("sin", "cos", "tan", "atan", "erf", "softplus", "elu", "silu"),
 ]
 
 RULES: dict[str, Rule] = {
-    **{name: unary(name) for name in UNARY},
-    **{name: binary(name) for name in ("add", "sub", "mul", "minimum", "maximum", "floor_divide", "remainder")},
+    **{name: computed(unary(name)) for name in UNARY},
+    **{name: unary(name) for name in ("neg", "abs", "relu")},
+    **{name: computed(binary(name)) for name in ("add", "sub", "mul")},
+    **{name: binary(name) for name in ("minimum", "maximum")},
+    **{name: computed(stepped(name)) for name in ("floor_divide", "remainder", "sign", "floor", "ceil", "round")},
     **{name: comparison(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
-    "rsub": reverse_sub,
-    "div": divide,
-    "pow": power,
+    "rsub": computed(reverse_sub),
+    "div": computed(divide),
+    "pow": computed(power),
     "logical_not": logic(scalar.logical_not, False),
     "logical_and": logic(scalar.logical_and, False),
     "logical_or": logic(scalar.logical_or, False),

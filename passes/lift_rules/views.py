@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, mod, reshape, size_expr
+from flex_inductor.passes import precision
 from flex_inductor.passes.lift import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.regions import slice_bounds
 from flex_inductor.scalar import Expr
@@ -163,14 +165,25 @@ def _moves(index_map: Any) -> Rule:
             source, mapped = source_of(source), index_map(lifter.sizes, node, index)
         else:
             mapped = index_map(lifter.sizes, node, index)
+        if source.meta["val"].dtype != node.meta["val"].dtype:  # `x.view(torch.int32)` reads the bits of other numbers
+            raise NoRule
         return lifter.lift(source, mapped, at)
 
     return rule
 
 
+def converted(lifter: Lifter, x: Any, index: Index, at: int, dtype: torch.dtype) -> Expr:
+    """An argument in another dtype."""
+    value = lifter.arg(x, index, at)
+    if value.dtype.is_floating_point and not dtype.is_floating_point:
+        near = dtype == torch.bool and precision.decided(value, scalar.const(0, value.dtype))
+        value = value if near else lifter.exact(x, index, at)
+    return lifter.cast(value, dtype)
+
+
 def to_copy(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     """A cast; a move between devices is none."""
-    return scalar.cast(lifter.lift(source_of(node), index, at), node.meta["val"].dtype)
+    return converted(lifter, source_of(node), index, at, node.meta["val"].dtype)
 
 
 def detach(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:

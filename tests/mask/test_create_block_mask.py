@@ -151,3 +151,28 @@ def test_places_in_captured_tensors() -> None:
         lambda b, h, q, k: table[b][q] >= k,
     ):
         same(*(make(mask_mod, 2, None, 200, 200, "cpu", 32) for make in CREATORS))
+
+
+BYTES = torch.arange(200).to(torch.uint8) * 3
+HUGE = torch.where(torch.arange(200) % 3 == 0, (1 << 62) + 7, torch.arange(200))
+WRAPPING: dict[str, Any] = {
+    "window in uint8": lambda b, h, q, k: (q - k).to(torch.uint8) < 4,
+    "window in int8": lambda b, h, q, k: ((q - k) * 3).to(torch.int8) < 4,
+    "number in another dtype": lambda b, h, q, k: BYTES[q] == -1 + 0 * BYTES[k],
+    "difference of huge numbers": lambda b, h, q, k: HUGE[q] - HUGE[k] < 100,
+    "huge number and itself": lambda b, h, q, k: HUGE[q] + (1 << 62) > HUGE[q],
+    "quotient of what wrapped": lambda b, h, q, k: (HUGE[q] * 4 + 3) // 4 == HUGE[q],
+    "huge factor": lambda b, h, q, k: q * (1 << 62) - k < 0,
+    "no position": lambda b, h, q, k: (q >= k) | ((h % -5) <= 0),
+    "no position, under a choice": lambda b, h, q, k: torch.where((h % -5) <= 0, q, k) > 3,
+    "by a negative": lambda b, h, q, k: (q - k) // -3 > (q - k) % -7,
+    "float64": lambda b, h, q, k: q.double() * 0.1 < k * 0.3,
+    "bfloat16": lambda b, h, q, k: q.bfloat16() * 0.1 < k.bfloat16() * 0.3,
+    "bits": lambda b, h, q, k: BYTES.view(torch.int8)[q] < 0,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPING)
+def test_numbers_that_wrap_or_round(name: str) -> None:
+    given = (WRAPPING[name], 1, None, 200, 200, "cpu", 32)
+    same(*(make(*given) for make in CREATORS))

@@ -1,0 +1,97 @@
+"""What dtypes do to numbers on their way through a program: integers wrap, floating-point numbers round.
+
+    (q - k).to(uint8)        ->   (q - k) % 256
+    ids.double() == 2.0      ->   compared in float64
+    mask.bfloat16() * 3 > 1  ->   no formula: the product is rounded, and the comparison may turn on it
+
+A score is computed in float32 at least, and more digits than eager has are within the rule. Not so for what is decided
+by a number: a comparison, a truth value, an integer. That must see the very number that eager sees, or be a leaf.
+float64 stays float64, or is a leaf.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from flex_inductor import scalar
+from flex_inductor.scalar import Bounds, Expr, is_integer
+
+LOW = (torch.bfloat16, torch.float16)
+SMALL, HUGE = 1 << 7, float(1 << 70)
+"""In every floating-point dtype integers are exact up to twice SMALL; no integer reaches HUGE."""
+NARROWEST = 32
+"""Bits of the integers to which all code casts floating-point numbers alike."""
+
+
+def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | None:
+    """x in another dtype; None where that has no formula. strict: whether it must be rounded as the program does."""
+    if is_integer(dtype):
+        return to_integer(x, dtype, bounds)
+    if x.op == "real":  # captured in float32
+        return scalar.cast(x, dtype) if dtype != torch.float64 else None
+    if dtype == torch.bool or x.dtype in (torch.bool, dtype) or scalar.cases(x) is not None:
+        return scalar.cast(x, dtype)
+    if is_integer(x.dtype) and not scalar.within(bounds.of(scalar.integer(x)), scalar.range_of(torch.int64)):
+        return None
+    exact = as_loaded(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
+    if torch.float64 in (dtype, x.dtype) and not exact:
+        return None
+    return None if strict and dtype in LOW else scalar.cast(x, dtype)
+
+
+def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
+    if dtype == torch.uint64:  # formulas count in int64
+        return None
+    if is_integer(x.dtype):
+        return scalar.wrapped(scalar.integer(x), dtype, bounds)
+    if x.dtype == torch.bool:
+        return scalar.cast(x, dtype)
+    options = scalar.cases(x)
+    if options is not None:
+        low, high = scalar.range_of(dtype)
+        return scalar.cast(x, dtype) if all(low <= v.value <= high for _, v in options) else None
+    return scalar.cast(x, dtype) if torch.iinfo(dtype).bits >= NARROWEST else None
+
+
+def as_loaded(x: Expr) -> bool:
+    """Whether x is an element of a buffer, in the buffer's dtype."""
+    return x.op == "load" and x.args[0].meta["val"].dtype == x.dtype
+
+
+def rounds(value: Expr, strict: bool) -> bool:
+    """Whether arithmetic gives a number of a dtype in which its formula is not computed."""
+    concerned = value.dtype == torch.float64 or (strict and value.dtype in LOW)
+    return concerned and scalar.cases(value) is None and not any(n.op == "dot" for n in scalar.walk(value))
+
+
+def decided(x: Expr, number: Expr) -> bool:
+    """Whether a comparison of x with a number comes out the same however x is rounded on the way."""
+    if not number.is_const or not abs(number.value) <= SMALL:
+        return False
+    if number.value == 0 and x.op in ("add", "sub") and all(as_loaded(a) or is_whole(a) for a in x.args):
+        return len({a.dtype for a in (x, *x.args)}) == 1  # such a sum is rounded to zero only if it is zero
+    moved = shift(x)
+    return moved is not None and moved <= SMALL
+
+
+def is_whole(x: Expr) -> bool:
+    return x.op == "const" and float(x.value).is_integer()
+
+
+def shift(x: Expr) -> float | None:
+    """By how much x is an integer moved by small integers: integers are rounded to integers, and keep their order.
+    None for what is not of that form."""
+    if x.op == "float":
+        return 0.0
+    options = scalar.cases(x)
+    if options is not None:
+        small = [abs(v.value) for _, v in options if not HUGE <= abs(v.value) < math.inf]
+        return max(small, default=0.0) if all(float(s).is_integer() for s in small) else None
+    terms = [a for a in x.args if isinstance(a, Expr) and a.dtype != torch.bool]
+    moved = [shift(a) for a in terms] if x.op in ("add", "sub", "neg", "where") else [None]
+    known = [m for m in moved if m is not None]
+    if len(known) < len(moved) or (x.op in ("add", "sub") and not any(map(scalar.cases, terms))):
+        return None  # or two integers, each of them rounded
+    return max(known) if x.op == "where" else sum(known)
