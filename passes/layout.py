@@ -111,14 +111,20 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
 
 def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
     """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there
-    is none, the nearest one with the positions divided."""
+    is none, the nearest one with the positions divided. What the program sees comes before what lies inside one of its
+    operators, a product inside a matmul, which would have to be computed again."""
     best, divided = None, None
+
+    def is_seen(source: Operand) -> bool:
+        return source.node in storage.seen
+
     for source in sources(operand, storage, sizes):
         found = digits(source, sizes)
         if found is None:
             continue
         if all(d.symbol not in whole or (len(ds) == 1 and same(d.size, sizes[d.symbol])) for ds in found for d in ds):
-            best = source
+            if best is None or is_seen(source) or not is_seen(best):
+                best = source
         elif divided is None:
             divided = source
     return best or divided or operand

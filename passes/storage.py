@@ -65,6 +65,7 @@ class Storage:
     """The memory of an ATen graph."""
 
     def __init__(self, aten_graph: AtenGraph) -> None:
+        self.seen = aten_graph.value_of  # the values that the program sees
         self._writes: dict[int | None, list[Write]] = defaultdict(list)
         self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
         for node in aten_graph.graph.nodes:
