@@ -82,6 +82,7 @@ class Site:
     score: the lifted score. mask: the keys that may be attended, None for all. uncertain: whether rows may lose all
     keys, so that the mask is for those only that keep one. dead: the score of rows that the mask leaves no key, None
     where that cannot be or is 0.
+    replaces: whether something stood in place of scores, where the mask or its fill is now, and was not added.
     extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
@@ -101,6 +102,7 @@ class Site:
     mask: Expr | None = None
     uncertain: bool = False
     dead: Expr | None = None
+    replaces: bool = False
     dropout: Dropout | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()
