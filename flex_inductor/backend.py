@@ -23,9 +23,10 @@ from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
 from flex_inductor.lowering.cuda import covers, own
 from flex_inductor.lowering.digest import digest
+from flex_inductor.lowering.spelled import unfused
 from flex_inductor.options import Options, read
 from flex_inductor.passes.blocks import block_width
-from flex_inductor.passes.decide import Choice, Kernel, Refusal, Request, torchs
+from flex_inductor.passes.decide import Choice, Instead, Kernel, Preference, Refusal, Request, never, torchs
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -51,16 +52,21 @@ def flex(
     ours, settings = read(mode, options)
 
     def refuse(request: Request) -> str | None:
-        lacking = support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
-        return lacking or unprofitable(request, ours) or slower(request, ours)
+        return lacking(request) or unprofitable(request, ours) or slower(request, ours)
+
+    def prefer(request: Request) -> bool:
+        return prefers_sdpa(request, ours)
 
     compiler = functools.partial(compile_with_inductor, settings=settings)
-    return run(gm, example_inputs, ours, refuse, compiler, functools.partial(choose, options=ours, settings=settings))
+    chosen = functools.partial(choose, options=ours, settings=settings)
+    return run(gm, example_inputs, ours, refuse, compiler, chosen, prefer)
 
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """A graph without flex_attention goes to Inductor as it is; others with our lowerings. torch's C++ template cannot
-    take anything fused behind it (torch 2.13), so fusion into templates is off for it on CPU."""
+    """A graph with flex_attention goes to Inductor with our lowerings, and every graph without Inductor's own attention
+    patterns. torch's C++ template cannot take anything fused behind it (torch 2.13), so fusion into templates is off
+    for it on CPU."""
+    settings = unfused(settings)
     if not compat.uses_flex_attention(gm):
         return compat.inductor(gm, inputs, settings)
     if compat.on_cpu(inputs):
@@ -129,7 +135,24 @@ def slower(request: Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
     if options.rewrite == "always":
         return None
-    return profit.refusal(request.device, request.scores, request.attended, request.fused, request.reads)
+    return profit.refusal(request.device, request.scores, request.attended, request.called, request.reads)
+
+
+def prefers_sdpa(request: Request, options: Options) -> bool:
+    """Whether a site that SDPA can compute is to be rewritten into a call of it. One that is such a call already stays,
+    unless it can do without its mask."""
+    if options.rewrite == "always" or request.instead is None or request.device != "cpu":
+        return False
+    if request.plain or (request.called and request.instead not in (Instead.PLAIN, Instead.CAUSAL)):
+        return False
+    if lacking(request) is not None:
+        return request.dtype in support.DTYPES and compat.sdpa_enabled()
+    return compat.sdpa_enabled() and profit.prefers_sdpa(request.instead.name, request.attended)
+
+
+def lacking(request: Request) -> str | None:
+    """What flex_attention has no kernel for."""
+    return support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)
 
 
 def run(
@@ -139,6 +162,7 @@ def run(
     refuse: Refusal,
     compiler: Compiler,
     choose: Choice = torchs,
+    prefer: Preference = never,
 ) -> Callable[..., Any]:
     """Rewrites, compiles, and falls back to the untouched graph."""
     if options.rewrite == "never":
@@ -147,7 +171,7 @@ def run(
     report = GraphReport((), gm, gm)
     stage = "codegen"
     try:
-        report = passes.rewrite(gm, refuse, choose)
+        report = passes.rewrite(gm, refuse, choose, prefer)
         if report.after is not gm:
             compiled = compiler(passes.copy_of(report.after), inputs)
             publish(report)
@@ -169,7 +193,9 @@ def fallen_back(report: GraphReport, stage: str, cause: BaseException | None) ->
     warnings.warn(f"flex_inductor: {fallback}", FallbackWarning, stacklevel=3)
     log.debug("the failure of %s", stage, exc_info=cause)
     kept = tuple(
-        replace(d, verdict="declined", reason=f"{stage} failed on the rewritten graph") if d.rewritten else d
+        replace(d, verdict="declined", operator="", reason=f"{stage} failed on the rewritten graph")
+        if d.rewritten
+        else d
         for d in report.decisions
     )
     return replace(report, decisions=kept, after=report.before, fallback=fallback)

@@ -11,7 +11,7 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
 from unittest import mock
@@ -69,6 +69,11 @@ def one_block(counts: Any, indices: Any, mask_mod: Any) -> tuple[Any, ...]:
     """The HOP's block-mask argument for one partial block that covers everything."""
     given = {3: counts, 4: indices}
     return (*(given[x.dim()] if isinstance(x, torch.Tensor) else x for x in _one_block_form()), mask_mod)
+
+
+def sdpa_enabled() -> bool:
+    """Whether scaled_dot_product_attention may use its kernels for CPU, and compute what they do not take."""
+    return torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
 
 
 BLOCK_LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
@@ -191,6 +196,20 @@ def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
     name = "unsafe_marked_cacheable_functions"
     return {**settings, name: {**getattr(config, name), **settings.get(name, {}), "flex_inductor": key}}
+
+
+JOINT_PASSES = ("joint_custom_pre_pass", "joint_custom_post_pass")
+"""Inductor's settings for passes of the user's, right before and right after its patterns look at the joint graph."""
+
+
+def joint_passes(settings: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """The passes that a setting, given or in force, stands for: one, or several (2.13)."""
+    from torch._inductor import config
+
+    given = settings.get(name, getattr(config, name))
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 def cpu_template() -> Any:

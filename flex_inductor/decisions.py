@@ -21,6 +21,7 @@ from torch import fx
 log = logging.getLogger("flex_inductor.decisions")
 
 Verdict = Literal["rewritten", "declined"]
+Operator = Literal["flex_attention", "scaled_dot_product_attention"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Decision:
 
     site: its name in the graph, counted in program order ("site0", ...).
     verdict: "rewritten" or "declined".
+    operator: what it was rewritten into, "flex_attention" or "scaled_dot_product_attention"; empty for a declined site.
     reason: why it was declined; empty for a rewritten site.
     node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
     source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
@@ -43,6 +45,7 @@ class Decision:
     verdict: Verdict
     source: str
     matched: str
+    operator: Operator | Literal[""] = ""
     reason: str = ""
     node: str = ""
     score_mod: str = ""
@@ -55,9 +58,14 @@ class Decision:
     def rewritten(self) -> bool:
         return self.verdict == "rewritten"
 
+    @property
+    def ending(self) -> str:
+        """The verdict, and the operator if there is one."""
+        return f"{self.verdict} into {self.operator}" if self.operator else self.verdict
+
     def __str__(self) -> str:
         why = "" if self.rewritten else f" because {self.reason}" + (f", at {self.node}" if self.node else "")
-        return f"{self.site} ({self.source}): {self.verdict}{why}"
+        return f"{self.site} ({self.source}): {self.ending}{why}"
 
     def as_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)

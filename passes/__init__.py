@@ -1,6 +1,6 @@
 """The passes: from a Dynamo graph to one whose attention is torch's flex_attention operator.
 
-    normalize -> find -> lift -> split -> decide -> emit -> clean -> guard
+    normalize -> find -> lift -> split -> decide -> emit -> clean
 
 Each is a function of the state before it, in a file of its own. `rewrite` runs them, takes the time of each, and says
 which one failed if one does. The given graph is never changed.
@@ -17,19 +17,18 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
-from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.decisions import Decision, GraphReport, Operator
 from flex_inductor.indices import numbered
 from flex_inductor.passes import clean as clean_pass
 from flex_inductor.passes import emit as emit_pass
 from flex_inductor.passes import expand as expand_pass
 from flex_inductor.passes import find as find_pass
-from flex_inductor.passes import guard as guard_pass
 from flex_inductor.passes import normalize as normalize_pass
 from flex_inductor.passes import records, sdpa, sites
 from flex_inductor.passes import split as split_pass
 from flex_inductor.passes.attended import describe
 from flex_inductor.passes.blocks import block_width
-from flex_inductor.passes.decide import Choice, Refusal, request_of, torchs, trains
+from flex_inductor.passes.decide import Choice, Preference, Refusal, never, request_of, torchs, trains
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import deep, rule_name
 from flex_inductor.passes.materialise import Materialiser
@@ -37,22 +36,25 @@ from flex_inductor.passes.normalize import AtenGraph
 from flex_inductor.passes.operands import dtype_of
 from flex_inductor.passes.picture import picture
 from flex_inductor.passes.result import Result, locate
+from flex_inductor.passes.sdpa_form import replacements
 from flex_inductor.passes.site import Candidate, Declined, Site
 from flex_inductor.passes.storage import Storage
+from flex_inductor.passes.to_sdpa import SdpaEmitter
 from flex_inductor.scalar import Expr
 
 
 @dataclass(frozen=True)
 class Work:
-    """One anchor on its way through the passes; `why` ends it. value: what replaced the result."""
+    """One anchor on its way through the passes; `why` ends it. operator: what the attention becomes. value: what
+    replaced the result."""
 
     found: Found
     result: Result | None = None
     site: Site | None = None
     zeroed: Expr | None = None
+    operator: Operator = "flex_attention"
     value: fx.Node | None = None
     why: Declined | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class State:
     gm: fx.GraphModule
     refuse: Refusal
     choose: Choice = torchs
+    prefer: Preference = never
     aten: AtenGraph | None = None
     storage: Storage | None = None
     work: tuple[Work, ...] = ()
@@ -139,7 +142,8 @@ def split(state: State) -> State:
     def step(work: Work) -> Work:
         assert work.site is not None and work.result is not None
         safe = rule_name(work.found.anchor) in ("_safe_softmax", "scaled_dot_product_attention")
-        parted = split_pass.split(work.site, work.zeroed, safe, trains(work.result))
+        site = replace(work.site, replaces=any(replacements(work.site.score)))
+        parted = split_pass.split(site, work.zeroed, safe, trains(work.result))
         return replace(work, site=split_pass.scaled(parted))
 
     return state.each(step)
@@ -150,12 +154,14 @@ def decide(state: State) -> State:
 
     def step(work: Work) -> Work:
         assert work.site is not None and work.result is not None
-        reason = state.refuse(request_of(work.site, work.result))
+        request = request_of(work.site, work.result)
+        instead = request.instead is not None and state.prefer(request)
+        reason = None if instead else state.refuse(request)
         if work.result.product.meta["autocast"] and dtype_of(work.site) == torch.float32:
             reason = "autocast is active, and would round the operands of flex_attention"
         if reason is not None:
             raise Declined(reason, work.found.anchor)
-        return work
+        return replace(work, operator="scaled_dot_product_attention") if instead else work
 
     return state.each(step)
 
@@ -163,17 +169,19 @@ def decide(state: State) -> State:
 def emit(state: State) -> State:
     if state.aten is None or state.storage is None:
         return state
-    emitter = emit_pass.Emitter(state.gm, Materialiser(state.gm.graph, state.aten, state.storage), state.storage)
+    given = state.gm, Materialiser(state.gm.graph, state.aten, state.storage), state.storage
+    emitters = {"flex_attention": emit_pass.Emitter(*given), "scaled_dot_product_attention": SdpaEmitter(*given)}
 
     def step(work: Work) -> Work:
         assert work.site is not None and work.result is not None and state.aten is not None
-        training, result = trains(work.result), work.result
+        training, result, emitter = trains(work.result), work.result, emitters[work.operator]
         if result.hidden and result.product not in state.aten.value_of:
             expand_pass.expand(emitter.make, result.dynamo)
         result = locate(state.aten, result.product) if result.hidden else result
         choose = functools.partial(state.choose, request_of(work.site, result))
         value, note = emitter.emit(work.site, result, training, choose)
-        return replace(work, result=result, value=value, site=replace(work.site, notes=(*work.site.notes, *note)))
+        notes = (*emitter.notes(work.site), *note)
+        return replace(work, result=result, value=value, site=replace(work.site, notes=notes))
 
     state = state.each(step)
     return replace(state, changed=any(w.why is None for w in state.work))
@@ -188,22 +196,6 @@ def clean(state: State) -> State:
     return state
 
 
-def guard(state: State) -> State:
-    """Protects what was declined from being rewritten wrongly by others."""
-    if state.aten is None:
-        return state
-
-    def step(work: Work) -> Work:
-        assert state.aten is not None
-        exposed = work.why is not None and guard_pass.endangered(work.found)
-        if exposed and guard_pass.guard(Materialiser(state.gm.graph, state.aten), work.found.anchor):
-            return replace(work, notes=(guard_pass.NOTE,))
-        return work
-
-    work = tuple(step(w) for w in state.work)
-    return replace(state, work=work, changed=state.changed or any(w.notes for w in work))
-
-
 PIPELINE: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("normalize", normalize),
     ("find", find),
@@ -212,7 +204,6 @@ PIPELINE: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("decide", decide),  # before emit: what cannot be lowered must not be rewritten
     ("emit", emit),
     ("clean", clean),
-    ("guard", guard),  # after clean, which looks at the nodes that this one replaces
 )
 
 
@@ -222,6 +213,7 @@ class Run:
 
     refuse: Refusal
     choose: Choice
+    prefer: Preference
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     changed: bool = False
@@ -231,7 +223,7 @@ class Run:
         copy = copy_of(gm)
         for name, body in list(normalize_pass.bodies(copy)):
             copy.add_submodule(name, self.rewrite(body))
-        state = State(copy, self.refuse, self.choose)
+        state = State(copy, self.refuse, self.choose, self.prefer)
         for name, run in PIPELINE:
             start = time.perf_counter()
             try:
@@ -249,12 +241,14 @@ class Run:
     def record(self, number: int, work: Work) -> Decision:
         name = f"site{number}"
         if work.why is not None:
-            return records.declined(name, work.found, work.why, work.site, work.notes)
+            return records.declined(name, work.found, work.why, work.site)
         assert work.site is not None and work.result is not None
+        if work.operator != "flex_attention":
+            return records.rewritten(name, work.found, work.site, work.operator)
         value, masked = work.result.node.meta["val"], work.site.mask is not None
         now = functools.partial(compat.number_now, value)
         known = (work.site, block_width(value.device, masked), now)
-        return records.rewritten(name, work.found, work.site, describe(*known), picture(*known))
+        return records.rewritten(name, work.found, work.site, work.operator, describe(*known), picture(*known))
 
 
 def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
@@ -275,10 +269,10 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     return copy
 
 
-def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs) -> GraphReport:
+def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs, prefer: Preference = never) -> GraphReport:
     """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph,
     or gm itself if nothing was changed."""
-    run = Run(refuse, choose)
+    run = Run(refuse, choose, prefer)
     with deep():
         after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

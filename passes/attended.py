@@ -3,7 +3,9 @@
     k <= q at 4096 queries      ->   row q attends keys [0, q + 1); 51% of the blocks of 64 attended, 49% full
     pad[b, k] and k <= q        ->   at most 51% ..., 0% or more full; the rest is decided at run time by pad
 
-What only the data tells counts as attended, and as not full. Symbolic sizes count as the numbers that they are now.
+What only the data tells counts as attended, and as not full, except that documents packed into one sequence, of which
+there would be none if they were not several, are taken to leave half. Symbolic sizes count as the numbers that they are
+now.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from flex_inductor.passes.site import Site
 
 MOST_BLOCKS = 512
 """The number of blocks in a row that are looked at: longer sequences get longer blocks."""
+DOCUMENTS = 0.5
+"""The share that documents leave, where nothing is known of them."""
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 Number = Callable[[sympy.Expr], int]
@@ -30,8 +34,20 @@ Number = Callable[[sympy.Expr], int]
 
 
 def attended(site: Site, width: int, number: Number) -> float:
-    """The share of blocks that may be attended."""
-    return 1.0 if site.mask is None else shares(site, formula_of(site), width, number)[0]
+    """The share of blocks that are expected to be attended."""
+    if site.mask is None:
+        return 1.0
+    formula = formula_of(site)
+    return shares(site, formula, width, number)[0] * (DOCUMENTS if packed(formula) else 1)
+
+
+def packed(formula: sympy.Basic) -> bool:
+    """Whether what is known of queries decides together with what is known of keys: ids of documents."""
+    return any(
+        r.has(mask.Q) and r.has(mask.K) and not any(f.has(mask.Q) and f.has(mask.K) for f in r.atoms(AppliedUndef))
+        for r in formula.atoms(Relational)
+        if r.has(AppliedUndef)
+    )
 
 
 def describe(site: Site, width: int, number: Number) -> str:

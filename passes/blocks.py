@@ -93,21 +93,24 @@ class BlockMaps:
         indices = self.make.call(aten.full.default, [1, 1, 1, 1], 0, dtype=torch.int32, device=device)
         return compat.one_block(counts, indices, mask_mod)
 
-    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
-        """Whether a row provably has a key of some kind: a load from booleans (b, h, q) that are computed in the graph.
-        Raises Declined."""
+    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool = False) -> Expr:
+        """Whether a row has a key of some kind: a load from booleans (b, h, q) that are computed in the graph. exact:
+        whether all keys are asked; else only rows count that provably have one. Raises Declined."""
         former = Former(at)
-        keep = mask.keeps_a_key(former.formula(expr), *self.axes(at, device))
+        formula = former.formula(expr)
+        keep = formula if exact else mask.keeps_a_key(formula, *self.axes(at, device))
         if keep == sympy.true:
             return TRUE
 
         def compute() -> fx.Node:
             grid = self.grid(former, at, device, True)
             lines = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
+            if exact:
+                lines[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
             return self.make.call(aten.any.dim, grid.at(lines).tensor(keep), 3)
 
         varies = [keep.has(p) for _, p in self.row_positions(at)]
-        return self.of_rows(self.shared("rows", expr, at, compute, device), varies, at, torch.bool)
+        return self.of_rows(self.shared(("rows", exact), expr, at, compute, device), varies, at, torch.bool)
 
     def row_levels(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
         """The greatest value of a row, where that is far from zero, else 0: a load from numbers (b, h, q) that are

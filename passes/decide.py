@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,19 @@ from flex_inductor.passes.attended import attended
 from flex_inductor.passes.blocks import block_width
 from flex_inductor.passes.operands import dtype_of
 from flex_inductor.passes.result import Result
+from flex_inductor.passes.sdpa_form import form_of
 from flex_inductor.passes.site import Site
+
+
+class Instead(enum.Enum):
+    """What a call of SDPA would be given: no mask, the causal one by name, one without queries (padding), one for
+    every query and key, and one that is computed for every head besides."""
+
+    PLAIN = enum.auto()
+    CAUSAL = enum.auto()
+    ROW = enum.auto()
+    DENSE = enum.auto()
+    HEADS = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -24,9 +37,10 @@ class Request:
     """What is to be lowered: all that a device must be able to do, and what tells whether it pays.
 
     lengths: numbers of queries and keys. plain: an SDPA call without mask. scores: their
-    number, now. attended: the share of their blocks that may be attended. fused: whether the scores are the products
-    alone, for which Inductor has a fused kernel. reads: whether score or mask load a number for every score.
-    dropout: whether probabilities are dropped at random."""
+    number, now. attended: the share of their blocks that may be attended. called: whether it is an SDPA
+    call already. reads: whether score or mask load a number for every score.
+    dropout: whether probabilities are dropped at random. instead: what a call of SDPA would be given that means the
+    same; None where none does."""
 
     device: str
     dtype: torch.dtype
@@ -37,13 +51,21 @@ class Request:
     plain: bool
     scores: int
     attended: float
-    fused: bool
+    called: bool
     reads: bool
     dropout: bool
+    instead: Instead | None = None
 
 
 Refusal = Callable[[Request], str | None]
 """Why a site cannot, or should not, be lowered; None if it can."""
+
+Preference = Callable[[Request], bool]
+"""Whether a site that SDPA can compute is better computed so."""
+
+
+def never(request: Request) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -73,13 +95,24 @@ def request_of(site: Site, result: Result) -> Request:
     plain = called and sdpa.is_plain(site.candidate)
     at, number = site.at, functools.partial(compat.number_now, value)
     scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
-    fused = called or (site.mask is None and site.score.op == "dot" and not site.extra)
     share = attended(site, block_width(value.device, site.mask is not None), number)
     lengths = at.size(at.q), at.size(at.k)
     return Request(
         value.device.type, dtype_of(site), trains(result), dims, at.size(at.h), lengths, plain, number(scores), share,
-        fused, reads_scores(site), site.dropout is not None,
+        called, reads_scores(site), site.dropout is not None, instead(site, result),
     )  # fmt: skip
+
+
+def instead(site: Site, result: Result) -> Instead | None:
+    """What a call of SDPA would be given for a site."""
+    form = form_of(site, trains(result), result.product.meta["autocast"])
+    if form is None:
+        return None
+    if form.given is None:
+        return Instead.CAUSAL if form.causal else Instead.PLAIN
+    if not form.varies(site.at.q, site.at.k):
+        return Instead.ROW
+    return Instead.HEADS if form.varies(site.at.h) and form.given.op != "load" else Instead.DENSE
 
 
 def reads_scores(site: Site) -> bool:

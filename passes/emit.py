@@ -122,6 +122,10 @@ class Emitter:
             self.make.aten_graph.value_of[result.node] = value
         return value, (note,) if note else ()
 
+    def notes(self, site: Site) -> tuple[str, ...]:
+        """What there is to say about a site that becomes a call."""
+        return site.notes
+
     def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device, dtype = result.node.meta["val"].device, dtype_of(site)
@@ -136,14 +140,18 @@ class Emitter:
         if sinks:
             logsumexp = self.make.call(compat.getitem, call, 1)
             out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
+        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
+        return self.finished(out, site, result, training), note
+
+    def finished(self, out: fx.Node, site: Site, result: Result, training: bool) -> fx.Node:
+        """What a call gave, (b, h, q, e), as the result's value."""
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
-        out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
+        out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
         changed = self.storage.is_written(result.node) or result.node in self.make.aten_graph.moved
-        if training and changed:  # the backward pass reads what flex_attention gave
+        if training and changed:  # the backward pass reads what the call gave
             out = self.make.call(aten.clone.default, out)
-        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return (self.laid_out(out, result.node) if needs_strides(result.node) else out), note
+        return self.laid_out(out, result.node) if needs_strides(result.node) else out
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""

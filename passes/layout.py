@@ -115,14 +115,17 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
 
 def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
     """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there
-    is none, the nearest one with the positions divided."""
+    is none, the nearest one with the positions divided. What the program sees comes before what lies inside one of its
+    operators, a product inside a matmul, which would have to be computed again."""
     best, divided = None, None
+
     for source in sources(operand, storage, sizes):
         found = digits(source, sizes)
         if found is None:
             continue
         if all(d.symbol not in whole or (len(ds) == 1 and same(d.size, sizes[d.symbol])) for ds in found for d in ds):
-            best = source
+            if best is None or storage.is_seen(source.node) or not storage.is_seen(best.node):
+                best = source
         elif divided is None:
             divided = source
     return best or divided or operand

@@ -6,7 +6,7 @@ import re
 
 from torch import fx
 
-from flex_inductor.decisions import Decision, describe
+from flex_inductor.decisions import Decision, Operator, describe
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.site import Declined, Site
@@ -39,19 +39,21 @@ def node_text(node: fx.Node | None) -> str:
     return f"{node.name} = {rule_name(node) or node.op} {describe(node.meta.get('val'))}"
 
 
-def declined(name: str, found: Found, why: Declined, site: Site | None, notes: tuple[str, ...]) -> Decision:
+def declined(name: str, found: Found, why: Declined, site: Site | None) -> Decision:
     score_mod, mask_mod = mods(site) if site is not None else ("", "")
     return Decision(
         site=name, verdict="declined", source=source_of(found.anchor), matched=matched(found), reason=why.reason,
-        node=node_text(why.node), score_mod=score_mod, mask_mod=mask_mod, notes=notes,
+        node=node_text(why.node), score_mod=score_mod, mask_mod=mask_mod,
     )  # fmt: skip
 
 
-def rewritten(name: str, found: Found, site: Site, sparsity: str, block_map: tuple[str, ...]) -> Decision:
+def rewritten(
+    name: str, found: Found, site: Site, operator: Operator, sparsity: str = "", block_map: tuple[str, ...] = ()
+) -> Decision:
     score_mod, mask_mod = mods(site)
     return Decision(
-        site=name, verdict="rewritten", source=source_of(found.anchor), matched=matched(found), score_mod=score_mod,
-        mask_mod=mask_mod, sparsity=sparsity, block_map=block_map, notes=site.notes,
+        site=name, verdict="rewritten", operator=operator, source=source_of(found.anchor), matched=matched(found),
+        score_mod=score_mod, mask_mod=mask_mod, sparsity=sparsity, block_map=block_map, notes=site.notes,
     )  # fmt: skip
 
 

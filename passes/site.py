@@ -83,6 +83,7 @@ class Site:
     rows that have one, all others attending to every key; None where it holds for all rows. level: the score without
     its raw scores, whose greatest value is to be taken from rows that have nothing near zero; None where there is no
     such row, or no need.
+    replaces: whether something stood in place of scores, where the mask or its fill is now, and was not added.
     extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
@@ -102,6 +103,7 @@ class Site:
     mask: Expr | None = None
     keep: Expr | None = None
     level: Expr | None = None
+    replaces: bool = False
     dropout: Dropout | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()

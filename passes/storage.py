@@ -66,10 +66,14 @@ class Storage:
         memory = self.memory(node)
         return self.sharing[memory] if memory is not None else [node]
 
+    def is_seen(self, node: fx.Node) -> bool:
+        """Whether the program has a value, rather than one of its operators inside."""
+        return node in self._value_of and node not in self._moved
+
     def seen(self, node: fx.Node) -> fx.Node:
         """The same view of the same memory as a value of the program, if there is one: what lies inside an operator is
         computed again where it is needed, without what was written to it."""
-        if node in self._value_of and node not in self._moved:
+        if self.is_seen(node):
             return node
-        known = (n for n in self.aliases(node) if n in self._value_of and n not in self._moved)
+        known = filter(self.is_seen, self.aliases(node))
         return next((n for n in known if same_view(n.meta["val"], node.meta["val"])), node)

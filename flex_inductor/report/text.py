@@ -77,7 +77,7 @@ def _title(members: list[tuple[str, Decision]]) -> Text:
     shown = ", ".join(names) if len(names) < 5 else f"{names[0]} .. {names[-1]} ({len(names)} alike)"
     decision = members[0][1]
     style = "bold green" if decision.rewritten else "bold yellow"
-    return Text.assemble("\n", (shown, "bold"), "  ", (decision.verdict, style))
+    return Text.assemble("\n", (shown, "bold"), "  ", (decision.ending, style))
 
 
 def _details(decision: Decision) -> Table:

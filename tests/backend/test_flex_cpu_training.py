@@ -1,4 +1,4 @@
-"""Training on CPU with backend="flex": torch has no backward there; the site is left, the model trains."""
+"""Training on CPU with backend="flex": torch's flex_attention has no backward there; SDPA has, or the site is left."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def step(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-def test_training_is_declined_with_the_reason_and_trains() -> None:
+@pytest.mark.parametrize("rewrite", ["auto", "always"])
+def test_a_model_trains(rewrite: str) -> None:
     torch._dynamo.reset()
     model, x = Tiny(), randn(2, 12, 32)
     expected = step(model, x)
-    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise"})
+    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": rewrite})
     with listen() as reports:
         got = step(compiled, x)
     (decision,) = [d for r in reports for d in r.decisions]
-    assert (decision.verdict, decision.reason) == ("declined", REASON)
+    if rewrite == "auto":
+        assert (decision.operator, decision.notes) == ("scaled_dot_product_attention", ("is_causal",))
+    else:
+        assert (decision.verdict, decision.reason) == ("declined", REASON)
     assert all(r.fallback is None for r in reports)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 

@@ -97,7 +97,7 @@ def request(**about: Any) -> Request:
     dims, lengths = ((sympy.Integer(n),) * 2 for n in (64, 1000))
     plain = Request(
         "cuda", torch.float16, True, dims, sympy.Integer(8), lengths, plain=False, scores=8_000_000, attended=0.5,
-        fused=False, reads=False, dropout=False,
+        called=False, reads=False, dropout=False,
     )  # fmt: skip
     return replace(plain, **about)
 

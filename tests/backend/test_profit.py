@@ -41,31 +41,50 @@ def window(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any
     return attend(q, k, v, (distance() >= 0) & (distance() < 64))
 
 
-CASES: list[tuple[Any, Any, bool]] = [
-    (window, eager, True),
-    (window, called, True),
-    (unknown, eager, False),  # a mask of which nothing is known, read for every score
-    (unknown, called, False),
-    (padding, eager, True),  # many scores, which Inductor would keep in memory
-    (padding, called, False),  # a fused kernel
+def packed(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
+    document = keep[0].cumsum(0)
+    return attend(q, k, v, (document[:, None] == document) & (distance() >= 0))
+
+
+def capped(q: Any, k: Any, v: Any, keep: Any) -> Any:
+    return torch.softmax(torch.tanh(q @ k.mT).masked_fill(~keep, float("-inf")), -1) @ v
+
+
+FLEX, SDPA = "flex_attention", "scaled_dot_product_attention"
+CASES: list[tuple[Any, Any, str]] = [
+    (window, eager, FLEX),
+    (window, called, FLEX),
+    (packed, eager, FLEX),  # documents leave many blocks empty
+    (unknown, eager, SDPA),  # a mask of which nothing is known, read for every score
+    (unknown, called, ""),  # what it is already
+    (padding, eager, SDPA),
+    (padding, called, ""),
+    (padding, capped, FLEX),  # many scores, which Inductor would keep in memory, and no SDPA can give
 ]
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("mask", "attend", "pays"), CASES)
-def test_what_is_rewritten_by_default(mask: Any, attend: Any, pays: bool) -> None:
+@pytest.mark.parametrize(("mask", "attend", "operator"), CASES)
+def test_what_is_rewritten_by_default(mask: Any, attend: Any, operator: str) -> None:
     torch._dynamo.reset()
     given = (*(randn(1, 9, LENGTH, 16, seed=i) for i in range(3)), torch.ones(LENGTH, LENGTH, dtype=torch.bool))
     with torch.no_grad(), listen() as reports:
         torch.compile(mask, backend="flex")(*given, attend)
     (decision,) = reports[0].decisions
-    assert decision.rewritten == pays and ("not pay" in decision.reason) != pays
+    assert decision.operator == operator and ("not pay" in decision.reason) == (operator == "")
 
 
 def test_fewer_blocks_are_expected_to_be_faster() -> None:
-    kinds = itertools.product((profit.CACHED // 2, profit.CACHED * 2), (False, True), (False, True))
-    for scores, fused, reads in kinds:
-        times = [profit.expected(scores, share, fused, reads) for share in (0.1, 0.5, 1.0)]
-        assert times == sorted(times) and times[0] < profit.WORTH
-    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, fused=True, reads=False) is not None
-    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, fused=True, reads=False) is None
+    times = [profit.flex(share) for share in (0.1, 0.5, 1.0)]
+    assert times == sorted(times)
+    for scores, called, reads in itertools.product(
+        (profit.CACHED // 2, profit.CACHED * 2), (False, True), (False, True)
+    ):
+        assert profit.refusal("cpu", scores, 0.1, called, reads) is None
+    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, called=True, reads=False) is not None
+    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, called=True, reads=False) is None
+
+
+@pytest.mark.parametrize("mask", ["PLAIN", "CAUSAL", "ROW", "DENSE", "HEADS"])
+def test_a_full_mask_is_for_sdpa_and_a_sparse_one_for_flex_attention(mask: str) -> None:
+    assert profit.prefers_sdpa(mask, 1.0) and not profit.prefers_sdpa(mask, 0.1)

@@ -54,6 +54,17 @@ def test_a_report_with_its_records(qkv) -> None:
     assert report.seconds and all(t >= 0 for t in report.seconds.values())
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("rewrite", "operator"), [("auto", "scaled_dot_product_attention"), ("always", "flex_attention")]
+)
+def test_a_report_says_what_a_site_became(qkv, rewrite, operator) -> None:
+    with torch.no_grad():
+        report = explain(attend, rewrite=rewrite, backend="flex")(*qkv)
+    assert f"site0  rewritten into {operator}" in str(report)
+    assert report.to_dict()["sites"][0]["operator"] == operator
+
+
 apart = pytest.mark.skipif(
     "isolate_recompiles" not in inspect.signature(torch.compile).parameters,
     reason="torch shares the entries before 2.13",

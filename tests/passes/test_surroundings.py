@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
-from flex_inductor import listen
+from flex_inductor import compat, listen
 from tests.support.exactness import check, compiled, declines, outcome, reports_of
 from tests.support.programs import B, S, attend, causal, qkv, randn
 
@@ -221,3 +221,11 @@ def test_attention_inside_a_module_list() -> None:
 
     torch.manual_seed(0)
     check(nn.Sequential(Layer(), Layer(), Layer()), (randn(B, S, 16),), sites=3, train=True)
+
+
+def test_an_attention_reads_what_another_gave() -> None:
+    """The product with the values lies inside a matmul, and is not there any more."""
+    (report,) = reports_of(lambda q, k, v: attend(attend(q, k, v), k, v), qkv())
+    graph = report.after.graph
+    assert len(graph.find_nodes(op="call_function", target=compat.flex_attention_hop)) == 2
+    assert not graph.find_nodes(op="call_function", target=torch.softmax)
