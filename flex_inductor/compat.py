@@ -351,11 +351,21 @@ def wide(x: Any) -> Any:
     return x.detach().double().requires_grad_(x.requires_grad)
 
 
+def overflowing(score_mod: Any) -> Any:
+    """A score_mod whose scores become -inf where they would in float32: of two masks that add up."""
+
+    def mod(*args: Any) -> torch.Tensor:
+        score = score_mod(*args)
+        return torch.where(score < torch.finfo(torch.float32).min, -torch.inf, score)
+
+    return mod
+
+
 def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *others: Any) -> Any:
     """flex_attention, its results in the dtypes that they have otherwise."""
     *call, reads, mask_reads = others
     given = (query.double(), key.double(), value.double())
-    out, *rows = flex_attention_hop(*given, score_mod, *call, tuple(map(wide, reads)), mask_reads)
+    out, *rows = flex_attention_hop(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
     return (out.to(query.dtype), *(x.float() for x in rows))
 
 
@@ -363,7 +373,7 @@ def gradients_in_float64(query: Any, key: Any, value: Any, *others: Any) -> Any:
     """flex_attention_backward. What was saved of the forward pass is rounded, and computed again."""
     _, _, grad, grad_rows, score_mod, joint, *call, narrow, mask_reads = others
     given = [x.detach().double() for x in (query, key, value)]
-    reads = tuple(map(wide, narrow))
+    score_mod, reads = overflowing(score_mod), tuple(map(wide, narrow))
     detached = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in reads)
     out, rows, *_ = flex_attention_hop(*given, score_mod, *call, detached, mask_reads)
     grads = wide(grad), wide(grad_rows)
