@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat, compat_eager, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
@@ -121,7 +121,7 @@ def flex_eager(
     """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in
     inference and in training, on any device. For tests and for debugging."""
     ours, _ = read(mode, options)
-    return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat.aot_eager)
+    return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat_eager.aot_eager)
 
 
 def unprofitable(request: Request, options: Options) -> str | None:

@@ -30,6 +30,7 @@ __all__ = [
     "SDPA",
     "BlockMask",
     "enable_python_dispatcher",
+    "flex_attention_backward_hop",
     "flex_attention_hop",
     "getitem",
     "kernel_options",
@@ -136,6 +137,10 @@ def _one_block_form() -> tuple[Any, ...]:
             seq_lengths=(1, 1),
         )
     return tuple(sample.as_tuple()[:-1])
+
+
+OWN_OPTION = "FLEX_INDUCTOR"
+"""The kernel option that tells calls of ours from those of the program."""
 
 
 def kernel_options(logsumexp: bool) -> dict[str, Any]:
@@ -303,109 +308,6 @@ def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
 
 def on_cpu(inputs: Any) -> bool:
     return not any(isinstance(x, torch.Tensor) and x.is_cuda for x in inputs)
-
-
-def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-    """AOTAutograd without code generation: torch's backend of that name, with gradients for every captured buffer, and
-    with our own attention computed in float64: what it differs from eager by is the rewrite."""
-    from functorch.compile import min_cut_rematerialization_partition
-    from torch._dynamo.backends.common import aot_autograd
-    from torch._dynamo.backends.debugging import boxed_nop
-
-    def forward(graph: torch.fx.GraphModule, examples: Any) -> Any:
-        in_float64(graph)
-        return boxed_nop(graph, examples)
-
-    def backward(graph: torch.fx.GraphModule, examples: Any) -> Any:
-        mark_captured(graph)
-        in_float64(graph)
-        return boxed_nop(graph, examples)
-
-    compile_both = aot_autograd(
-        fw_compiler=forward,
-        bw_compiler=backward,
-        partition_fn=min_cut_rematerialization_partition,
-        keep_inference_input_mutations=True,
-    )
-    return compile_both(gm, inputs)
-
-
-OWN_OPTION = "FLEX_INDUCTOR"
-"""The kernel option that tells calls of ours from those of the program."""
-
-
-def in_float64(graph: torch.fx.GraphModule) -> None:
-    """Has our calls of flex_attention, and their backward passes, computed in float64."""
-    targets = {flex_attention_hop: attention_in_float64, flex_attention_backward_hop: gradients_in_float64}
-    for target, other in targets.items():
-        for node in graph.graph.find_nodes(op="call_function", target=target):
-            if any(isinstance(x, dict) and OWN_OPTION in x for x in node.args):
-                node.target = other
-    graph.recompile()
-
-
-def wide(x: Any) -> Any:
-    """A floating-point tensor in float64, and whether it requires a gradient kept; anything else as it is."""
-    if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
-        return x
-    return x.detach().double().requires_grad_(x.requires_grad)
-
-
-def overflowing(score_mod: Any) -> Any:
-    """A score_mod whose scores become -inf where they would in float32: of two masks that add up."""
-
-    def mod(*args: Any) -> torch.Tensor:
-        score = score_mod(*args)
-        return torch.where(score < torch.finfo(torch.float32).min, -torch.inf, score)
-
-    return mod
-
-
-def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *others: Any) -> Any:
-    """flex_attention, its results in the dtypes that they have otherwise."""
-    *call, reads, mask_reads = others
-    given = (query.double(), key.double(), value.double())
-    out, *rows = flex_attention_hop(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
-    return (out.to(query.dtype), *(x.float() for x in rows))
-
-
-def gradients_in_float64(query: Any, key: Any, value: Any, *others: Any) -> Any:
-    """flex_attention_backward. What was saved of the forward pass is rounded, and computed again."""
-    _, _, grad, grad_rows, score_mod, joint, *call, narrow, mask_reads = others
-    given = [x.detach().double() for x in (query, key, value)]
-    score_mod, reads = overflowing(score_mod), tuple(map(wide, narrow))
-    detached = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in reads)
-    out, rows, *_ = flex_attention_hop(*given, score_mod, *call, detached, mask_reads)
-    grads = wide(grad), wide(grad_rows)
-    *found, captured = flex_attention_backward_hop(
-        *given, out, rows, *grads, score_mod, joint, *call, reads, mask_reads
-    )
-    captured = [g.to(x.dtype) if isinstance(g, torch.Tensor) else g for g, x in zip(captured, narrow)]
-    return (*(g.to(x.dtype) for g, x in zip(found, (query, key, value))), tuple(captured))
-
-
-CAPTURED = 12
-"""The place of score_mod's buffers among the arguments of flex_attention_backward, and GRADIENTS of theirs among its
-results."""
-GRADIENTS = 3
-
-
-def mark_captured(graph: torch.fx.GraphModule) -> None:
-    """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when
-    it runs (torch 2.13), which a value saved from the forward graph does not."""
-    for node in graph.graph.find_nodes(op="call_function", target=flex_attention_backward_hop):
-        results = [u for u in node.users if u.target is getitem and u.args[1] == GRADIENTS]
-        wanted = {u.args[1] for r in results for u in r.users}
-        with graph.graph.inserting_before(node):
-            buffers = [
-                graph.graph.call_function(requiring_gradient, (x,)) if i in wanted else x
-                for i, x in enumerate(node.args[CAPTURED])
-            ]
-        node.update_arg(CAPTURED, tuple(buffers))
-
-
-def requiring_gradient(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().requires_grad_()
 
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat_eager, passes
 from flex_inductor.decisions import GraphReport
 
 
@@ -37,7 +37,7 @@ def rewritten(
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
         report = passes.rewrite(gm, lambda request: None, choose)
         reports.append(report)
-        return compat.aot_eager(passes.copy_of(report.after), examples) if run else gm.forward
+        return compat_eager.aot_eager(passes.copy_of(report.after), examples) if run else gm.forward
 
     torch._dynamo.reset()
     result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
