@@ -144,6 +144,8 @@ def split(state: State) -> State:
         safe = rule_name(work.found.anchor) in ("_safe_softmax", "scaled_dot_product_attention")
         site = replace(work.site, replaces=any(replacements(work.site.score)))
         parted = split_pass.split(site, work.zeroed, safe, trains(work.result))
+        if parted.level is not None and sdpa.blurs(work.found.anchor, state.aten):
+            raise Declined("SDPA's own gradients of rows of nothing but low numbers are others", work.found.anchor)
         return replace(work, site=split_pass.scaled(parted))
 
     return state.each(step)

@@ -23,10 +23,12 @@ from flex_inductor import scalar
 from flex_inductor.indices import position, size_expr
 from flex_inductor.passes.lift import Lifter
 from flex_inductor.passes.lift_rules import RULES
+from flex_inductor.passes.normalize import AtenGraph
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Dropout, Operand, Site
 from flex_inductor.passes.storage import Storage
 from flex_inductor.scalar import Expr, compare, const, index, pointwise
 
+aten = torch.ops.aten
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -37,6 +39,17 @@ def arguments(call: fx.Node) -> dict[str, Any]:
 def is_plain(candidate: Candidate) -> bool:
     """Whether the call's own kernel is the best there is: no mask, or a causal one."""
     return arguments(candidate.anchor)["attn_mask"] is None
+
+
+def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
+    """Whether an anchor is a call whose backward pass works from a log-sum-exp, which has no bits left for rows of
+    nothing but low numbers: eager's gradients of these are too large by the number of keys (torch 2.13, CPU, but for
+    masks that want a gradient themselves)."""
+    mask = arguments(anchor)["attn_mask"] if anchor.target is aten.scaled_dot_product_attention.default else None
+    if aten_graph is None or mask is None or anchor.meta["val"].device.type != "cpu":
+        return False
+    known = aten_graph.value_of.get(mask)
+    return known is None or not known.meta["example_value"].requires_grad
 
 
 def build(candidate: Candidate, storage: Storage, until: int) -> Site:

@@ -87,6 +87,18 @@ def test_fills_that_add_up_to_minus_infinity() -> None:
     check(program, (*qkv(), NONE))
 
 
+def test_a_float_mask_of_sdpa_that_wants_no_gradient_is_left_in_training() -> None:
+    """There eager's gradients are not those of the formula: the kernel's log-sum-exp has no bits left."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        i = torch.arange(S)
+        mask = torch.zeros(S, S).masked_fill(i[:, None] <= i, MIN)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    declines(program, qkv(), "SDPA's own gradients", train=True)
+    check(program, qkv())
+
+
 SHIFTS = {
     "all scores far down": lambda s: causal(s - 3e9, -1e9),
     "all scores far up": lambda s: causal(s + 1e9, -1e9) + torch.where(ROWS >= COLS, 0.0, -1e9),
