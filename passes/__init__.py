@@ -38,6 +38,7 @@ from flex_inductor.passes.picture import picture
 from flex_inductor.passes.result import Result, locate
 from flex_inductor.passes.sdpa_form import replacements
 from flex_inductor.passes.site import Candidate, Declined, Site
+from flex_inductor.passes.softmax import subtracts_logsumexp
 from flex_inductor.passes.storage import Storage
 from flex_inductor.passes.to_sdpa import SdpaEmitter
 from flex_inductor.scalar import Expr
@@ -146,6 +147,8 @@ def split(state: State) -> State:
         parted = split_pass.split(site, work.zeroed, safe, trains(work.result))
         if parted.level is not None and sdpa.blurs(work.found.anchor, state.aten):
             raise Declined("SDPA's own gradients of rows of nothing but low numbers are others", work.found.anchor)
+        if subtracts_logsumexp(work.found.anchor) and split_pass.may_absorb(split_pass.levelled(parted).level):
+            raise Declined("a row may have nothing but low numbers, beside which its sum is lost", work.found.anchor)
         return replace(work, site=split_pass.scaled(parted))
 
     return state.each(step)

@@ -19,7 +19,7 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.indices import Sizes, floordiv, join, mod, same, size_expr
-from flex_inductor.passes.find import SOFTMAX
+from flex_inductor.passes.find import SOFTMAX, above
 from flex_inductor.passes.layout import number
 from flex_inductor.passes.lift import Index, Lifter, NoRule, rule_name
 from flex_inductor.passes.lift_rules.views import argument
@@ -128,6 +128,12 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     whole = replace(lifter, store=False, memo={})  # a shift must be seen in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
+
+
+def subtracts_logsumexp(anchor: fx.Node) -> bool:
+    """Whether the probabilities are exp(s - logsumexp(s)): of a row of nothing but finfo.min that is 1 everywhere, for
+    the sum is lost beside it."""
+    return rule_name(anchor) == "exp" and any(rule_name(n) == "logsumexp" for n in above(anchor))
 
 
 def dimension(softmax: fx.Node) -> int:

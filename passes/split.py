@@ -210,3 +210,13 @@ def levelled(site: Site) -> Site:
     low = site.keep is not None or not keeps_a_key(logical_or(key, *column), site.at)
     high = replace(limits, loaded=0.0).at_most(found, BLURS) != scalar.TRUE
     return replace(site, level=found) if low or high else site
+
+
+def may_absorb(level: Expr | None) -> bool:
+    """Whether numbers beside which all others disappear, in float64 too, may make up a whole row."""
+    if level is None:
+        return False
+    return any(
+        (x.op == "const" and -math.inf < x.value <= ABSORBS) or (x.op == "load" and x.dtype.is_floating_point)
+        for x in scalar.walk(level)
+    )

@@ -87,6 +87,21 @@ def test_fills_that_add_up_to_minus_infinity() -> None:
     check(program, (*qkv(), NONE))
 
 
+@pytest.mark.parametrize("fill", [MIN, -torch.inf])
+def test_a_score_less_its_logsumexp(fill: float) -> None:
+    """Regression: in a row of finfo.min the sum is lost beside it, and eager's probabilities are 1 each."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        i = torch.arange(S)
+        s = (q @ k.mT).masked_fill(i[:, None] <= i, fill)
+        return (s - s.logsumexp(-1, keepdim=True)).exp() @ v
+
+    if fill == MIN:
+        declines(program, qkv(), "its sum is lost")
+    else:
+        check(program, qkv())
+
+
 def test_a_float_mask_of_sdpa_that_wants_no_gradient_is_left_in_training() -> None:
     """There eager's gradients are not those of the formula: the kernel's log-sum-exp has no bits left."""
 
