@@ -25,9 +25,12 @@ from flex_inductor.passes import heads, integers
 from flex_inductor.passes.blocks import BlockMaps
 from flex_inductor.passes.copies import copied, copied_over
 from flex_inductor.passes.decide import Kernel
+from flex_inductor.passes.layout import TRANSPARENT
+from flex_inductor.passes.lift import rule_name
 from flex_inductor.passes.materialise import Materialiser
 from flex_inductor.passes.mods import Capture, Captured, ModWriter
 from flex_inductor.passes.operands import dtype_of, operands
+from flex_inductor.passes.reach import reachable
 from flex_inductor.passes.result import Result, rebuild
 from flex_inductor.passes.sinks import beside
 from flex_inductor.passes.site import Coordinates, Declined, Site
@@ -148,8 +151,9 @@ class Emitter:
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
-        changed = self.storage.is_written(result.node) or result.node in self.make.aten_graph.moved
-        if training and changed:  # the backward pass reads what the call gave
+        views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
+        changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
+        if training and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
             out = self.make.call(aten.clone.default, out)
         return self.laid_out(out, result.node) if needs_strides(result.node) else out
 

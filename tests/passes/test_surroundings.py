@@ -201,6 +201,18 @@ def test_graph_break_beside_attention() -> None:
     check(program, qkv(), sites=2, train=True)
 
 
+def test_a_copy_of_the_result_is_written_to_in_training() -> None:
+    """Regression: the copy was a view of what the backward pass reads, and the program failed."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        s = torch.einsum("bhid,bhjd->bhij", q, k)
+        y = torch.einsum("bhij,bhjd->bihd", torch.softmax(s, -1), v).flatten(2, 3)
+        y.relu_()
+        return y
+
+    check(program, qkv(), train=True)
+
+
 def test_flex_attention_of_the_user_stays() -> None:
     def program(q: Any, k: Any, v: Any) -> Any:
         return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + i - j)
