@@ -243,13 +243,15 @@ def stored(tensor: Any) -> Any:
     copied, as are those without numbers side by side, which `lower_cpu` would copy behind the back of the mod that
     reads them. Sizes, which are captured as well, stay."""
     from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
+    from torch._inductor.virtualized import V
 
     if not hasattr(tensor, "realize"):
         return tensor
     tensor.realize()
     is_view = isinstance(tensor.data, BaseView) and not isinstance(tensor.data, ReinterpretView)
     apart = not is_view and tensor.get_size() and 1 not in tensor.get_stride()
-    return _in_rows(ExternKernel.copy_input(tensor)) if is_view or apart else tensor
+    written = tensor.get_name() in V.graph.mutated_buffers  # by a scatter: the kernel would read what was there before
+    return _in_rows(ExternKernel.copy_input(tensor)) if is_view or apart or written else tensor
 
 
 def whole_rows(tensor: Any, taken: set[str]) -> Any:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from tests.support.programs import randn
+from tests.support.exactness import check
+from tests.support.programs import qkv, randn
 
 pytestmark = pytest.mark.compile
 B, H, S, D = 2, 3, 40, 16
@@ -101,3 +102,14 @@ def test_lists_of_blocks_that_lie_otherwise() -> None:
         return (torch.softmax((q @ k.mT).masked_fill(torch.ones(384, 384).tril() == 0, -torch.inf), -1) @ v,)
 
     agree(program, q, k, v, ones, apart, like=dense)
+
+
+@pytest.mark.compile
+def test_a_captured_tensor_that_a_scatter_made() -> None:
+    """Regression: the kernel read the buffer as it was before the scatter."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        keep = torch.zeros(q.shape[-2], k.shape[-2]).index_fill_(1, torch.tensor([0, 3]), 1.0) > 0
+        return torch.softmax((q @ k.mT).masked_fill(~keep, float("-inf")), -1) @ v
+
+    check(program, qkv(), backend="flex")
