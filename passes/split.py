@@ -28,6 +28,9 @@ LOW = -1e8
 """Fills at or below this count as a mask, where all else in the score is proved to be far from it: softmax sends to
 zero what is 104 below another score, where exp underflows."""
 
+STILL_LOW = -1e3
+"""What a fill must stay below after it was scaled down with the scores (finfo.min of float16, divided by sqrt(d))."""
+
 ABSORBS, ABSORBED = -1e30, 1e28
 """A fill at or below the one makes any number that it is added to disappear, in float64 too; what tensors hold is taken
 to be below the other."""
@@ -37,9 +40,6 @@ STEEP = 16.0
 
 EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
 UNCERTAIN_ROWS = "rows may lose all keys: the finite fill stays in score_mod"
-
-STILL_LOW = -1e3
-"""The same after the scores were scaled down, fills and all (finfo.min of float16, divided by sqrt(d))."""
 
 
 @dataclass(frozen=True)
