@@ -84,7 +84,8 @@ class Site:
     its raw scores, whose greatest value is to be taken from rows that have nothing near zero; None where there is no
     such row, or no need.
     replaces: whether something stood in place of scores, where the mask or its fill is now, and was not added.
-    extra: scores of columns beyond the keys. dropout: of the probabilities, None for none.
+    extra: scores of columns beyond the keys. unshifted: whether exponentials are taken of the scores as they are, not
+    less the greatest of their row. dropout: of the probabilities, None for none.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
     """
@@ -100,6 +101,7 @@ class Site:
     merged: sympy.Expr = sympy.S.One
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
+    unshifted: bool = False
     mask: Expr | None = None
     keep: Expr | None = None
     level: Expr | None = None

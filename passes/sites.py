@@ -54,6 +54,7 @@ class Lifted:
     extra: tuple[Expr, ...]
     weights: Weights
     dots: tuple[Expr, ...]
+    unshifted: bool
 
 
 def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
@@ -90,6 +91,7 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         channels=first.sizes[first.channel],
         score=exact.score,
         extra=exact.extra,
+        unshifted=exact.unshifted,
         merged=plan.merged,
         row_first=plan.row_first,
         dropout=exact.weights.dropout,
@@ -141,7 +143,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     check_scores(candidate, dots_of(merged), found.extra)
     downstream = privacy.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
-    return Lifted(value, score, extra, probabilities, dots)
+    return Lifted(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
 
 
 def dots_of(score: Expr) -> tuple[Expr, ...]:

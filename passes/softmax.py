@@ -32,10 +32,12 @@ DROPOUT = {"native_dropout", "bernoulli", "rand_like", "rand"}
 
 @dataclass(frozen=True)
 class Columns:
-    """The score of the key column, and of the columns beyond."""
+    """The score of the key column, and of the columns beyond. quotient: whether exponentials of the score as it stands
+    are divided by their sum, so that a row may underflow."""
 
     score: Expr
     extra: tuple[Expr, ...] = ()
+    quotient: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,10 +203,10 @@ def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol
 def _beside(score: Expr, rest: list[Expr], anchor: fx.Node) -> Columns:
     """The scores of what is added to the sum: a number, or `exp(sink - m)` where the score is `x - m`."""
     if not rest:
-        return Columns(score)
+        return Columns(score, quotient=True)
     shift = score.args[1] if score.op == "sub" else None
     if len(rest) == 1 and rest[0].is_const and rest[0].value > 0 and shift is None:
-        return Columns(score, (const(math.log(rest[0].value), score.dtype),))
+        return Columns(score, (const(math.log(rest[0].value), score.dtype),), quotient=True)
     if len(rest) == 1 and rest[0].op == "exp" and shift is not None:
         other = rest[0].args[0]
         if other.op == "neg" and other.args[0] == shift:

@@ -22,7 +22,7 @@ from flex_inductor import mask, scalar
 from flex_inductor.passes.formula import Former
 from flex_inductor.passes.levels import BLURS, RAW, Limits, has_raw, level, steepness
 from flex_inductor.passes.site import Coordinates, Declined, Site
-from flex_inductor.scalar import Expr, logical_and, logical_not, logical_or
+from flex_inductor.scalar import Expr, compare, logical_and, logical_not, logical_or
 
 LOW = -1e8
 """Fills at or below this count as a mask, where all else in the score is proved to be far from it: softmax sends to
@@ -167,7 +167,7 @@ def split(site: Site, zeroed: Expr | None, safe: bool, training: bool) -> Site:
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     parted = site if found.mask == scalar.TRUE else masked(site, found, zeroed is not None, safe)
-    return levelled(parted) if training else parted
+    return floored(levelled(parted) if training else parted)
 
 
 def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
@@ -184,6 +184,8 @@ def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
         if zeroed:
             raise Declined("the probabilities are masked, and scores may be as low as the fill", site.candidate.anchor)
         return site
+    if site.unshifted:
+        return replace(apart, notes=(*site.notes, EMPTY_ROWS))
     keep = logical_or(logical_and(found.mask, above), *(limits.at_least(extra, -limit) for extra in site.extra))
     if zeroed or keeps_a_key(keep, site.at):
         return apart
@@ -210,6 +212,18 @@ def levelled(site: Site) -> Site:
     low = site.keep is not None or not keeps_a_key(logical_or(key, *column), site.at)
     high = replace(limits, loaded=0.0).at_most(found, BLURS) != scalar.TRUE
     return replace(site, level=found) if low or high else site
+
+
+def floored(site: Site) -> Site:
+    """The site with -inf for scores whose exponential is zero, where a row may be made of them: eager divides by their
+    sum."""
+    dtype = torch.finfo(site.score.dtype)
+    floor = math.log(dtype.smallest_normal * dtype.eps / 2)
+    if not site.unshifted or Limits(site.at).at_least(level(site.score), floor) == scalar.TRUE:
+        return site
+    gone = compare("le", scalar.cast(site.score, torch.float32), scalar.const(floor, torch.float32))
+    score = scalar.where(gone, scalar.const(-math.inf, site.score.dtype), site.score)
+    return replace(site, score=score, notes=tuple(dict.fromkeys((*site.notes, EMPTY_ROWS))))
 
 
 def may_absorb(level: Expr | None) -> bool:

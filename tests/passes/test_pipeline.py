@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flex_inductor import FallbackWarning, compat, listen, passes
+from flex_inductor import FallbackWarning, compat, compat_eager, listen, passes
 from flex_inductor.passes.site import Declined
 from tests.support.exactness import reference
 from tests.support.programs import attend, causal, qkv
@@ -56,9 +56,15 @@ def test_exception_is_raised_when_asked_for(name: str, monkeypatch: pytest.Monke
         run(on_failure="raise")
 
 
-@pytest.mark.parametrize(("backend", "compiler"), [("flex_eager", "aot_eager"), ("flex", "inductor")])
-def test_exception_in_code_generation(backend: str, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = getattr(compat, compiler), []
+@pytest.mark.parametrize(
+    ("backend", "module", "compiler"),
+    [("flex_eager", compat_eager, "aot_eager"), ("flex", compat, "inductor")],
+    ids=["flex_eager", "flex"],
+)
+def test_exception_in_code_generation(
+    backend: str, module: Any, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = getattr(module, compiler), []
 
     def first_fails(gm: Any, *args: Any, **settings: Any) -> Any:
         calls.append(compat.uses_flex_attention(gm))
@@ -67,7 +73,7 @@ def test_exception_in_code_generation(backend: str, compiler: str, monkeypatch: 
             raise RuntimeError("no code for this")
         return real(gm, *args, **settings)
 
-    monkeypatch.setattr(compat, compiler, first_fails)
+    monkeypatch.setattr(module, compiler, first_fails)
     report, caught = run(backend)
     assert calls == [True, False]
     assert report.fallback.pass_name == "codegen" and len(caught) == 1

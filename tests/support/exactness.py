@@ -39,7 +39,7 @@ class InFloat64(TorchFunctionMode):
         self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.dtype.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.dtype.__get__:  # type: ignore[attr-defined]
             real = func(*args)
             return self.dtype if real == torch.float64 else real
         if func in CASTS:
