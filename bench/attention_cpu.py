@@ -21,7 +21,7 @@ import torch
 
 from bench.record import ROOT, write
 from flex_inductor.lowering import profit
-from flex_inductor.passes import blocks
+from flex_inductor.passes.sparsity import block_masks
 
 COLUMNS = (
     "program",
@@ -99,7 +99,7 @@ def measured(name: str, shape: tuple[int, int, int, int]) -> dict[str, Any]:
     with torch.no_grad():
         runs = [compiled(name, "inductor", inputs)]
         for width in WIDTHS:
-            blocks.WIDTHS["cpu"] = (width, width)
+            block_masks.WIDTHS["cpu"] = (width, width)
             runs.append(compiled(name, "flex", inputs, rewrite="always"))
         runs.append(compiled(name, "flex", inputs))
         base, *ours = times(runs, inputs, 7 if shape[2] > 1000 else 21)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from flex_inductor import compat, compat_eager, passes
+from flex_inductor import compat, passes
+from flex_inductor.compat import eager
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
 from flex_inductor.lowering.cpu import mended
@@ -25,8 +26,8 @@ from flex_inductor.lowering.cuda import covers, own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.lowering.spelled import unfused
 from flex_inductor.options import Options, read
-from flex_inductor.passes.blocks import block_width
 from flex_inductor.passes.decide import Choice, Instead, Kernel, Preference, Refusal, Request, never, torchs
+from flex_inductor.passes.sparsity.block_masks import block_width
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -121,7 +122,7 @@ def flex_eager(
     """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in
     inference and in training, on any device. For tests and for debugging."""
     ours, _ = read(mode, options)
-    return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), compat_eager.aot_eager)
+    return run(gm, example_inputs, ours, lambda request: unprofitable(request, ours), eager.aot_eager)
 
 
 def unprofitable(request: Request, options: Options) -> str | None:

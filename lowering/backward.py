@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from flex_inductor import compat_triton as inductor
+from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.call import Call
 from flex_inductor.lowering.plan import Variant
 from flex_inductor.lowering.stock import Stock

@@ -20,8 +20,8 @@ import sympy
 from sympy.core.function import AppliedUndef
 from torch.utils._sympy.functions import Where as TorchWhere
 
-from flex_inductor import compat_triton as inductor
 from flex_inductor import mask
+from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.stock import Stock
 from flex_inductor.mask.text import KV_LEN, Q_LEN, read
 

@@ -11,7 +11,7 @@ import sympy
 import torch
 
 from flex_inductor import compat
-from flex_inductor import compat_triton as inductor
+from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.stock import Stock
 

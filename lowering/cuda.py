@@ -27,7 +27,7 @@ Lowering = Callable[..., Any]
 @contextlib.contextmanager
 def own() -> Iterator[None]:
     """Our lowerings instead of torch's, for the time of a compilation."""
-    from flex_inductor import compat_triton as inductor
+    from flex_inductor.compat import triton as inductor
 
     makers = {compat.flex_attention_hop: _forward, compat.flex_attention_backward_hop: _backward}
     with _lock, inductor.lowered({hop: make(inductor.lowerings[hop]) for hop, make in makers.items()}):

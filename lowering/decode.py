@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flex_inductor import compat_triton as inductor
+from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.call import Call, power_of_two
 from flex_inductor.lowering.templates import template
 

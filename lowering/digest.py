@@ -9,7 +9,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-PARTS = ("lowering/**/*.py", "lowering/**/*.jinja", "mask/*.py", "compat*.py")
+PARTS = ("lowering/**/*.py", "lowering/**/*.jinja", "mask/*.py", "compat/*.py")
 
 
 @functools.cache

@@ -18,30 +18,32 @@ from torch import fx
 
 from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport, Operator
-from flex_inductor.indices import numbered
 from flex_inductor.passes import clean as clean_pass
-from flex_inductor.passes import emit as emit_pass
-from flex_inductor.passes import expand as expand_pass
 from flex_inductor.passes import find as find_pass
-from flex_inductor.passes import normalize as normalize_pass
-from flex_inductor.passes import records, sdpa, sites
-from flex_inductor.passes import split as split_pass
-from flex_inductor.passes.attended import describe
-from flex_inductor.passes.blocks import block_width
+from flex_inductor.passes import records
 from flex_inductor.passes.decide import Choice, Preference, Refusal, never, request_of, torchs, trains
+from flex_inductor.passes.emit import emitter as emit_pass
+from flex_inductor.passes.emit.operands import dtype_of
+from flex_inductor.passes.emit.result import Result, locate
+from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
+from flex_inductor.passes.emit.sdpa_form import replacements
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.lift import deep, rule_name
-from flex_inductor.passes.materialise import Materialiser
-from flex_inductor.passes.normalize import AtenGraph
-from flex_inductor.passes.operands import dtype_of
-from flex_inductor.passes.picture import picture
-from flex_inductor.passes.result import Result, locate
-from flex_inductor.passes.sdpa_form import replacements
+from flex_inductor.passes.lift import from_sdpa, from_softmax
+from flex_inductor.passes.lift.lifter import deep
+from flex_inductor.passes.lift.softmax import subtracts_logsumexp
+from flex_inductor.passes.program import expand as expand_pass
+from flex_inductor.passes.program import normalize as normalize_pass
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Candidate, Declined, Site
-from flex_inductor.passes.softmax import subtracts_logsumexp
-from flex_inductor.passes.storage import Storage
-from flex_inductor.passes.to_sdpa import SdpaEmitter
+from flex_inductor.passes.sparsity.block_masks import block_width
+from flex_inductor.passes.sparsity.picture import picture
+from flex_inductor.passes.sparsity.share import describe
+from flex_inductor.passes.split import parts as split_pass
 from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import numbered
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def lift(state: State) -> State:
 
 def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
     if find_pass.is_sdpa(candidate.anchor):
-        return sdpa.build(candidate, storage, until), None
-    return sites.build(candidate, storage, until)
+        return from_sdpa.build(candidate, storage, until), None
+    return from_softmax.build(candidate, storage, until)
 
 
 def specialise(site: Site) -> bool:
@@ -145,7 +147,7 @@ def split(state: State) -> State:
         safe = rule_name(work.found.anchor) in ("_safe_softmax", "scaled_dot_product_attention")
         site = replace(work.site, replaces=any(replacements(work.site.score)))
         parted = split_pass.split(site, work.zeroed, safe, trains(work.result))
-        if parted.level is not None and sdpa.blurs(work.found.anchor, state.aten):
+        if parted.level is not None and from_sdpa.blurs(work.found.anchor, state.aten):
             raise Declined("SDPA's own gradients of rows of nothing but low numbers are others", work.found.anchor)
         if subtracts_logsumexp(work.found.anchor) and split_pass.may_absorb(split_pass.levelled(parted).level):
             raise Declined("a row may have nothing but low numbers, beside which its sum is lost", work.found.anchor)

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import fx
 
-from flex_inductor.passes.normalize import AtenGraph, opaque
-from flex_inductor.passes.reach import reachable
-from flex_inductor.passes.result import Result
-from flex_inductor.passes.storage import Storage, written
+from flex_inductor.passes.emit.result import Result
+from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.walk import reachable
 
 
 def by_origin(aten_graph: AtenGraph) -> dict[fx.Node, list[fx.Node]]:

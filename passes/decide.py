@@ -12,13 +12,14 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from flex_inductor import compat, scalar
-from flex_inductor.passes import find, sdpa
-from flex_inductor.passes.attended import attended
-from flex_inductor.passes.blocks import block_width
-from flex_inductor.passes.operands import dtype_of
-from flex_inductor.passes.result import Result
-from flex_inductor.passes.sdpa_form import form_of
+from flex_inductor.passes import find
+from flex_inductor.passes.emit.operands import dtype_of
+from flex_inductor.passes.emit.result import Result
+from flex_inductor.passes.emit.sdpa_form import form_of
+from flex_inductor.passes.lift import from_sdpa
 from flex_inductor.passes.site import Site
+from flex_inductor.passes.sparsity.block_masks import block_width
+from flex_inductor.passes.sparsity.share import attended
 
 
 class Instead(enum.Enum):
@@ -92,7 +93,7 @@ def request_of(site: Site, result: Result) -> Request:
     value = result.node.meta["val"]
     dims = sympy.Add(*(n for *_, n in site.products)), site.channels
     called = find.is_sdpa(site.candidate.anchor)
-    plain = called and sdpa.is_plain(site.candidate)
+    plain = called and from_sdpa.is_plain(site.candidate)
     at, number = site.at, functools.partial(compat.number_now, value)
     scores = sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])
     share = attended(site, block_width(value.device, site.mask is not None), number)

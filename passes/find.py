@@ -18,15 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift import rule_name
-from flex_inductor.passes.lift_rules.products import FACTORS
-from flex_inductor.passes.lift_rules.views import INDEX_MAPS
-from flex_inductor.passes.normalize import AtenGraph
+from flex_inductor.passes.lift.rules.products import FACTORS
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
+from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.operators import SOFTMAX, rule_name
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
 NATIVE = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
-SOFTMAX = {"_softmax", "_safe_softmax"}
 CARRIES = {
     "_to_copy",
     "clone",

@@ -8,9 +8,9 @@ from torch import fx
 
 from flex_inductor.decisions import Decision, Operator, describe
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.lift import rule_name
+from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Declined, Site
-from flex_inductor.passes.text import Writer
+from flex_inductor.passes.writers.text import Writer
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")

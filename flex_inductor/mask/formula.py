@@ -16,7 +16,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from torch.utils._sympy.functions import FloorDiv, PythonMod
 
-from flex_inductor.indices import modulo
+from flex_inductor.scalar.indices import modulo
 
 B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bhqk")
 """The positions of a score: batch, head, query, key."""

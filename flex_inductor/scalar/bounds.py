@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from flex_inductor.indices import modulo
+from flex_inductor.scalar.indices import modulo
 from flex_inductor.scalar.terms import Atom, Expr, index
 
 LONGEST = 1 << 22

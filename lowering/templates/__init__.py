@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flex_inductor import compat_triton as inductor
+from flex_inductor.compat import triton as inductor
 
 
 @functools.cache

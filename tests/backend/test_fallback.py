@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from flex_inductor import FallbackWarning, GraphReport, compat, compat_eager, listen, passes
+from flex_inductor import FallbackWarning, GraphReport, compat, listen, passes
+from flex_inductor.compat import eager
 from flex_inductor.lowering import support
 from tests.support.programs import attend, causal, qkv
 
@@ -128,7 +129,7 @@ def test_failed_code_generation_compiles_the_untouched_graph(monkeypatch: pytest
             raise NotImplementedError("no such kernel")
         return gm.forward
 
-    monkeypatch.setattr(compat_eager, "aot_eager", picky)
+    monkeypatch.setattr(eager, "aot_eager", picky)
     with pytest.warns(FallbackWarning, match="codegen failed .NotImplementedError: no such kernel"):
         got, (report,) = run(program, *qkv())
     assert seen == [True, False]
@@ -142,7 +143,7 @@ def test_an_error_of_the_untouched_graph_is_the_users(monkeypatch: pytest.Monkey
     def refuse(gm: torch.fx.GraphModule, inputs: Any) -> Any:
         raise NotImplementedError("no compiler")
 
-    monkeypatch.setattr(compat_eager, "aot_eager", refuse)
+    monkeypatch.setattr(eager, "aot_eager", refuse)
     with pytest.raises(Exception, match="no compiler"), pytest.warns(FallbackWarning):
         run(program, *qkv())
 

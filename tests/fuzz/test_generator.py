@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flex_inductor.passes.lift_rules import RULES
+from flex_inductor.passes.lift.rules import RULES
 from tests.fuzz import masks, prepare, products, scores, softmaxes
 from tests.fuzz.judge import judge
 from tests.fuzz.minimise import minimised

@@ -10,9 +10,9 @@ import sympy
 import torch
 
 from flex_inductor import scalar
-from flex_inductor.indices import position
-from flex_inductor.passes.copies import TERMS, copied_over
+from flex_inductor.passes.emit.copies import TERMS, copied_over
 from flex_inductor.passes.site import Coordinates
+from flex_inductor.scalar.indices import position
 from tests.support.exactness import check
 from tests.support.programs import randn
 

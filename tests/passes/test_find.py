@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from flex_inductor.passes.find import Found, find
-from flex_inductor.passes.lift import rule_name
-from flex_inductor.passes.normalize import normalize
+from flex_inductor.passes.program.normalize import normalize
+from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Candidate, Declined
 from tests.support.capture import captured
 from tests.support.programs import attend, qkv

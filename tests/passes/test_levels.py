@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from flex_inductor import scalar
-from flex_inductor.indices import position
-from flex_inductor.passes.levels import Limits, level, steepness
 from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.split.levels import Limits, level, steepness
+from flex_inductor.scalar.indices import position
 from tests.support.exactness import check, decisions_of, declines, reports_of
 from tests.support.programs import B, H, S, attend, causal, qkv, randn
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from flex_inductor import FallbackWarning, compat, compat_eager, listen, passes
+from flex_inductor import FallbackWarning, compat, listen, passes
+from flex_inductor.compat import eager
 from flex_inductor.passes.site import Declined
 from tests.support.exactness import reference
 from tests.support.programs import attend, causal, qkv
@@ -58,7 +59,7 @@ def test_exception_is_raised_when_asked_for(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("backend", "module", "compiler"),
-    [("flex_eager", compat_eager, "aot_eager"), ("flex", compat, "inductor")],
+    [("flex_eager", eager, "aot_eager"), ("flex", compat, "inductor")],
     ids=["flex_eager", "flex"],
 )
 def test_exception_in_code_generation(

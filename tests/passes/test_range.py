@@ -10,11 +10,11 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.indices import position
-from flex_inductor.passes import integers
-from flex_inductor.passes.emit import within_range
+from flex_inductor.passes.emit.emitter import within_range
 from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.writers import bounds
 from flex_inductor.scalar import Expr, compare, index
+from flex_inductor.scalar.indices import position
 
 B, H, Q, K = map(position, "bhqk")
 S0 = sympy.Symbol("s0", integer=True, positive=True)
@@ -29,7 +29,7 @@ def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
 def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda") -> bool:
     n = sympy.sympify(length)
     at = Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
-    return integers.overflow(expr, at, torch.device(device))
+    return bounds.overflow(expr, at, torch.device(device))
 
 
 def test_scores_that_log2_would_send_to_infinity_are_raised() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from flex_inductor.passes.normalize import AtenGraph, normalize
-from flex_inductor.passes.storage import Storage, written
+from flex_inductor.passes.program.normalize import AtenGraph, normalize
+from flex_inductor.passes.program.storage import Storage, written
 from tests.support.capture import captured
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, Max, Min, PythonMod
 
 from flex_inductor import mask
-from flex_inductor.grid import Evaluator
 from flex_inductor.mask import B, H, K, Q, Where, holds, load
+from flex_inductor.mask.tensors.evaluate import Evaluator
 
 CPU = torch.device("cpu")
 

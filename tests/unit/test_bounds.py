@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, PythonMod
 
-from flex_inductor.indices import modulo, position
 from flex_inductor.scalar import Atom, Bounds, integer, load, wrapped
+from flex_inductor.scalar.indices import modulo, position
 
 Q, K = position("q"), position("k")
 SIZES = {Q: sympy.Integer(6), K: sympy.Integer(5)}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.indices import (
+from flex_inductor.scalar.indices import (
     below,
     flatten,
     floordiv,

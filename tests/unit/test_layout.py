@@ -11,9 +11,9 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.indices import position
-from flex_inductor.passes.layout import Arrangement, Axis, Digit, arrange, digit, number, radix
+from flex_inductor.passes.lift.layout import Arrangement, Axis, Digit, arrange, digit, number, radix
 from flex_inductor.passes.site import Operand
+from flex_inductor.scalar.indices import position
 
 I = sympy.Integer  # noqa: E741
 B, H, S, D = (position(n) for n in "bhsd")

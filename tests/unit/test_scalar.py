@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flex_inductor.indices import position
 from flex_inductor.scalar import (
     FALSE,
     TRUE,
@@ -34,6 +33,7 @@ from flex_inductor.scalar import (
     substitute,
     where,
 )
+from flex_inductor.scalar.indices import position
 
 Q, K = position("q"), position("k")
 F32 = torch.float32

@@ -8,9 +8,8 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.indices import position
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.passes.text import Writer
+from flex_inductor.passes.writers.text import Writer
 from flex_inductor.scalar import (
     Expr,
     compare,
@@ -23,6 +22,7 @@ from flex_inductor.scalar import (
     pointwise,
     where,
 )
+from flex_inductor.scalar.indices import position
 
 B, H, Q, K = (position(n) for n in "bhqk")
 AT = Coordinates(B, H, Q, K, dict.fromkeys((B, H, Q, K), sympy.Integer(8)))

@@ -20,8 +20,9 @@ from flex_inductor import compat, passes
 from flex_inductor.backend import kernel_on_cuda
 from flex_inductor.lowering.cuda import own
 from flex_inductor.options import Options
-from flex_inductor.passes import blocks, integers
 from flex_inductor.passes.decide import Kernel, Request
+from flex_inductor.passes.sparsity import block_masks
+from flex_inductor.passes.writers import bounds
 from tests.support.gpuless.device import Compiled, install_guard, pretended
 
 GPU = torch.device("cuda", 0)
@@ -87,9 +88,9 @@ def render(
 def as_on_cuda() -> Iterator[None]:
     """The passes do with CPU tensors what they would do on CUDA."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(blocks, "WIDTHS", {}))
-        stack.enter_context(mock.patch.object(integers, "NARROW", {"cpu"}))
-        stack.enter_context(mock.patch("flex_inductor.passes.emit.BASE_2", {"cpu"}))
+        stack.enter_context(mock.patch.object(block_masks, "WIDTHS", {}))
+        stack.enter_context(mock.patch.object(bounds, "NARROW", {"cpu"}))
+        stack.enter_context(mock.patch("flex_inductor.passes.emit.emitter.BASE_2", {"cpu"}))
         yield
 
 

@@ -1,0 +1,111 @@
+"""A user's mask_mod, read as an expression: traced over all positions by vmap on fake tensors, and lifted.
+
+    lambda b, h, q, k: doc[q] == doc[k]   ->   load(doc, q) == load(doc, k)
+
+Nothing of the size of the mask is ever computed. What has no rule (bit arithmetic) is a buffer, computed when it is
+asked for. Declines: what no trace can follow, and buffers as large as the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from flex_inductor.passes.lift.lifter import Lifter
+from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.program.normalize import AtenGraph, Recorder
+from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.site import Coordinates, Declined
+from flex_inductor.passes.writers.graph import ModWriter, Selected
+from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import numbered, position
+
+aten = torch.ops.aten
+LARGEST = 1 << 24
+"""The number of elements of the largest buffer that is computed for its own sake."""
+
+
+@dataclass
+class MaskMod:
+    """A mask_mod as an expression."""
+
+    expr: Expr
+    at: Coordinates
+    values: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
+
+    def value(self, node: Any) -> Any:
+        """The value of a buffer of the expression."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node not in self.values:
+            self.values[node] = self.run(node)
+        return self.values[node]
+
+    def reads(self, writer: ModWriter) -> list[torch.Tensor]:
+        """What a mod written of a part of the expression captures."""
+        return [self.selected(key.node, key.selected) for key in writer.captured.tensors]
+
+    def selected(self, node: fx.Node, selected: Selected) -> torch.Tensor:
+        value: torch.Tensor = self.value(node)
+        for dim, place in reversed(selected):
+            value = value.select(dim, int(place))
+        return value
+
+    def run(self, node: fx.Node) -> torch.Tensor:
+        value = node.meta["val"]
+        if node.op == "placeholder" and not isinstance(value, FakeTensor):
+            return value
+        if node.op == "placeholder" or any(True for _ in written(node)):
+            raise Declined("the mask reads a value that is gone", node)
+        if isinstance(value, torch.Tensor) and value.numel() > LARGEST:
+            raise Declined("the mask is made of something as large as itself", node)
+        target: Callable[..., Any] = node.target
+        convert = lambda x: self.value(x)  # noqa: E731
+        return target(*tree_map(convert, node.args), **tree_map(convert, node.kwargs))
+
+
+class Indexing(TorchFunctionMode):
+    """x[i] by a scalar tensor i as an operator, where torch would ask for its number."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            x, places = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+            if all(isinstance(p, (torch.Tensor, int)) for p in places):
+                return aten.index(x, [torch.as_tensor(p, device=x.device) for p in places])
+        return func(*args, **(kwargs or {}))
+
+
+def everywhere(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The mask at all positions: as torch's create_mask, which spends most of its time on gradients."""
+    for dim in reversed(range(4)):
+        mask_mod = torch.vmap(mask_mod, in_dims=tuple(0 if d == dim else None for d in range(4)))
+    with Indexing():
+        return mask_mod(*(torch.arange(n, device=device) for n in sizes))
+
+
+def read(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device) -> MaskMod:
+    """The expression of a mask_mod for (batch, heads, queries, keys). Raises Declined."""
+    graph = AtenGraph(fx.Graph())
+    recorder = Recorder(graph)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), recorder:
+            mask = everywhere(mask_mod, sizes, device)
+    except Exception as error:
+        raise Declined(f"the mask_mod cannot be traced ({type(error).__name__})") from error
+    with numbered():
+        b, h, q, k = symbols = [position(name) for name in "bhqk"]
+        at = Coordinates(b, h, q, k, dict(zip(symbols, map(sympy.Integer, sizes))))
+        lifter = Lifter(
+            Storage(graph), RULES, at.sizes, frozenset({q}), frozenset({k}), recorder.count, False, store=False
+        )
+        result = graph.node(mask)
+        assert result is not None
+        return MaskMod(lifter.lift(result, symbols), at)

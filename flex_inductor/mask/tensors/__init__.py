@@ -1,0 +1,1 @@
+"""Formulas computed on tensors: block by block, and the lists of blocks that come of it."""

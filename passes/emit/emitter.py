@@ -1,0 +1,281 @@
+"""emit: a site becomes a call of torch's flex_attention operator, in the Dynamo graph.
+
+    attn = torch.matmul(p, v)   ->   out = flex_attention(q, k, v, score_mod, block_mask, scale, ...); attn = out[0]
+
+The only file that builds the call. Columns beyond the keys (sinks) become terms of the sum behind our own kernels; for
+torch's they are keys of zeros, whose score the score_mod gives.
+
+Declines: operands that no view arranges; values that cannot be computed again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import compat, scalar
+from flex_inductor.passes.decide import Kernel
+from flex_inductor.passes.emit.copies import copied, copied_over
+from flex_inductor.passes.emit.operands import dtype_of, operands
+from flex_inductor.passes.emit.result import Result, rebuild
+from flex_inductor.passes.emit.sinks import beside
+from flex_inductor.passes.lift import heads
+from flex_inductor.passes.lift.layout import TRANSPARENT
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.program.strides import needs_strides
+from flex_inductor.passes.program.walk import reachable
+from flex_inductor.passes.site import Coordinates, Declined, Site
+from flex_inductor.passes.sparsity.block_masks import BlockMaps
+from flex_inductor.passes.writers import bounds
+from flex_inductor.passes.writers.graph import Capture, Captured, ModWriter
+from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
+from flex_inductor.scalar.indices import size_expr
+
+aten = torch.ops.aten
+BASE_2 = {"cuda"}
+"""The devices whose kernels multiply scores by log2(e)."""
+LOWEST = -1.7e38
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+RANDOM = (1 << 63) - 1
+
+
+def score_of(site: Site) -> Expr:
+    """The score of every column of the call."""
+    if not site.extra:
+        return site.score
+    inside, keys = _columns(site)
+    score = scalar.substitute(site.score, inside)
+    for i, extra in enumerate(site.extra):
+        beyond = compare("eq", index(site.at.k), index(keys + i))
+        score = scalar.where(beyond, scalar.cast(extra, site.score.dtype), score)
+    return score
+
+
+def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
+    """log2(e) times finfo.min is -inf, and a row of nothing else would be 0 where eager gives the mean of the values.
+    Where a score may be that low, a finite fill in it or what it reads for every key, it is raised as little as that
+    takes; -inf stays."""
+    if device.type not in BASE_2 or not any(may_be_lowest(x, at) for x in scalar.walk(score)):
+        return score
+    low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
+    raised = scalar.where(compare("eq", score, infinite), infinite, low)
+    return scalar.where(compare("lt", score, low), raised, score)
+
+
+def may_be_lowest(x: Expr, at: Coordinates) -> bool:
+    if x.op == "const":
+        return bool(-math.inf < x.value <= LOWEST)
+    return x.op == "load" and x.dtype.is_floating_point and at.k in scalar.positions(x)
+
+
+def mask_of(site: Site) -> Expr:
+    """The columns of the call that may be attended."""
+    mask = site.mask if site.mask is not None else scalar.TRUE
+    if not site.extra or mask == scalar.TRUE:
+        return mask
+    inside, keys = _columns(site)
+    return logical_or(compare("ge", index(site.at.k), index(keys)), scalar.substitute(mask, inside))
+
+
+def columns_of(site: Site) -> Coordinates:
+    """The positions of a site's call, columns beyond the keys included."""
+    at = site.at
+    return replace(at, sizes={**at.sizes, at.k: at.size(at.k) + len(site.extra)})
+
+
+def _columns(site: Site) -> tuple[Callable[[sympy.Expr], sympy.Expr], sympy.Expr]:
+    """A map that keeps loads for columns beyond the keys inside their buffers, and the number of keys."""
+    k, keys = site.at.k, site.at.size(site.at.k)
+    near = clamp(k, keys)
+    return (lambda e: e.xreplace({k: near}) if e.has(k) else e), keys
+
+
+class Emitter:
+    """Emits the sites of one graph."""
+
+    def __init__(self, gm: fx.GraphModule, make: Materialiser, storage: Storage) -> None:
+        self.gm, self.make, self.storage = gm, make, storage
+        self.count = 0
+        self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
+
+    def emit(
+        self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]
+    ) -> tuple[fx.Node, tuple[str, ...]]:
+        """Replaces the result by the call; returns the new value, and what there is to say about its kernel. Raises
+        Declined without having changed the program. choose: decide.Choice for this site."""
+        self.make.forget(result.node.meta["position"])
+        self.maps.point = result.dynamo
+        before = result.dynamo.prev
+        try:
+            with self.gm.graph.inserting_before(result.dynamo):
+                value, note = self.value(site, result, training, choose)
+        except Exception:
+            while result.dynamo.prev is not before:
+                self.gm.graph.erase_node(result.dynamo.prev)
+            raise
+        result.dynamo.replace_all_uses_with(value, propagate_meta=True)
+        if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
+            self.make.aten_graph.value_of[result.node] = value
+        return value, (note,) if note else ()
+
+    def notes(self, site: Site) -> tuple[str, ...]:
+        """What there is to say about a site that becomes a call."""
+        return site.notes
+
+    def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
+        """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
+        device, dtype = result.node.meta["val"].device, dtype_of(site)
+        site = self.levelled(self.with_rows(site, device), device)
+        kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
+        if kernel.lacking:
+            raise Declined(kernel.lacking, site.candidate.anchor)
+        sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
+        site = replace(site, extra=()) if sinks else site
+        call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
+        out = self.make.call(compat.getitem, call, 0)
+        if sinks:
+            logsumexp = self.make.call(compat.getitem, call, 1)
+            out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
+        note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
+        return self.finished(out, site, result, training), note
+
+    def finished(self, out: fx.Node, site: Site, result: Result, training: bool) -> fx.Node:
+        """What a call gave, (b, h, q, e), as the result's value."""
+        out = rebuild(self.make, out, site, result)
+        wanted = result.node.meta["val"].dtype
+        out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
+        views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
+        changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
+        if training and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
+            out = self.make.call(aten.clone.default, out)
+        return self.laid_out(out, result.node) if needs_strides(result.node) else out
+
+    def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
+        """The call of flex_attention. logsumexp: whether that is read."""
+        query, key, value = operands(self.make, site, self.storage)
+        at = columns_of(site)
+        score, mask = within_range(score_of(site), at, device), mask_of(site)
+        score_mod, score_reads = self.module("score_mod", score, site, True, training)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
+        options = compat.kernel_options(logsumexp)
+        if kernel.mask is not None:
+            options[compat.MASK_OPTION] = kernel.mask
+        if site.dropout is not None:
+            options[compat.DROPOUT_OPTION] = site.dropout.p
+            mask_reads = (self.random_rows(at, device), *mask_reads)
+        if kernel.mask:  # works out by itself which blocks there are
+            blocks = self.maps.one_block(mask_mod, device)
+        else:
+            blocks = self.maps.block_mask(mask, at, mask_mod, device, training)
+        return self.make.call(
+            compat.flex_attention_hop,
+            query,
+            key,
+            value,
+            score_mod,
+            blocks,
+            site.scale,
+            options,
+            score_reads,
+            mask_reads,
+        )
+
+    def random_rows(self, at: Coordinates, device: torch.device) -> fx.Node:
+        """A random number for every query, of which our kernels make one for every score."""
+        shape = self.make.shape([at.size(s) for s in (at.b, at.h, at.q)])
+        return self.make.call(aten.randint.low, 0, RANDOM, shape, dtype=torch.int64, device=device)
+
+    def with_rows(self, site: Site, device: torch.device) -> Site:
+        """A site whose rows that may lose all keys attend to all of them, by the fill that is in the score."""
+        if site.keep is None:
+            return site
+        assert site.mask is not None
+        try:
+            alive = self.maps.rows_with_keys(site.keep, site.at, device)
+        except Declined:  # all rows as they are, nothing skipped
+            return replace(site, mask=None, keep=None)
+        return replace(site, mask=logical_or(site.mask, scalar.logical_not(alive)), keep=None)
+
+    def levelled(self, site: Site, device: torch.device) -> Site:
+        """A site whose rows have a score near zero: softmax does not change when a whole row moves."""
+        if site.level is None:
+            return site
+        mask = site.mask if site.mask is not None else scalar.TRUE
+        top = scalar.where(mask, site.level, scalar.const(-math.inf, site.level.dtype))
+        above = self.maps.row_levels(top, site.at, device)
+        score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
+        return replace(site, score=score, extra=tuple(extra), level=None)
+
+    def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
+        """The value in the memory layout of the original: the order of its strides."""
+        strides = [heads.magnitude(size_expr(n)) for n in original.meta["val"].stride()]
+        order = sorted(range(len(strides)), key=lambda d: -strides[d])
+        if order == list(range(len(order))):
+            return self.make.call(aten.contiguous.default, out)
+        dense = self.make.call(aten.contiguous.default, self.make.call(aten.permute.default, out, order))
+        return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
+
+    def module(
+        self, name: str, expr: Expr, site: Site, with_score: bool, training: bool
+    ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+        """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
+        the mask_mod first: an operator has no other way to be given a tensor."""
+        gradients = self.gradients(expr) if with_score and training else set()
+        number = functools.partial(compat.number_now, site.candidate.result.meta["val"])
+        writer = ModWriter(
+            site.at,
+            with_score,
+            wide=bounds.beyond(expr, columns_of(site)),
+            over=lambda load: copied_over(load, site.at, number) if load.args[0] in gradients else (),
+        )
+        if site.dropout is not None and not with_score:
+            writer.placeholder("random_rows")
+        module = writer.finish(expr, name, sizes_of)
+        attribute = f"flex_{name}_{self.count}"
+        self.count += 1
+        self.gm.add_submodule(attribute, module)
+        return self.make.graph.get_attr(attribute), self.reads(writer, gradients)
+
+    def gradients(self, score: Expr) -> set[fx.Node]:
+        """The tensors that a score_mod captures and that may get gradients."""
+        values = {node: self.make.aten_graph.value_of.get(node) for node in scalar.differentiable(score)}
+        return {n for n, v in values.items() if v is None or v.meta["example_value"].requires_grad}
+
+    def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
+        """The captured tensors and sizes, in the order of the placeholders."""
+        nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
+        for key, place in writer.captured.tensors.items():
+            if key.is_number and writer.lifted(key.node):
+                nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
+        nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
+        nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
+        return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
+
+    def buffer(self, key: Capture, gradients: set[fx.Node]) -> fx.Node:
+        """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a
+        comparison."""
+        node, value = key.node, self.make.value(key.node)
+        if node not in gradients and node.meta["val"].dtype.is_floating_point:
+            value = self.make.call(aten.detach.default, value)
+        for dim, place in reversed(key.selected):
+            value = self.make.call(aten.select.int, value, dim, self.make.size(place))
+        if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
+            value = copied(self.make, value, key)
+        return value
+
+
+def sizes_of(captured: Captured) -> set[sympy.Symbol]:
+    """All symbols in the shapes of captured tensors: torch's C++ template must be told of each."""
+    nodes = {key.node for key in captured.tensors}
+    shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
+    own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
+    own |= {s for key in captured.tensors for _, size in key.over for s in size.free_symbols}
+    return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}

@@ -1,0 +1,100 @@
+"""Queries, keys and values as tensors of shape (B, H, S, D).
+
+    k.repeat_interleave(4, 1)  ->  k, shared by groups of four heads
+    q.reshape(B * H, S, D)     ->  q
+
+Each operand is followed up to the tensor that its view came from, and arranged from there. Two raw scores that add up
+become one of concatenated heads. Columns beyond the keys become keys and values of zeros.
+
+Declines: an operand that is no view of a tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor.passes.lift.layout import Arrangement, Axis, arrange, natural
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Declined, Operand, Site
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An operand with the positions of its last two dimensions, and the query heads that share one of its heads."""
+
+    operand: Operand
+    row: sympy.Symbol
+    channel: sympy.Symbol
+    channels: sympy.Expr
+    group: sympy.Expr
+
+
+def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, Arrangement | None]:
+    at = site.at
+    sizes = {**at.sizes, wanted.channel: wanted.channels}
+    source = natural(wanted.operand, [wanted.row, wanted.channel], storage, sizes)
+    heads = Axis(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
+    rows, channels = Axis(wanted.row, at.size(wanted.row)), Axis(wanted.channel, wanted.channels)
+    return source, arrange(source, [Axis(at.b, at.size(at.b)), heads, rows, channels], sizes)
+
+
+def dtype_of(site: Site) -> torch.dtype:
+    """The widest dtype of the operands: flex_attention wants one, and widening is exact."""
+    nodes = [site.value.node, *(o.node for q, k, *_ in site.products for o in (q, k))]
+    dtype = nodes[0].meta["val"].dtype
+    for node in nodes[1:]:
+        dtype = torch.promote_types(dtype, node.meta["val"].dtype)
+    return dtype
+
+
+def view(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
+    """Carries an arrangement out."""
+    for dim, place in reversed(how.selected):
+        x = make.call(aten.select.int, x, dim, make.size(place))
+    if how.digits is not None:
+        x = make.call(aten.reshape.default, x, make.shape(how.digits))
+    if how.order != tuple(range(len(how.order))):
+        x = make.call(aten.permute.default, x, list(how.order))
+    for place in how.added:
+        x = make.call(aten.unsqueeze.default, x, place)
+    if any(how.expanded[i] != 1 for i in how.added):
+        x = make.call(aten.expand.default, x, make.shape(how.expanded))
+    if how.expanded != how.shape:
+        x = make.call(aten.reshape.default, x, make.shape(how.shape))
+    return x
+
+
+def operands(make: Materialiser, site: Site, storage: Storage) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """The three operands of the call, of one dtype."""
+    at, one = site.at, sympy.S.One
+    queries = [Wanted(q, at.q, c, n, one) for q, _, c, n in site.products]
+    keys = [Wanted(k, at.k, c, n, site.group) for _, k, c, n in site.products]
+    value = Wanted(site.value, at.k, site.channel, site.channels, site.group)
+    if any(arrangement(w, site, storage)[1] is None for w in (*keys, value)):  # some do vary within a group
+        keys = [Wanted(w.operand, w.row, w.channel, w.channels, one) for w in keys]
+        value = Wanted(value.operand, value.row, value.channel, value.channels, one)
+    query, key, val = (_joined(make, site, storage, parts) for parts in (queries, keys, [value]))
+    if site.extra:
+        key, val = (make.call(torch.nn.functional.pad, x, (0, 0, 0, len(site.extra))) for x in (key, val))
+    return query, key, val
+
+
+def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted]) -> fx.Node:
+    """One operand, or several along the head dimension, in the dtype of the call."""
+    nodes = []
+    for wanted in parts:
+        source, how = arrangement(wanted, site, storage)
+        if how is None:
+            raise Declined("an operand of the attention is no view of a tensor", source.node)
+        node = view(make, make.value(source.node), how)
+        if source.node.meta["val"].dtype != dtype_of(site):
+            node = make.call(aten.to.dtype, node, dtype_of(site))
+        nodes.append(node)
+    return nodes[0] if len(nodes) == 1 else make.call(torch.cat, nodes, -1)

@@ -1,0 +1,123 @@
+"""The value that an attention replaces, and how to view the attention's result as that value.
+
+A product inside a matmul or an einsum is followed by views before the program sees it. The value is what the program
+sees; its element [r0, r1, ...] is the attention's [b, h, q, e] where these are numbers with the r's as digits, so a
+reshape that only splits, and a permutation, lead there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor.passes.lift.layout import TRANSPARENT, radix
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.site import Declined, Site
+from flex_inductor.scalar.indices import floordiv, join, mod, position, same, size_expr
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Result:
+    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's
+    value, or the one that it is inside of, if `hidden`."""
+
+    product: fx.Node
+    views: tuple[fx.Node, ...]
+    dynamo: fx.Node
+    hidden: bool = False
+
+    @property
+    def node(self) -> fx.Node:
+        return self.views[-1] if self.views else self.product
+
+
+def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
+    """Follows a product down to the first value that the program sees."""
+    views: list[fx.Node] = []
+    node = product
+    while node not in aten_graph.value_of:
+        users = list(node.users)
+        if len(users) != 1 or rule_name(users[0]) not in TRANSPARENT:
+            return Result(product, (), product.meta["origin"], hidden=True)
+        node = users[0]
+        views.append(node)
+    return Result(product, tuple(views), aten_graph.value_of[node])
+
+
+def rebuild(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.Node:
+    """The attention's (B, H, Q, E) as the program's value."""
+    shape = [size_expr(n) for n in result.node.meta["val"].shape]
+    symbols = [position(f"r{i}") for i in range(len(shape))]
+    sizes = {s: n for s, n in zip(symbols, shape) if n != 1}
+    pieces = digits_of(site, result, symbols, sizes)
+    if pieces is None:
+        return by_steps(make, out, site, result)
+    if [len(p) for p in pieces] != [1, 1, 1, 1]:
+        out = make.call(aten.reshape.default, out, make.shape([sizes[s] for p in pieces for s in p]))
+    flat = [s for p in pieces for s in p]
+    order = [flat.index(s) for s in symbols if s in sizes]
+    if order != list(range(len(order))):
+        out = make.call(aten.permute.default, out, order)
+    for place, symbol in enumerate(symbols):
+        if symbol not in sizes:
+            out = make.call(aten.unsqueeze.default, out, place)
+    return out
+
+
+def by_steps(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.Node:
+    """The long way: to the product's own shape, then through the views behind it."""
+    product = result.product
+    if site.row_first or len(product.meta["val"].shape) == 4:
+        raise Declined("the result is no view of an attention's", product)
+    shape = [size_expr(n) for n in product.meta["val"].shape]
+    if site.candidate.probabilities == 1:
+        shape[-2:] = shape[:-3:-1]
+    out = make.call(aten.reshape.default, out, make.shape(shape))
+    if site.candidate.probabilities == 1:
+        out = make.call(aten.transpose.int, out, -1, -2)
+    make.made[product] = out
+    for step in result.views:
+        make.made[step] = make.make(step)
+    return make.made[result.node]
+
+
+def digits_of(
+    site: Site, result: Result, symbols: list[sympy.Symbol], sizes: dict[sympy.Symbol, sympy.Expr]
+) -> list[list[sympy.Symbol]] | None:
+    """The positions of the value that make up b, h, q and e."""
+    index: tuple[sympy.Expr, ...] = tuple(s if s in sizes else sympy.S.Zero for s in symbols)
+    for step in reversed(result.views):
+        index = INDEX_MAPS[rule_name(step)](sizes, step, index)
+    at, found = site.at, []
+    wanted = (at.size(at.b), at.size(at.h), at.size(at.q), site.channels)
+    for entry, size in zip(coordinates(site, index, sizes), wanted):
+        digits = radix(join(sympy.expand(entry)), sizes)
+        if digits is None or not same(sympy.prod([sizes[s] for s in digits]), size):
+            return None
+        found.append(digits)
+    return found
+
+
+def coordinates(site: Site, index: tuple[sympy.Expr, ...], sizes: dict[sympy.Symbol, sympy.Expr]) -> list[sympy.Expr]:
+    """b, h, q, e of an element of the product."""
+    if site.candidate.anchor is site.candidate.result:  # a whole call has them as its own dimensions
+        *batch, row, channel = index
+        outer = [*([sympy.S.Zero] * 2), *batch][-2:] if len(batch) != 1 else [batch[0], sympy.S.Zero]
+        return [*outer, row, channel]
+    first = site.candidate.probabilities == 0
+    row, channel = index[-2:] if first else index[:-3:-1]
+    outer = index[0] if len(index) == 3 else sympy.S.Zero
+    at = site.at
+    own = sympy.cancel(at.size(at.h) / site.merged)
+    low = site.merged if site.row_first else at.size(at.q)
+    upper, lower = floordiv(row, low, sizes), mod(row, low, sizes)
+    q, head = (upper, lower) if site.row_first else (lower, upper)
+    return [floordiv(outer, own, sizes), mod(outer, own, sizes) * site.merged + head, q, channel]

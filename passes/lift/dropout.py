@@ -1,0 +1,82 @@
+"""dropout: does an operator drop numbers at random, and how many?
+
+    native_dropout(x, 0.1, True)[0]                             on GPUs
+    x * empty_like(x).bernoulli_(0.9).div_(0.9)                 elsewhere
+
+Every number is dropped independently, and what remains is scaled up. The random numbers must be nobody else's: a kernel
+draws its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
+from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.site import Dropout
+from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import same, size_expr
+
+aten = torch.ops.aten
+
+HALF = 0.5
+"""The share that bernoulli_ keeps where none is given."""
+Found = tuple[fx.Node, Dropout]
+"""Of which numbers some are dropped, and how."""
+
+
+def dropout(node: fx.Node) -> Found | None:
+    """What an operator drops; None if it does nothing of the kind."""
+    if rule_name(node) == "getitem":
+        return _native(*node.args)
+    factors = [a for a in node.args if isinstance(a, fx.Node)]
+    if rule_name(node) != "mul" or len(factors) != 2:
+        return None
+    return _noise(*factors) or _noise(*factors[::-1])
+
+
+def _native(drawn: fx.Node, which: int) -> Found | None:
+    if drawn.target is not aten.native_dropout.default or which != 0:
+        return None
+    if any(user.args[1] != 0 and user.users for user in drawn.users):  # the choice is read
+        return None
+    source, p, train = drawn.args
+    return (source, Dropout(p, drawn)) if train and 0 < p < 1 else None
+
+
+def _noise(source: fx.Node, noise: fx.Node) -> Found | None:
+    """Zeros and 1 / keep, of which one goes to every number."""
+    shapes = [[size_expr(n) for n in x.meta["val"].shape] for x in (source, noise)]
+    if rule_name(noise) != "div" or len({*map(len, shapes)}) > 1 or not all(map(same, *shapes)):
+        return None
+    drawn, keep = noise.args
+    if not isinstance(drawn, fx.Node) or drawn.target is not aten.bernoulli_.float:
+        return None
+    if (*drawn.args, HALF)[1] != keep or noise.kwargs or drawn.kwargs:  # a rounding mode, a generator
+        return None
+    private = all(len(n.users) == 1 for n in (noise, drawn, drawn.args[0]))
+    return (source, Dropout(1 - keep, drawn)) if private and 0 < keep < 1 else None
+
+
+def _rule(name: str) -> Rule:
+    """The rule for an operator that may be a dropout."""
+
+    def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+        found = dropout(node)
+        if found is None:
+            if name not in RULES:
+                raise NoRule
+            return RULES[name](lifter, node, index, at)
+        source, dropped = found
+        kept = lifter.lift(source, index, at)
+        return Expr("dropout", (kept, dropped), kept.dtype)
+
+    return rule
+
+
+WITH_DROPOUT: Mapping[str, Rule] = {**RULES, **{name: _rule(name) for name in ("getitem", "mul")}}
+"""The rules for probabilities on their way to the values."""

@@ -1,0 +1,122 @@
+"""SDPA calls as sites: what scaled_dot_product_attention means, in the terms of every other site.
+
+    sdpa(q, k, v, attn_mask=keep, scale=0.2)   ->   score 0.2 * dot, mask keep[b, q, k]
+
+A row without keys gives 0 there, as it does in flex_attention. A call without a mask, or merely causal, has its best
+kernel
+already: it is left alone unless everything is to be rewritten.
+
+Declines: calls that have their own kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift.lifter import Lifter
+from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Candidate, Coordinates, Declined, Dropout, Operand, Site
+from flex_inductor.scalar import Expr, compare, const, index, pointwise
+from flex_inductor.scalar.indices import position, size_expr
+
+aten = torch.ops.aten
+NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def arguments(call: fx.Node) -> dict[str, Any]:
+    return {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, **dict(zip(NAMES, call.args)), **call.kwargs}
+
+
+def is_plain(candidate: Candidate) -> bool:
+    """Whether the call's own kernel is the best there is: no mask, or a causal one."""
+    return arguments(candidate.anchor)["attn_mask"] is None
+
+
+def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
+    """Whether an anchor is a call whose backward pass works from a log-sum-exp, which has no bits left for rows of
+    nothing but low numbers: eager's gradients of these are too large by the number of keys (torch 2.13, CPU, but for
+    masks that want a gradient themselves)."""
+    mask = arguments(anchor)["attn_mask"] if anchor.target is aten.scaled_dot_product_attention.default else None
+    if aten_graph is None or mask is None or anchor.meta["val"].device.type != "cpu":
+        return False
+    known = aten_graph.value_of.get(mask)
+    return known is None or not known.meta["example_value"].requires_grad
+
+
+def build(candidate: Candidate, storage: Storage, until: int) -> Site:
+    """The site of a call; raises Declined."""
+    call = candidate.anchor
+    args = arguments(call)
+    p = args["dropout_p"]
+    if not isinstance(p, (int, float)) or p >= 1:
+        raise Declined("the dropout is no number below 1", call)
+    query, key, value = args["query"], args["key"], args["value"]
+    rank = query.meta["val"].dim()
+    if rank not in (2, 3, 4) or len({x.meta["val"].dim() for x in (query, key, value)}) > 1:
+        raise Declined(f"operands of {rank} dimensions", call)
+    b, h, q, k, d, e = map(position, "bhqkde")
+    batch = (b, h)[: rank - 2]
+    shape = [size_expr(n) for n in call.meta["val"].shape]
+    sizes = {b: sympy.S.One, h: sympy.S.One, **dict(zip((*batch, q), shape)), k: size_expr(key.meta["val"].shape[-2])}
+    at = Coordinates(b, h, q, k, sizes)
+    group = _group(at, key, value, rank, bool(args.get("enable_gqa")), call)
+    shared = tuple(_grouped(s, h, group) for s in batch)
+    lifter = Lifter(storage, RULES, sizes, frozenset({q}), frozenset({k}), until, call.meta["grad"])
+    dim = size_expr(query.meta["val"].shape[-1])
+    queries = Operand(query, lifter.clip(query, (*batch, q, d)))
+    keys = Operand(key, lifter.clip(key, (*shared, k, d)))
+    dot = Expr("dot", (call, queries, keys, d, dim), query.meta["val"].dtype)
+    score, mask = _masked(_scaled(dot, args.get("scale"), dim), args, lifter, at, (*batch, q, k), call)
+    return Site(
+        candidate, at, group, ((queries, keys, d, dim),), Operand(value, lifter.clip(value, (*shared, k, e))), e,
+        shape[-1], score, mask=mask, dropout=Dropout(p, call) if p > 0 else None,
+    )  # fmt: skip
+
+
+def _group(at: Coordinates, key: fx.Node, value: fx.Node, rank: int, allowed: bool, call: fx.Node) -> sympy.Expr:
+    """Query heads to a key head."""
+    if not allowed or rank < 4:
+        return sympy.S.One
+    heads = {size_expr(x.meta["val"].shape[-3]) for x in (key, value)}
+    if len(heads) > 1:
+        raise Declined("keys and values have different numbers of heads", call)
+    return sympy.cancel(at.size(at.h) / heads.pop())
+
+
+def _grouped(s: sympy.Symbol, h: sympy.Symbol, group: sympy.Expr) -> sympy.Expr:
+    return FloorDiv(s, group) if s == h and group != 1 else s
+
+
+def _scaled(dot: Expr, scale: Any, dim: sympy.Expr) -> Expr:
+    if scale is None:
+        if not dim.is_Integer:
+            raise Declined("the head dimension is dynamic", dot.args[0])
+        scale = 1.0 / math.sqrt(int(dim))
+    if not isinstance(scale, (int, float)):
+        raise Declined("the scale is no number", dot.args[0])
+    return pointwise("mul", (dot, const(float(scale), torch.float64)), torch.float32)
+
+
+def _masked(
+    score: Expr, args: dict[str, Any], lifter: Lifter, at: Coordinates, place: tuple[sympy.Expr, ...], call: fx.Node
+) -> tuple[Expr, Expr | None]:
+    """The score with a float mask added, and a bool mask or the causal one."""
+    given = args["attn_mask"]
+    mask = compare("ge", index(at.q), index(at.k)) if args["is_causal"] else None
+    if given is None:
+        return score, mask
+    value = lifter.arg(given, place, call.meta["position"])
+    if value.dtype == torch.bool:
+        return score, value if mask is None else scalar.logical_and(mask, value)
+    if value.dtype == torch.float64:
+        raise Declined("the mask is added in float64", call)
+    return pointwise("add", (score, scalar.cast(value, torch.float32)), torch.float32), mask

@@ -1,0 +1,163 @@
+"""sites: from an anchor to a site that is understood, in the coordinates (b, h, q, k).
+
+Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands
+found there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the
+score.
+
+Declines: softmax over anything but the keys, a score without a product of queries and keys, scores or
+probabilities that something else reads, scores that depend on statistics of themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift import heads, other_readers
+from flex_inductor.passes.lift.dropout import WITH_DROPOUT
+from flex_inductor.passes.lift.lifter import Lifter
+from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.lift.rules.products import product
+from flex_inductor.passes.lift.scores import drop_statistics, merge_dots
+from flex_inductor.passes.lift.softmax import Weights, columns, dimension, reordered, weights_of
+from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
+from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import Sizes, position, size_expr
+
+
+@dataclass(frozen=True)
+class View:
+    """Coordinates of the product with the values: the index of its result, and what the positions mean.
+
+    inner: the number of a key in the order of the product, where that is not the key itself."""
+
+    index: tuple[sympy.Expr, ...]
+    row: sympy.Symbol
+    key: sympy.Symbol
+    channel: sympy.Symbol
+    sizes: Sizes
+    inner: sympy.Expr | None = None
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What one round of lifting finds."""
+
+    value: Operand
+    score: Expr
+    extra: tuple[Expr, ...]
+    weights: Weights
+    dots: tuple[Expr, ...]
+    unshifted: bool
+
+
+def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    """The site of a candidate, its score not yet parted, and the condition under which probabilities are kept.
+
+    until: the position in the program at which the attention will run. Raises Declined."""
+    outer, row = position("c"), position("m")
+    first = view_of(candidate, outer, row)
+    found = lift(candidate, first, storage, until)
+    other_readers.check([d.args[0] for d in found.dots], candidate.result)
+    plan = heads.plan(
+        heads.Operands(
+            [d.args[1] for d in found.dots],
+            [d.args[2] for d in found.dots],
+            found.value,
+            outer,
+            row,
+            first.key,
+            storage,
+            first.sizes,
+        )
+    )
+    keys = {first.key: first.sizes[first.key]}
+    index = tuple(e.xreplace({outer: plan.outer, row: plan.row}) for e in first.index)
+    sizes = {**plan.sizes, **keys, first.channel: first.sizes[first.channel]}
+    exact = lift(candidate, View(index, plan.q, first.key, first.channel, sizes), storage, until)
+    site = Site(
+        candidate=candidate,
+        at=Coordinates(plan.b, plan.h, plan.q, first.key, {**plan.sizes, **keys}),
+        group=plan.group,
+        products=tuple(d.args[1:] for d in exact.dots),
+        value=exact.value,
+        channel=first.channel,
+        channels=first.sizes[first.channel],
+        score=exact.score,
+        extra=exact.extra,
+        unshifted=exact.unshifted,
+        merged=plan.merged,
+        row_first=plan.row_first,
+        dropout=exact.weights.dropout,
+    )
+    return site, exact.weights.kept
+
+
+def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
+    """The coordinates of the product itself."""
+    node, name = candidate.result, rule_name(candidate.result)
+    if name not in ("mm", "bmm"):
+        raise Declined(f"the product with the values is a {name}", node)
+    channel, key, first = position("e"), position("k"), candidate.probabilities == 0
+    index = (*((outer,) if name == "bmm" else ()), *((row, channel) if first else (channel, row)))
+    weights: fx.Node = node.args[candidate.probabilities]
+    sizes = {
+        outer: sympy.S.One,
+        **dict(zip(index, map(size_expr, node.meta["val"].shape))),
+        key: size_expr(weights.meta["val"].shape[-1 if first else -2]),
+    }
+    return View(index, row, key, channel, sizes)
+
+
+def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lifted:
+    """Probabilities, then scores, in the given coordinates."""
+    result = product(candidate.result, rule_name(candidate.result), view.index)
+    swap = {result.inner: view.inner if view.inner is not None else view.key}
+    factors = [Operand(o.node, tuple(e.xreplace(swap) for e in o.index)) for o in (result.left, result.right)]
+    weights, value = factors if candidate.probabilities == 0 else factors[::-1]
+    lifter = Lifter(
+        storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
+    )
+    behind = replace(lifter, anchor=candidate.anchor, rules=WITH_DROPOUT)
+    probabilities = weights_of(behind, weights, candidate.anchor, candidate.result.meta["position"])
+    index = probabilities.index
+    if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
+        order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
+        if order is not None:
+            return lift(candidate, replace(view, inner=order), storage, until)
+    found = columns(lifter, candidate.anchor, index, view.key)
+    dots = dots_of(found.score)
+    merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
+    products = list(dict.fromkeys(d.args[0] for d in dots))
+    if len(products) > 1 and len(dots_of(merged)) > 1:
+        others = set(products) - {other_readers.most_private(products, candidate.result)}
+        lifter = replace(lifter, leaves=frozenset(others), memo={})  # these are computed as they were, and loaded
+        found = columns(lifter, candidate.anchor, index, view.key)
+        merged, dots = found.score, dots_of(found.score)
+    check_scores(candidate, dots_of(merged), found.extra)
+    downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
+    score, extra = drop_statistics(merged, found.extra, view.key, downstream)
+    return Lifted(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
+
+
+def dots_of(score: Expr) -> tuple[Expr, ...]:
+    """The raw scores in an expression, in program order."""
+    return tuple(sorted((x for x in scalar.walk(score) if x.op == "dot"), key=lambda x: x.args[0].meta["position"]))
+
+
+def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
+    if not dots:
+        raise Declined("the scores are no product of queries and keys", candidate.anchor)
+    if len(dots) > 1:  # a score_mod is given one score, that of its own query and key
+        raise Declined("the scores of one pair of query and key are made of those of others", dots[1].args[0])
+    for column in extra:
+        if dots_of(column):
+            raise Declined("a column that the values do not see is a product itself", candidate.anchor)
+    if candidate.anchor.meta["val"].dtype == torch.float64:
+        raise Declined("the softmax is computed in float64", candidate.anchor)

@@ -1,0 +1,139 @@
+"""Which part of a product's batch is the batch of the attention, and which its heads?
+
+A matrix product has one batch dimension, into which models merge what they like: (batch, heads), (batch, kv heads,
+groups), (batch * windows, heads). The views that its operands come through show where to cut. Heads are the last part;
+parts at the end that keys and values do not have are query groups that share a key (grouped-query, multi-query
+attention). Where an einsum merged heads into the rows, they are cut off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import sympy
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.passes.lift.layout import digits, sources
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Operand
+from flex_inductor.scalar.indices import Sizes, position, same
+
+
+@dataclass(frozen=True)
+class Plan:
+    """outer, row: the product's batch and row positions in terms of b, h and q.
+
+    group: query heads to a key head. merged: heads that are merged into the rows, and whether the row comes before
+    them."""
+
+    b: sympy.Symbol
+    h: sympy.Symbol
+    q: sympy.Symbol
+    sizes: dict[sympy.Symbol, sympy.Expr]
+    outer: sympy.Expr
+    row: sympy.Expr
+    group: sympy.Expr
+    merged: sympy.Expr
+    row_first: bool
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The operands of one site in its product's own coordinates."""
+
+    queries: Sequence[Operand]
+    keys: Sequence[Operand]
+    value: Operand
+    outer: sympy.Symbol
+    row: sympy.Symbol
+    key: sympy.Symbol
+    storage: Storage
+    sizes: Sizes
+
+
+def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list[sympy.Expr]:
+    """The sizes into which a position is cut by the views of some operands, most significant first."""
+    units: set[sympy.Expr] = {sympy.S.One}
+    for operand in operands:
+        for source in sources(operand, o.storage, o.sizes):
+            for d in (d for ds in digits(source, o.sizes) or () for d in ds if d.symbol == symbol):
+                units |= {d.unit, sympy.cancel(d.unit * d.size)}
+    whole = o.sizes[symbol]
+    ladder = sorted((u for u in units if not same(u, whole)), key=magnitude)
+    steps = [*ladder, whole]
+    parts = [sympy.cancel(b / a) for a, b in pairwise(steps)]
+    if any(sympy.denom(p) != 1 for p in parts):
+        return [whole]
+    return [p for p in reversed(parts) if p != 1] or [whole]
+
+
+def magnitude(unit: sympy.Expr) -> float:
+    """Orders sizes, those that are not known as if they were large."""
+    return float(unit.subs(dict.fromkeys(unit.free_symbols, 7919)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of batch and heads: a position of its own."""
+
+    symbol: sympy.Symbol
+    size: sympy.Expr
+
+
+def parts_of(sizes: Sequence[sympy.Expr]) -> tuple[list[Part], sympy.Expr]:
+    """Parts of the given sizes, and the number that they are the digits of."""
+    parts = [Part(position("p"), n) for n in sizes]
+    number: sympy.Expr = sympy.S.Zero
+    for part in parts:
+        number = sympy.expand(number * part.size + part.symbol)
+    return parts, number
+
+
+def absent(parts: Sequence[Part], operand: Operand, o: Operands, outer: sympy.Expr) -> set[sympy.Symbol]:
+    """The parts that an operand, followed up to where it comes from, does not vary with."""
+    sizes = {**o.sizes, **{p.symbol: p.size for p in parts}}
+    moved = Operand(operand.node, tuple(e.xreplace({o.outer: outer}) for e in operand.index))
+    *_, top = sources(moved, o.storage, sizes)
+    present = set().union(*(e.free_symbols for e in top.index)) if top.index else set()
+    return {p.symbol for p in parts} - present
+
+
+def product_of(parts: Sequence[Part]) -> sympy.Expr:
+    return sympy.Mul(*(p.size for p in parts))
+
+
+def plan(o: Operands) -> Plan:
+    """Cuts batch, heads and groups apart."""
+    outer_sizes = cuts([*o.queries, *o.keys, o.value], o.outer, o)
+    row_sizes = cuts(o.queries, o.row, o)
+    outer_parts, outer = parts_of([n for n in outer_sizes if n != 1])
+    row_first = len(row_sizes) == 2 and same(row_sizes[0], o.sizes[o.key]) and not same(row_sizes[1], o.sizes[o.key])
+    rows, merged = (row_sizes[0], row_sizes[1:]) if row_first else (row_sizes[-1], row_sizes[:-1])
+    upper, _ = parts_of(merged)  # heads that were merged into the rows: no key has them
+    shared = set.intersection(*(absent(outer_parts, x, o, outer) for x in (*o.keys, o.value))) | {
+        p.symbol for p in upper
+    }
+    parts = [*outer_parts, *upper]
+    groups = 0
+    while groups < len(parts) and parts[-1 - groups].symbol in shared:
+        groups += 1
+    return _numbered(outer_parts, upper, groups, rows, row_first)
+
+
+def _numbered(outer_parts: list[Part], upper: list[Part], groups: int, rows: sympy.Expr, row_first: bool) -> Plan:
+    """b, h and q, given how many of the last parts are groups."""
+    parts = [*outer_parts, *upper]
+    heads = groups
+    if len(parts) - groups > 1 or (groups == 0 and len(parts) > 1):
+        heads += 1
+    heads = max(heads, len(upper))
+    b, h, q = position("b"), position("h"), position("q")
+    inner, own = product_of(upper), parts[len(parts) - heads : len(outer_parts)]
+    size_h, size_own = product_of(parts[len(parts) - heads :]), product_of(own)
+    sizes = {b: product_of(parts[: len(parts) - heads]), h: size_h, q: rows}
+    outer = b * size_own + (FloorDiv(h, inner) if inner != 1 else h) if own else b
+    low = h if inner == size_h else Mod(h, inner)
+    row = (q * inner + low if row_first else low * rows + q) if upper else q
+    return Plan(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)

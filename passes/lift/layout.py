@@ -1,0 +1,226 @@
+"""From an index map back to a tensor: which view of a tensor has its element [b, h, s, d] at the mapped index?
+
+The entries of the map are digits of positions: with `h = kv * G + g`, keys that are shared by groups have the entry `h
+// G`, heads that were split have `h // G` and `h % G`. Digits can be put into any order by a permutation, absent ones
+by an expansion, and neighbours merged by a reshape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor.passes.lift.lifter import NoRule
+from flex_inductor.passes.lift.rules.products import FACTORS
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Operand
+from flex_inductor.scalar.indices import Sizes, same, size_expr
+
+TRANSPARENT = frozenset({
+    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze",
+    "alias", "clone",
+})  # fmt: skip
+READERS = frozenset({*FACTORS, "scaled_dot_product_attention"})
+
+END = 1 << 62
+
+
+@dataclass(frozen=True)
+class Digit:
+    """(symbol // unit) % size, of a position symbol."""
+
+    symbol: sympy.Symbol
+    unit: sympy.Expr
+    size: sympy.Expr
+
+
+def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
+    """symbol // unit % size; None if an expression is anything else."""
+    unit: sympy.Expr = sympy.S.One
+    limit: sympy.Expr | None = None
+    while isinstance(entry, (FloorDiv, Mod)):
+        inner, divisor = entry.args
+        if isinstance(entry, Mod):  # (x % n) // unit is (x // unit) % (n / unit), and (x % n) % limit is x % limit
+            size = sympy.cancel(divisor / unit)
+            if sympy.denom(size) != 1 or (limit is not None and sympy.denom(sympy.cancel(size / limit)) != 1):
+                return None
+            limit = size if limit is None else limit
+        else:
+            unit = unit * divisor
+        entry = inner
+    if entry not in sizes:
+        return None
+    return Digit(entry, unit, limit if limit is not None else sympy.cancel(sizes[entry] / unit))
+
+
+def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
+    """The digits of one entry of an index map, most significant first; None if it is no number of digits."""
+    if not entry.free_symbols & sizes.keys():
+        return []
+    found: list[tuple[sympy.Expr, Digit]] = []
+    for term in sympy.Add.make_args(entry):
+        weight, rest = sympy.S.One, term
+        if term.is_Mul:
+            varying = [f for f in term.args if f.free_symbols & sizes.keys()]
+            rest = varying[0] if len(varying) == 1 else term
+            weight = sympy.Mul(*(f for f in term.args if f is not rest))
+        one = digit(rest, sizes)
+        if one is None:
+            return None
+        found.append((weight, one))
+    found.sort(key=lambda pair: _rank(pair[0]))
+    expected: sympy.Expr = sympy.S.One
+    for weight, one in reversed(found):
+        if not same(weight, expected):
+            return None
+        expected = expected * one.size
+    return [d for _, d in found] if same(expected, size) else None
+
+
+def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
+    """The digits of every entry of an index map, none for constants; None in all if some entry is no number of
+    digits."""
+    found = []
+    for entry, size in zip(operand.index, operand.node.meta["val"].shape):
+        one = number(entry, size_expr(size), sizes)
+        if one is None:
+            return None
+        found.append(one)
+    return found
+
+
+def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operand]:
+    """The operand, and the tensors that it is a view (or an unchanged copy) of, upward."""
+    yield operand
+    node, index = operand.node, operand.index
+    read = max((u.meta["position"] for u in node.users if rule_name(u) in READERS), default=END)
+    while node.op == "call_function" and rule_name(node) in TRANSPARENT and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        since = node.meta["position"]
+        written = storage.writes(source, since, END) or storage.writes(node, since, read)  # a copy's memory is its own
+        if written or source.meta["grad"] != node.meta["grad"]:
+            return
+        try:
+            index = INDEX_MAPS[rule_name(node)](sizes, node, index)
+        except NoRule:
+            return
+        node = source
+        yield Operand(node, tuple(index))
+
+
+def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
+    """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there
+    is none, the nearest one with the positions divided. What the program sees comes before what lies inside one of its
+    operators, a product inside a matmul, which would have to be computed again."""
+    best, divided = None, None
+
+    for source in sources(operand, storage, sizes):
+        found = digits(source, sizes)
+        if found is None:
+            continue
+        if all(d.symbol not in whole or (len(ds) == 1 and same(d.size, sizes[d.symbol])) for ds in found for d in ds):
+            if best is None or storage.is_seen(source.node) or not storage.is_seen(best.node):
+                best = source
+        elif divided is None:
+            divided = source
+    return best or divided or operand
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the wanted tensor: the positions symbol // unit."""
+
+    symbol: sympy.Symbol
+    size: sympy.Expr
+    unit: sympy.Expr = sympy.S.One
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How to get the wanted view: select constant dimensions, split to `digits`, permute, expand to `expanded`,
+    reshape to `shape`.
+
+    digits: the shape after splitting, None where no dimension is split. added: places at which dimensions of size one
+    are inserted after the permutation, before expanding."""
+
+    selected: tuple[tuple[int, sympy.Expr], ...]
+    digits: tuple[sympy.Expr, ...] | None
+    order: tuple[int, ...]
+    added: tuple[int, ...]
+    expanded: tuple[sympy.Expr, ...]
+    shape: tuple[sympy.Expr, ...]
+
+
+def arrange(operand: Operand, axes: Sequence[Axis], sizes: Sizes) -> Arrangement | None:
+    """The view of the operand whose dimensions are the axes; None if there is none."""
+    found = digits(operand, sizes)
+    if found is None:
+        return None
+    selected = tuple((i, operand.index[i]) for i, ds in enumerate(found) if not ds)
+    kept = [d for ds in found for d in ds]
+    split = tuple(d.size for d in kept) if any(len(ds) > 1 for ds in found) else None
+    order: list[int] = []
+    added: list[int] = []
+    expanded: list[sympy.Expr] = []
+    for axis in axes:
+        mine = sorted((i for i, d in enumerate(kept) if d.symbol == axis.symbol), key=lambda i: _rank(kept[i].unit))
+        levels = _levels([kept[i] for i in mine], axis)
+        if levels is None:
+            return None
+        places = iter(mine)
+        for present, size in levels:
+            if present:
+                order.append(next(places))
+            else:
+                added.append(len(expanded))
+            expanded.append(size)
+    if len(order) != len(kept):
+        return None
+    return Arrangement(selected, split, tuple(order), tuple(added), tuple(expanded), tuple(a.size for a in axes))
+
+
+def _rank(unit: sympy.Expr) -> tuple[int, int]:
+    """Larger units first; sizes that are not known count as larger than any number."""
+    symbols = len(unit.free_symbols)
+    return (-symbols, -int(unit.as_coeff_Mul()[0]))
+
+
+def _levels(mine: Sequence[Digit], axis: Axis) -> list[tuple[bool, sympy.Expr]] | None:
+    """(present, size) of the digits that make up an axis, the absent ones included."""
+    levels: list[tuple[bool, sympy.Expr]] = []
+    top = axis.size * axis.unit
+    for d in mine:
+        gap = sympy.cancel(top / (d.unit * d.size))
+        if sympy.denom(gap) != 1 or (gap.is_Integer and gap < 1):
+            return None
+        if gap != 1:
+            levels.append((False, gap))
+        levels.append((True, d.size))
+        top = d.unit
+    rest = sympy.cancel(top / axis.unit)
+    if sympy.denom(rest) != 1 or (rest.is_Integer and rest < 1):
+        return None
+    return levels if rest == 1 and levels else [*levels, (False, rest)]
+
+
+def radix(entry: sympy.Expr, sizes: Mapping[sympy.Symbol, sympy.Expr]) -> list[sympy.Symbol] | None:
+    """The positions that make up a number, most significant first: `a * n + b` for b < n."""
+    terms: dict[sympy.Symbol, sympy.Expr] = {}
+    for term in sympy.Add.make_args(sympy.expand(entry)):
+        symbols = [s for s in term.free_symbols if s in sizes]
+        if len(symbols) != 1:
+            return [] if term == 0 else None
+        terms[symbols[0]] = sympy.cancel(term / symbols[0])
+    ordered = sorted(terms, key=lambda s: _rank(terms[s]))
+    weight: sympy.Expr = sympy.S.One
+    for symbol in reversed(ordered):
+        if not same(terms[symbol], weight):
+            return None
+        weight = weight * sizes[symbol]
+    return ordered

@@ -1,0 +1,267 @@
+"""lift: what is the element of this tensor at this index, as a scalar expression?
+
+    mask = torch.arange(S)[:, None] >= torch.arange(S)      at (q, k)   ->   q >= k
+    bias = table(bucket).permute(2, 0, 1)                   at (h, q, k) ->   load(table, bucket(k - q), h)
+
+Views remap the index, pointwise operators map through, creation operators become closed forms, gathers become loads at
+a
+lifted index, joins become case distinctions: one small function an operator, in the tables of `rules`. What has
+no rule
+is a leaf: a captured buffer, loaded at the lifted index. A product of something of the rows with something of the
+columns is a `dot`. Values are read at a position of the program, and writes before that position are applied in order.
+
+Declines: when a buffer is written to after the score read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift import precision
+from flex_inductor.passes.lift.writes import written_region
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.storage import Storage, Write, written
+from flex_inductor.passes.site import Declined
+from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import Sizes, size_expr
+
+Index = tuple[sympy.Expr, ...]
+Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
+"""(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
+ARITHMETIC = frozenset({"const", "index", "wrap", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+MAX_WRITES = 16
+"""A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
+every number."""
+SCORES = frozenset({"dot", "probabilities"})
+DEEPEST = 150
+"""Operators behind one another that are lifted through. Real models have fewer than fifty."""
+HEAVIEST = 10_000
+"""The weight of the largest expression. A chain of operators that use their argument twice doubles it every time."""
+
+
+@contextlib.contextmanager
+def deep() -> Iterator[None]:
+    """Inside, Python may call as deeply as expressions of DEEPEST operators take."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 40 * DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+class NoRule(Exception):
+    """An operator, or this use of it, is not understood: the value becomes a leaf."""
+
+
+@dataclass
+class Lifter:
+    """Lifts values of one graph, as one site reads them.
+
+    rows, cols: the position symbols that number the queries and the keys. batch symbols belong to neither.
+    sizes: the number of values of every position symbol.
+    until: the program position at which captured buffers will be read.
+    grad: the grad mode of the site. What was computed in another mode is not lifted through where gradients could flow.
+    leaves: nodes that must not be lifted through.
+    store: whether arithmetic that does not vary with both rows and columns is left to the program, and loaded.
+    anchor: the operator whose element is named `probabilities` instead of lifted.
+    strict: whether numbers must be rounded as the program rounds them.
+    path: the operators that are being lifted through.
+    """
+
+    storage: Storage
+    rules: Mapping[str, Rule]
+    sizes: Sizes
+    rows: frozenset[sympy.Symbol]
+    cols: frozenset[sympy.Symbol]
+    until: int
+    grad: bool
+    leaves: frozenset[fx.Node] = frozenset()
+    anchor: fx.Node | None = None
+    store: bool = True
+    strict: bool = False
+    path: list[fx.Node] = field(default_factory=list)
+    memo: dict[tuple[fx.Node, Index, int], Expr] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.bounds = scalar.Bounds(self.sizes)
+
+    def lift(self, node: fx.Node, index: Sequence[sympy.Expr], at: int | None = None) -> Expr:
+        """The element of node at index, as read at a program position (default: when it was made)."""
+        at = node.meta["position"] + 1 if at is None else at
+        if not self.storage.is_written(node):
+            at = node.meta["position"] + 1
+        key = (node, tuple(index), at)
+        if key not in self.memo:
+            self.memo[key] = self._lift(node, self.clip(node, index), at)
+        return self.memo[key]
+
+    def arg(self, value: Any, index: Sequence[sympy.Expr], at: int) -> Expr:
+        """An operator's argument: a tensor, broadcast to the index, or a number."""
+        if isinstance(value, fx.Node):
+            own = index[len(index) - value.meta["val"].dim() :]
+            return self.lift(value, own, at)
+        return number(value)
+
+    def exact(self, value: Any, index: Sequence[sympy.Expr], at: int) -> Expr:
+        """An argument on which something turns: a comparison, an integer."""
+        x = self.arg(value, index, at)
+        if not x.dtype.is_floating_point or any(n.op in SCORES for n in scalar.walk(x)):
+            return x
+        return self.strictly.arg(value, index, at)
+
+    @functools.cached_property
+    def strictly(self) -> Lifter:
+        return self if self.strict else replace(self, strict=True, memo={})
+
+    def cast(self, x: Expr, dtype: torch.dtype) -> Expr:
+        """A number in another dtype, as the program has it there."""
+        value = precision.cast(x, dtype, self.bounds, self.strict)
+        if value is None:
+            raise NoRule
+        return value
+
+    def clip(self, node: fx.Node, index: Sequence[sympy.Expr]) -> Index:
+        """The index, with 0 in dimensions of size one: broadcasting."""
+        shape = node.meta["val"].shape
+        return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
+
+    def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
+        if self.anchor is not None and node is self.anchor and not self.storage.writes(node, node.meta["position"], at):
+            return Expr("probabilities", (index,), node.meta["val"].dtype)
+        self.path.append(node)
+        try:
+            value = self._value(node, index, at)
+            if value.weight <= HEAVIEST:
+                return value
+        except NoRule:
+            pass
+        finally:
+            self.path.pop()
+        return self.leaf(node, index, at)
+
+    def _value(self, node: fx.Node, index: Index, at: int) -> Expr:
+        if len(self.path) > DEEPEST:
+            raise NoRule
+        for target in written(node):  # an in-place operator returns what it wrote to
+            return self.lift(target, index, at)
+        writes = self.storage.writes(node, node.meta["position"], at)
+        if len(writes) > MAX_WRITES:
+            raise NoRule
+        if writes:
+            return self._after_write(writes[-1], node, index, at)
+        return self._by_rule(node, index, at)
+
+    def _after_write(self, write: Write, node: fx.Node, index: Index, at: int) -> Expr:
+        """The value after a write: the operator's where it wrote to this tensor or to a region of it."""
+        region = written_region(write.target, node, index)
+        if region is not None:
+            return self._overwritten(write, node, index, *region)
+        if self.is_view(node):
+            return self._by_rule(node, index, at)
+        raise NoRule
+
+    def _overwritten(self, write: Write, node: fx.Node, index: Index, condition: Expr, own: Index) -> Expr:
+        """What was written, where it was. What it was made of may be gone; then only the memory itself has it."""
+        try:
+            new = self.apply(write.node, own, write.position)
+            if condition != scalar.TRUE and scalar.has_load(new):
+                sizes = map(size_expr, write.target.meta["val"].shape)
+                new = self.apply(write.node, tuple(map(scalar.clamp, own, sizes)), write.position)
+            old = self.lift(node, index, write.position)
+            return scalar.where(condition, self.cast(new, old.dtype), old)
+        except Declined as gone:
+            raise NoRule from gone
+
+    def is_view(self, node: fx.Node) -> bool:
+        return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])
+
+    def _by_rule(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """A view is read when it is read; anything else read its arguments when it was made."""
+        value = self.apply(node, index, at if self.is_view(node) else node.meta["position"])
+        if self.store and self.better_stored(value, index):
+            raise NoRule
+        return value
+
+    def apply(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """The element that an operator computes from arguments read at a program position."""
+        if node in self.leaves or node.op != "call_function":
+            raise NoRule
+        rule = self.rules.get(rule_name(node))
+        if rule is None:
+            raise NoRule
+        value = rule(self, node, index, at)
+        if self.stops_gradient(node) and scalar.has_gradient(value):
+            raise NoRule
+        return value
+
+    def stops_gradient(self, node: fx.Node) -> bool:
+        """Lifting through an operator of another grad mode would let gradients through, or stop them."""
+        return self.grad != node.meta["grad"] and node.meta["val"].dtype.is_floating_point
+
+    def better_stored(self, value: Expr, index: Index) -> bool:
+        """Arithmetic on something that does not vary with both q and k is better done once than for every score."""
+        symbols = set().union(*(i.free_symbols for i in index)) if index else set()
+        if self.varies(symbols, self.rows) and self.varies(symbols, self.cols):
+            return False
+        if not value.dtype.is_floating_point:
+            return False
+        names = {x.op for x in scalar.walk(value)}
+        return "load" in names and not names <= ARITHMETIC and not names & SCORES
+
+    def varies(self, symbols: set[sympy.Symbol], over: frozenset[sympy.Symbol]) -> bool:
+        """Whether any of these symbols, or the loads among them, depend on a set of positions."""
+        for s in symbols:
+            inner = scalar.positions(s.expr) if isinstance(s, scalar.Atom) else {s}
+            if inner & over:
+                return True
+        return False
+
+    def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
+        """A load from the value itself, which must still be there when the attention runs."""
+        node = self.storage.seen(node) if self.storage.is_written(node) else node
+        writes = self.storage.writes(node, at - 1, self.until)
+        if writes and any(self.is_random(w) for w in self.storage.writes(node, -1, self.until)):
+            raise Declined("dropout is active", node)
+        if writes:
+            raise Declined("a tensor that the score reads is written to before the attention runs", node)
+        value = node.meta["val"]
+        known = value.constant if isinstance(value, FakeTensor) else value
+        if known is not None and known.numel() == 1:
+            return scalar.const(known.item(), value.dtype)
+        if value.dtype.is_complex:
+            raise Declined("the score reads a complex tensor", node)
+        return scalar.load(node, index, value.dtype)
+
+    def is_random(self, write: Write) -> bool:
+        return torch.Tag.nondeterministic_seeded in getattr(write.node.target, "tags", ())
+
+    def depends(self, index: Sequence[sympy.Expr]) -> tuple[bool, bool]:
+        """Whether an index varies with the rows, and with the columns."""
+        symbols: set[sympy.Symbol] = set().union(*(i.free_symbols for i in index)) if index else set()
+        return self.varies(symbols, self.rows), self.varies(symbols, self.cols)
+
+
+def number(value: Any) -> Expr:
+    """A Python or symbolic number."""
+    if isinstance(value, bool):
+        return scalar.const(value, torch.bool)
+    if isinstance(value, (int, torch.SymInt)):
+        return scalar.index(size_expr(value))
+    if isinstance(value, float):
+        return scalar.const(value, torch.float64)
+    if isinstance(value, torch.SymFloat):
+        expr = value.node.expr
+        return Expr("real", (expr,), torch.float64) if expr.free_symbols else scalar.const(float(expr), torch.float64)
+    raise NoRule

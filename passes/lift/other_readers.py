@@ -1,0 +1,52 @@
+"""Whether anything but the attention reads the scores or the probabilities. If so they are computed anyway, and a
+rewrite would compute them twice, or lose a gradient's second path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.storage import written
+from flex_inductor.passes.program.walk import reachable
+from flex_inductor.passes.site import Declined
+
+
+def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
+    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together
+    would take time quadratic in their number."""
+    last = result.meta["position"]
+    return reachable(products, lambda n: (u for u in n.users if u.meta["position"] <= last))
+
+
+def is_dead(node: fx.Node) -> bool:
+    """Whether nothing that matters comes of a node."""
+    return not any(n.target is opaque or any(True for _ in written(n)) for n in reachable([node], lambda n: n.users))
+
+
+def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
+    """Everything between the raw scores and the product with the values."""
+    first = min((p.meta["position"] for p in products), default=0)
+    upstream = reachable([result], lambda n: (i for i in n.all_input_nodes if i.meta["position"] >= first))
+    return downstream(products, result) & upstream - {result}
+
+
+def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
+    """The first of some products that nothing but this attention reads; the first of all if there is none."""
+    for product in products:
+        try:
+            check([product], result)
+            return product
+        except Declined:
+            continue
+    return products[0]
+
+
+def check(products: list[fx.Node], result: fx.Node) -> None:
+    """Raises Declined when the chain has a reader outside."""
+    inside = chain(products, result)
+    for node in sorted(inside, key=lambda n: n.meta["position"]):
+        for user in node.users:
+            if user not in inside and user is not result and not is_dead(user):
+                raise Declined("the scores or probabilities are also read elsewhere", user)

@@ -1,0 +1,110 @@
+"""Operators that put tensors side by side: case distinctions on the position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift.lifter import Index, Lifter, Rule, number
+from flex_inductor.passes.lift.rules.views import argument, shape_of, source_of
+from flex_inductor.scalar import Expr, clamp, compare, index
+from flex_inductor.scalar.indices import below, size_expr
+
+Part = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
+"""start, length and element (by position inside) of one part of a joined dimension."""
+
+
+def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Part], dtype: torch.dtype) -> Expr:
+    """The element at a place of parts that lie side by side."""
+    reached = [p for p in parts if not _before(lifter, place, p) and not _behind(lifter, place, p)] or list(parts[-1:])
+    *most, last = reached
+    result = _element(lifter, place, last, len(reached) == 1, dtype)
+    for start, length, element in reversed(most):
+        inside = compare("lt", index(place), index(start + length))
+        result = scalar.where(inside, _element(lifter, place, (start, length, element), False, dtype), result)
+    return result
+
+
+def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: torch.dtype) -> Expr:
+    start, length, element = part
+    own = sympy.expand(place - start)
+    value = element(own)
+    if not sure and not below(own, length, lifter.sizes) and scalar.has_load(value):
+        value = guarded(value, own, length, lambda: element(clamp(own, length)))
+    return lifter.cast(value, dtype)
+
+
+def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[[], Expr]) -> Expr:
+    """An element at `own`, which may lie outside of a part, with all that it loads from inside: raw scores stay those
+    of their own query and key. clamped: the element at the nearest place inside."""
+    symbols = [s for s in own.free_symbols if sympy.expand(own - s).is_Integer]
+    if len(symbols) != 1:
+        return clamped()
+    (symbol,) = symbols
+    inside = clamp(own, length) + sympy.expand(symbol - own)
+    return scalar.substitute(value, lambda e: e.xreplace({symbol: inside}))
+
+
+def _before(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
+    """Whether the place is known to lie before a part."""
+    return below(place, part[0], lifter.sizes) if part[0] != 0 else False
+
+
+def _behind(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
+    return sympy.expand(place - part[0] - part[1]).is_nonnegative is True
+
+
+def cat(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    tensors = [t for t in node.args[0] if t.meta["val"].dim() == len(at_index)]
+    dim, start, parts = argument(node, 1, "dim", 0) % len(at_index), sympy.S.Zero, []
+    for tensor in tensors:
+
+        def element(own: sympy.Expr, tensor: fx.Node = tensor) -> Expr:
+            return lifter.lift(tensor, (*at_index[:dim], own, *at_index[dim + 1 :]), at)
+
+        length = shape_of(tensor)[dim]
+        parts.append((start, length, element))
+        start = start + length
+    return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
+
+
+def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    tensors, dim = node.args[0], argument(node, 1, "dim", 0) % len(at_index)
+    rest = (*at_index[:dim], *at_index[dim + 1 :])
+
+    def element_of(tensor: fx.Node) -> Callable[[sympy.Expr], Expr]:
+        return lambda own: lifter.lift(tensor, rest, at)
+
+    parts: list[Part] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
+    return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
+
+
+def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    source, amounts = source_of(node), [size_expr(n) for n in argument(node, 1, "pad")]
+    dtype = node.meta["val"].dtype
+    fill = lifter.cast(number(argument(node, 2, "value", 0)), dtype)
+    shape, own, inside, padded = shape_of(source), list(at_index), scalar.TRUE, set()
+    for i in range(len(amounts) // 2):
+        dim, before = len(shape) - 1 - i, amounts[2 * i]
+        if before == 0 and amounts[2 * i + 1] == 0:
+            continue
+        place = sympy.expand(own[dim] - before)
+        if below(place, shape[dim], lifter.sizes):
+            own[dim] = place
+            continue
+        known = (compare("ge", index(place), index(0)), compare("lt", index(place), index(shape[dim])))
+        inside = scalar.logical_and(inside, *known)
+        own[dim] = place
+        padded.add(dim)
+    value = lifter.lift(source, own, at)
+    if scalar.has_load(value):
+        own = [clamp(o, n) if d in padded else o for d, (o, n) in enumerate(zip(own, shape))]
+        value = lifter.lift(source, own, at)
+    return scalar.where(inside, lifter.cast(value, dtype), fill)
+
+
+RULES: dict[str, Rule] = {"cat": cat, "stack": stack, "constant_pad_nd": pad}

@@ -1,0 +1,284 @@
+"""Elementwise operators: the operator on the lifted arguments. Integers become sympy expressions, wrapped as theirs
+are in eager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift import precision
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
+from flex_inductor.passes.lift.rules.views import argument, converted
+from flex_inductor.scalar import Atom, Expr, index, integer, is_integer
+from flex_inductor.scalar.indices import floordiv, mod
+
+MAX_TERMS = 64
+"""Products of sums are not multiplied out beyond this."""
+MAX_QUOTIENTS = 8
+"""Divisions are not simplified with more divisions than this in them."""
+
+
+def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
+    """An operator's value; an integer one is an atom to sympy."""
+    if not is_integer(dtype):
+        return scalar.pointwise(op, args, dtype)
+    value = scalar.pointwise(op, args, torch.int64)
+    return lifter.cast(value if value.op == "index" else index(Atom(value)), dtype)
+
+
+def computed(rule: Rule) -> Rule:
+    """A rule for an operator that rounds what it computes."""
+
+    def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        value = rule(lifter, node, at_index, at)
+        if precision.rounds(value, lifter.strict):
+            raise NoRule
+        return value
+
+    return checked
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype
+
+
+def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype) -> Expr:
+    """An argument of arithmetic in dtype. A number is not rounded to a narrow dtype: eager's kernels compute in
+    float32."""
+    value = lifter.arg(x, at_index, at)
+    scalar_like = not isinstance(x, fx.Node) or x.meta["val"].dim() == 0
+    if scalar_like and value.op == "const" and value.dtype.is_floating_point and dtype.is_floating_point:
+        return Expr("const", scalar.const(value.value, torch.promote_types(dtype, torch.float32)).args, dtype)
+    return lifter.cast(value, dtype)
+
+
+def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
+    """Integer arithmetic that sympy understands, in a reasonable time."""
+    if op == "mul" and len(sympy.Add.make_args(a)) * len(sympy.Add.make_args(b)) > MAX_TERMS:
+        return None
+    if op in ("add", "sub", "mul"):
+        return sympy.expand(scalar.FOLD[op](a, b))
+    if op in ("floor_divide", "remainder") and b.is_positive and len(a.atoms(FloorDiv, Mod)) < MAX_QUOTIENTS:
+        return (floordiv if op == "floor_divide" else mod)(a, b, lifter.sizes)
+    return None
+
+
+def arithmetic(lifter: Lifter, op: str, a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
+    """An operator on two numbers of one dtype."""
+    if is_integer(dtype):
+        known = integers(lifter, op, integer(a), integer(b))
+        return lifter.cast(index(known), dtype) if known is not None else result(lifter, op, (a, b), dtype)
+    return logical(op, a, b) if dtype == torch.bool else result(lifter, op, (a, b), dtype)
+
+
+def binary(op: str) -> Rule:
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        dtype = dtype_of(node)
+        a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
+        alpha = argument(node, 2, "alpha", 1)
+        if alpha != 1:
+            b = arithmetic(lifter, "mul", b, operand(lifter, alpha, (), at, dtype), dtype)
+        return arithmetic(lifter, op, a, b, dtype)
+
+    return rule
+
+
+def stepped(op: str) -> Rule:
+    """An operator that jumps: of floating-point numbers it wants the very ones that eager has."""
+
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        if dtype_of(node).is_floating_point:
+            for x in node.args[:2]:
+                value = lifter.exact(x, at_index, at)
+                lifter.strictly.cast(value, dtype_of(node))
+                if value != lifter.arg(x, at_index, at):
+                    raise NoRule
+        return inner(lifter, node, at_index, at)
+
+    inner = binary(op) if op in ("floor_divide", "remainder") else unary(op)
+    return rule
+
+
+def logical(op: str, a: Expr, b: Expr) -> Expr:
+    """Arithmetic on truth values."""
+    if op in ("mul", "minimum"):
+        return scalar.logical_and(a, b)
+    if op in ("add", "maximum"):
+        return scalar.logical_or(a, b)
+    raise NoRule
+
+
+def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    dtype = dtype_of(node)
+    a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
+    if argument(node, 2, "alpha", 1) != 1:
+        raise NoRule
+    return arithmetic(lifter, "sub", b, a, dtype)
+
+
+def divide(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    mode = node.kwargs.get("rounding_mode")
+    if mode is None:
+        return binary("div")(lifter, node, at_index, at)
+    if mode == "floor":
+        return stepped("floor_divide")(lifter, node, at_index, at)
+    raise NoRule
+
+
+def unary(op: str) -> Rule:
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        dtype = dtype_of(node)
+        if len(node.args) > 1 or node.kwargs:
+            raise NoRule
+        x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
+        if is_integer(dtype) and op == "neg":
+            return lifter.cast(index(sympy.expand(-integer(x))), dtype)
+        if dtype == torch.bool or (is_integer(dtype) and op not in ("abs", "sign")):
+            raise NoRule
+        return result(lifter, op, (x,), dtype)
+
+    return rule
+
+
+def compared(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> tuple[Expr, Expr]:
+    """The arguments of a comparison, promoted to one dtype as the operator would. They are what eager compares, or
+    numbers of which the comparison says the same."""
+    given = node.args[:2]
+    dtype = torch.result_type(*(x.meta["val"] if isinstance(x, fx.Node) else x for x in given))
+    a, b = (lifter.arg(x, at_index, at) for x in given)
+    if dtype.is_floating_point:
+        near = lifter.cast(a, dtype), lifter.cast(b, dtype)
+        if precision.decided(*near) or precision.decided(*near[::-1]):
+            return near
+        a, b = (lifter.exact(x, at_index, at) for x in given)
+    return lifter.strictly.cast(a, dtype), lifter.strictly.cast(b, dtype)
+
+
+def comparison(op: str) -> Rule:
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        a, b = compared(lifter, node, at_index, at)
+        if a.dtype == torch.bool:
+            if op not in ("eq", "ne"):
+                a, b = lifter.cast(a, torch.int64), lifter.cast(b, torch.int64)
+            else:
+                return _xor(a, b) if op == "ne" else scalar.logical_not(_xor(a, b))
+        return scalar.compare(op, a, b)
+
+    return rule
+
+
+def _xor(a: Expr, b: Expr) -> Expr:
+    return scalar.logical_or(scalar.logical_and(a, scalar.logical_not(b)), scalar.logical_and(scalar.logical_not(a), b))
+
+
+def truth(lifter: Lifter, x: Any, at_index: Index, at: int) -> Expr:
+    """Whether a number is not zero."""
+    return converted(lifter, x, at_index, at, torch.bool)
+
+
+def logic(combine: Any, bitwise: bool) -> Rule:
+    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+        if bitwise and node.meta["val"].dtype != torch.bool:
+            raise NoRule
+        return combine(*(truth(lifter, x, at_index, at) for x in node.args))
+
+    return rule
+
+
+def where(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    if len(node.args) < 3:
+        raise NoRule
+    condition = truth(lifter, node.args[0], at_index, at)
+    a, b = (lifter.cast(lifter.arg(x, at_index, at), dtype_of(node)) for x in node.args[1:3])
+    return scalar.where(condition, a, b)
+
+
+def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    x, fill = (lifter.cast(lifter.arg(node.args[i], at_index, at), dtype_of(node)) for i in (0, 2))
+    return scalar.where(truth(lifter, node.args[1], at_index, at), fill, x)
+
+
+def bounds(node: fx.Node) -> tuple[Any, Any]:
+    """The least and the greatest value that a clamp lets through."""
+    if "clamp_max" in str(node.target):
+        return None, argument(node, 1, "max")
+    return argument(node, 1, "min"), argument(node, 2, "max")
+
+
+def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    dtype = dtype_of(node)
+    x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
+    low, high = bounds(node)
+    for op, bound in (("maximum", low), ("minimum", high)):
+        if bound is not None:
+            x = result(lifter, op, (x, lifter.cast(lifter.arg(bound, at_index, at), dtype)), dtype)
+    return x
+
+
+def power(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    dtype = dtype_of(node)
+    if not dtype.is_floating_point:
+        raise NoRule
+    args = tuple(lifter.cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
+    return result(lifter, "pow", args, dtype)
+
+
+def fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    return converted(lifter, node.args[1], at_index, at, dtype_of(node))
+
+
+def zero(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    return scalar.const(0, dtype_of(node))
+
+
+def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """`x[mask] = number`"""
+    x, places, value = node.args[:3]
+    if len(places) != 1 or argument(node, 3, "accumulate", False) or value.meta["val"].dim() != 0:
+        raise NoRule
+    mask = places[0]
+    if mask is None or mask.meta["val"].dtype != torch.bool or mask.meta["val"].dim() != len(at_index):
+        raise NoRule
+    new = converted(lifter, value, (), at, dtype_of(node))
+    return scalar.where(lifter.arg(mask, at_index, at), new, lifter.arg(x, at_index, at))
+
+
+UNARY = [
+    *("exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
+    *("sin", "cos", "tan", "atan", "erf", "softplus", "elu", "silu"),
+]
+
+RULES: dict[str, Rule] = {
+    **{name: computed(unary(name)) for name in UNARY},
+    **{name: unary(name) for name in ("neg", "abs", "relu")},
+    **{name: computed(binary(name)) for name in ("add", "sub", "mul")},
+    **{name: binary(name) for name in ("minimum", "maximum")},
+    **{name: computed(stepped(name)) for name in ("floor_divide", "remainder", "sign", "floor", "ceil", "round")},
+    **{name: comparison(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    "rsub": computed(reverse_sub),
+    "div": computed(divide),
+    "pow": computed(power),
+    "logical_not": logic(scalar.logical_not, False),
+    "logical_and": logic(scalar.logical_and, False),
+    "logical_or": logic(scalar.logical_or, False),
+    "logical_xor": logic(_xor, False),
+    "bitwise_not": logic(scalar.logical_not, True),
+    "bitwise_and": logic(scalar.logical_and, True),
+    "bitwise_or": logic(scalar.logical_or, True),
+    "bitwise_xor": logic(_xor, True),
+    "where": where,
+    "masked_fill": masked_fill,
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp,
+    "fill": fill,
+    "copy": fill,
+    "zero": zero,
+    "index_put": put,
+}

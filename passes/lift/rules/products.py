@@ -1,0 +1,72 @@
+"""Matrix products. A product of something of the rows with something of the columns is a raw score, `dot`; any other
+is a
+leaf: it is computed as it was, and loaded."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule, number
+from flex_inductor.passes.lift.rules.views import argument
+from flex_inductor.passes.site import Operand, Product
+from flex_inductor.scalar import Expr, cast
+from flex_inductor.scalar.indices import position, size_expr
+
+FACTORS = {"mm": 0, "bmm": 0, "mv": 0, "addmm": 1, "baddbmm": 1}
+"""Operators that are products, and the place of their first factor."""
+
+
+def product(node: fx.Node, name: str, index: Index) -> Product:
+    """The product at an index of its result."""
+    left, right = node.args[FACTORS[name] : FACTORS[name] + 2]
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+        raise NoRule
+    inner = position("d")
+    size = size_expr(left.meta["val"].shape[-1])
+    if name == "mv":
+        return Product(node, Operand(left, (index[0], inner)), Operand(right, (inner,)), inner, size)
+    *batch, row, column = index
+    return Product(node, Operand(left, (*batch, row, inner)), Operand(right, (*batch, inner, column)), inner, size)
+
+
+def rule(name: str) -> Rule:
+    def lift_product(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+        found = product(node, name, index)
+        queries, keys = sides(lifter, found)
+        if lifter.storage.writes(found.left.node, node.meta["position"], lifter.until) or lifter.storage.writes(
+            found.right.node, node.meta["position"], lifter.until
+        ):
+            raise NoRule
+        dtype = node.meta["val"].dtype
+        dot = Expr("dot", (node, queries, keys, found.inner, found.inner_size), dtype)
+        return dot if FACTORS[name] == 0 else affine(lifter, node, index, at, dot)
+
+    return lift_product
+
+
+def sides(lifter: Lifter, found: Product) -> tuple[Operand, Operand]:
+    """Which factor varies with the rows only, and which with the columns only. A single row or column varies with
+    nothing."""
+    row, column = (all(lifter.sizes[s] == 1 for s in axis) for axis in (lifter.rows, lifter.cols))
+    for queries, keys in ((found.left, found.right), (found.right, found.left)):
+        of_queries, of_keys = lifter.depends(queries.index), lifter.depends(keys.index)
+        if of_queries == (not row, False) and of_keys == (False, not column):
+            return queries, keys
+    raise NoRule
+
+
+def affine(lifter: Lifter, node: fx.Node, index: Index, at: int, dot: Expr) -> Expr:
+    """beta * input + alpha * dot"""
+    alpha, beta = argument(node, 4, "alpha", 1), argument(node, 3, "beta", 1)
+    if alpha != 1:
+        dot = scalar.pointwise("mul", (dot, cast(number(alpha), dot.dtype)), dot.dtype)
+    if beta == 0:
+        return dot
+    bias = cast(lifter.arg(node.args[0], index, at), dot.dtype)
+    if beta != 1:
+        bias = scalar.pointwise("mul", (bias, cast(number(beta), dot.dtype)), dot.dtype)
+    return scalar.pointwise("add", (bias, dot), dot.dtype)
+
+
+RULES: dict[str, Rule] = {name: rule(name) for name in FACTORS}

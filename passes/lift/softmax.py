@@ -1,0 +1,217 @@
+"""What a normalisation means: scores, by column, for every spelling of softmax.
+
+    _softmax(x, -1)                          score x
+    exp(log_softmax(x)), exp(x - logsumexp)  score x
+    exp(x - m) / sum(exp(x - m))             score x - m
+    exp(x - m) / (exp(-m) + sum(...))        score x, and a column of score 0: softmax-one
+    _softmax(cat([x, sink], -1))[..., :-1]   score x, and a column of score sink
+
+Columns that the values do not see are `extra`: keys of their own with a given score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import sympy
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.find import above
+from flex_inductor.passes.lift.layout import number
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
+from flex_inductor.passes.lift.rules.views import argument
+from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.site import Declined, Dropout, Operand
+from flex_inductor.scalar import Expr, const
+from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_expr
+
+MAX_EXTRA = 8
+DROPOUT = {"native_dropout", "bernoulli", "rand_like", "rand"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The score of the key column, and of the columns beyond. quotient: whether exponentials of the score as it stands
+    are divided by their sum, so that a row may underflow."""
+
+    score: Expr
+    extra: tuple[Expr, ...] = ()
+    quotient: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the values are weighted with: where in the anchor's result it lies, under which condition it is kept (None:
+    always), and what is dropped of it."""
+
+    index: Index
+    kept: Expr | None = None
+    dropout: Dropout | None = None
+
+
+def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> Weights:
+    """What the weights of the values are. lifter: for what lies behind the anchor. at: the position in the program at
+    which they are read. Raises Declined."""
+    value = lifter.lift(operand.node, operand.index, at)
+    weights = _weights(value)
+    if weights is None:
+        raise Declined(*_changed(value, anchor))
+    return weights
+
+
+def _weights(value: Expr) -> Weights | None:
+    """Probabilities that were masked or dropped at most once."""
+    if value.op == "probabilities":
+        return Weights(value.args[0])
+    if value.op == "dropout":
+        inner = _weights(value.args[0])
+        return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
+    if value.op == "where" and _is(value.args[2], 0):
+        return _kept(value.args[1], value.args[0])
+    if value.op == "where" and _is(value.args[1], 0):
+        return _kept(value.args[2], scalar.logical_not(value.args[0]))
+    if value.op == "mul":
+        for weights, factor in (value.args, value.args[::-1]):
+            options = scalar.cases(factor)
+            if options and all(v.value in (0, 1) for _, v in options):
+                return _kept(weights, scalar.logical_or(*(c for c, v in options if v.value == 1)))
+    return None
+
+
+def _kept(value: Expr, condition: Expr) -> Weights | None:
+    inner = _weights(value)
+    return replace(inner, kept=condition) if inner and inner.kept is None else None
+
+
+def _is(x: Expr, value: float) -> bool:
+    return x.is_const and x.value == value
+
+
+def _changed(value: Expr, anchor: fx.Node) -> tuple[str, fx.Node]:
+    """Why the weights of the values are not the probabilities."""
+    read = [x.args[0] for x in scalar.walk(value) if x.op == "load"]
+    upstream = [n for r in read for n in (r, *r.all_input_nodes, *r.users)]
+    if any(rule_name(n) in DROPOUT for n in upstream):
+        return "dropout is active", next(n for n in upstream if rule_name(n) in DROPOUT)
+    return "the probabilities are changed between the softmax and the values", read[0] if read else anchor
+
+
+def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+    """The scores that an anchor normalises, at an index of its result."""
+    if rule_name(anchor) in SOFTMAX:
+        return _of_softmax(lifter, anchor, index, key)
+    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be seen, not loaded
+    try:
+        value = lifter.apply(anchor, index, anchor.meta["position"])
+    except NoRule:
+        raise Declined("the probabilities are made in a way that is not understood", anchor) from None
+    if value.op == "exp":
+        return _of_log(lifter, value.args[0], anchor, key)
+    if value.op in ("div", "mul"):
+        return _of_quotient(lifter, value, anchor, key)
+    raise Declined("the exponential is normalised in a way that is not understood", anchor)
+
+
+def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+    if lifter.stops_gradient(softmax):
+        raise Declined("the softmax runs in another grad mode than the product with the values", softmax)
+    source: fx.Node = softmax.args[0]
+    dim = dimension(softmax)
+    entry = join(index[dim])
+    offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
+    if offset.free_symbols & lifter.sizes.keys() or any(key in i.free_symbols for d, i in enumerate(index) if d != dim):
+        raise Declined("the softmax runs over another dimension than the keys", softmax)
+    size = size_expr(source.meta["val"].shape[dim])
+    behind = sympy.expand(size - offset - lifter.sizes[key])
+    if not (offset.is_Integer and behind.is_Integer and 0 <= offset + behind <= MAX_EXTRA):
+        raise Declined("columns of the scores are cut off behind the softmax", softmax)
+    places = [sympy.Integer(i) for i in range(int(offset))] + [size - behind + i for i in range(int(behind))]
+    whole = replace(lifter, store=False, memo={})  # a shift must be seen in every column
+    score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
+    return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
+
+
+def subtracts_logsumexp(anchor: fx.Node) -> bool:
+    """Whether the probabilities are exp(s - logsumexp(s)): of a row of nothing but finfo.min that is 1 everywhere, for
+    the sum is lost beside it."""
+    return rule_name(anchor) == "exp" and any(rule_name(n) == "logsumexp" for n in above(anchor))
+
+
+def dimension(softmax: fx.Node) -> int:
+    """The dimension that a softmax normalises."""
+    return int(softmax.args[1]) % softmax.meta["val"].dim()
+
+
+def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
+    """Where the values enumerate the keys in another order of digits (columns before rows): the values' number of a
+    key."""
+    found = number(entry, sizes[key], sizes)
+    if not found or len(found) < 2 or any(d.symbol != key for d in found):
+        return None
+    place, below = sympy.S.Zero, sympy.S.One
+    for d in reversed(found):
+        place = place + mod(floordiv(key, below, sizes), d.size, sizes) * d.unit
+        below = below * d.size
+    return sympy.expand(place)
+
+
+def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
+    """exp of a log_softmax, or of a score less its log-sum-exp"""
+    if logarithm.op == "load" and rule_name(logarithm.args[0]) == "_log_softmax":
+        return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key)
+    if logarithm.op == "sub" and logarithm.args[1].op == "load":
+        score, (total, at) = logarithm.args[0], logarithm.args[1].args
+        if rule_name(total) == "logsumexp" and _reduced(lifter, total, at, key) == score:
+            return Columns(score)
+    raise Declined("the exponential is normalised in a way that is not understood", anchor)
+
+
+def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
+    """exp(x) / (sum(exp(x)) + rest)"""
+    above, under = quotient.args
+    if quotient.op == "mul" and under.op != "reciprocal":
+        above, under = under, above
+    if quotient.op == "mul" and under.op == "reciprocal":
+        under = under.args[0]
+    elif quotient.op == "mul":
+        under = const(math.nan, under.dtype)
+    terms = list(under.args) if under.op == "add" else [under]
+    totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
+    rest = [t for t in terms if t not in totals]
+    if above.op != "exp" or len(totals) != 1 or _reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
+        raise Declined("the exponentials are not divided by their own sum", anchor)
+    return _beside(above.args[0], rest, anchor)
+
+
+def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
+    """The element that a reduction over the keys adds up; None where gradients do not flow through it as they do
+    through the rest."""
+    if lifter.stops_gradient(reduction):
+        return None
+    source: fx.Node = reduction.args[0]
+    dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
+    if not isinstance(dims, (list, tuple)) or len(dims) != 1:
+        return None
+    dim = dims[0] % rank
+    rest = list(index) if len(index) < rank else [i for d, i in enumerate(index) if d != dim]
+    if not same(size_expr(source.meta["val"].shape[dim]), lifter.sizes[key]):
+        return None
+    return lifter.lift(source, (*rest[:dim], key, *rest[dim:]))
+
+
+def _beside(score: Expr, rest: list[Expr], anchor: fx.Node) -> Columns:
+    """The scores of what is added to the sum: a number, or `exp(sink - m)` where the score is `x - m`."""
+    if not rest:
+        return Columns(score, quotient=True)
+    shift = score.args[1] if score.op == "sub" else None
+    if len(rest) == 1 and rest[0].is_const and rest[0].value > 0 and shift is None:
+        return Columns(score, (const(math.log(rest[0].value), score.dtype),), quotient=True)
+    if len(rest) == 1 and rest[0].op == "exp" and shift is not None:
+        other = rest[0].args[0]
+        if other.op == "neg" and other.args[0] == shift:
+            return Columns(score.args[0], (const(0.0, score.dtype),))
+        if other.op == "sub" and other.args[1] == shift:
+            return Columns(score.args[0], (other.args[0],))
+    raise Declined("what is added to the sum of the exponentials is not understood", anchor)

@@ -1,0 +1,144 @@
+"""Values of the ATen view as nodes of the Dynamo graph.
+
+Most have a Dynamo node of their own. A value in between (the cast that autocast made inside a matmul, the product
+inside an einsum) is computed once more by its ATen operator; what was computed twice, AOTAutograd's common
+subexpression elimination merges again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
+
+from flex_inductor import compat
+from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.site import Declined
+from flex_inductor.scalar.indices import size_expr
+
+aten = torch.ops.aten
+
+
+ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, sympy.Mul: operator.mul,
+              FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
+
+
+WHATEVER_THE_STRIDES = dict.fromkeys((aten.view.default, aten._unsafe_view.default), aten.reshape.default)
+"""What stands for an operator that fails on other strides than the program's: a rewritten value may have them."""
+
+
+class Materialiser:
+    """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
+
+    def __init__(self, graph: fx.Graph, aten_graph: AtenGraph, storage: Storage | None = None) -> None:
+        self.graph, self.aten_graph, self.storage, self.until = graph, aten_graph, storage, 0
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.own: set[fx.Node] = set()
+        self.sizes: dict[sympy.Expr, Any] = {}
+        self.symbols = symbol_nodes(graph)
+        self.numbers = number_nodes(graph)
+
+    def forget(self, until: int = 0) -> None:
+        """Nodes made for one site may come too late for another. until: the position in the program at which new ones
+        will be computed."""
+        self.made, self.sizes, self.until = {}, {}, until
+
+    def keep(self, node: fx.Node, dtype: torch.dtype, shape: Sequence[sympy.Expr]) -> None:
+        """Makes a new node of the Dynamo graph one that expressions may load from."""
+        node.meta["val"] = torch.empty([1] * len(shape), dtype=dtype, device="meta")  # for its dtype and rank
+        node.meta["symbols"] = set().union(*(n.free_symbols for n in shape))
+        self.own.add(node)
+
+    def value(self, node: fx.Node) -> fx.Node:
+        if node in self.own:
+            return node
+        if node in self.aten_graph.value_of and node not in self.aten_graph.moved:
+            return self.aten_graph.value_of[node]
+        if node not in self.made:
+            self.made[node] = self.make(node)
+        return self.made[node]
+
+    def make(self, node: fx.Node) -> fx.Node:
+        target: Any = node.target
+        random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+        if node.op != "call_function" or target is opaque or random or any(True for _ in written(node)):
+            raise Declined("a value inside an operator is needed, and cannot be computed again", node)
+        if self.is_stale(node):
+            raise Declined("a value inside an operator is needed, and what it was made of is written to", node)
+        convert = lambda x: self.argument(x)  # noqa: E731
+        args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
+        return self.graph.call_function(WHATEVER_THE_STRIDES.get(target, target), args, kwargs)
+
+    def is_stale(self, node: fx.Node) -> bool:
+        """Whether a value would be another if it were computed now."""
+        storage, since = self.storage, node.meta["position"]
+        return storage is not None and any(storage.writes(n, since, self.until) for n in (node, *node.all_input_nodes))
+
+    def argument(self, x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return self.value(x)
+        if isinstance(x, torch.SymInt):
+            return self.size(size_expr(x))
+        return x
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
+
+    def real(self, number: sympy.Expr) -> fx.Node:
+        """A dynamic number as a scalar tensor."""
+        if number not in self.numbers:
+            raise Declined(f"the number {number} is no input of the graph")
+        device = next(
+            n.meta["val"].device for n in self.aten_graph.graph.nodes if isinstance(n.meta["val"], torch.Tensor)
+        )
+        return self.call(aten.scalar_tensor.default, self.numbers[number], dtype=torch.float32, device=device)
+
+    def size(self, expr: sympy.Expr) -> Any:
+        """A size as a number, or as the node that has it."""
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self.sizes:
+            self.sizes[expr] = self.make_size(expr)
+        return self.sizes[expr]
+
+    def make_size(self, expr: sympy.Expr) -> fx.Node:
+        if expr.is_Symbol:
+            if expr not in self.symbols:
+                raise Declined(f"the size {expr} is no input of the graph")
+            return self.symbols[expr]
+        for kind, function in ARITHMETIC.items():
+            if isinstance(expr, kind):
+                first, *rest = [self.size(a) for a in expr.args]
+                for x in rest:
+                    first = self.call(function, first, x)
+                return first
+        raise Declined(f"the size {expr} cannot be computed in the graph")
+
+    def shape(self, sizes: Sequence[sympy.Expr]) -> list[Any]:
+        return [self.size(s) for s in sizes]
+
+
+def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
+    """The nodes that are dynamic floating-point numbers."""
+    values = {n: n.meta.get("example_value") for n in graph.nodes}
+    return {v.node.expr: n for n, v in values.items() if isinstance(v, torch.SymFloat)}
+
+
+def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
+    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that it is named after: only
+    that is known to the C++ template."""
+    found: dict[sympy.Symbol, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):
+            size = node.meta["example_value"]
+            expr = size_expr(size)
+            if expr.is_Symbol and (expr not in found or compat.own_symbol(size) == expr):
+                found[expr] = node
+    return found

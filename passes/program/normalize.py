@@ -1,0 +1,332 @@
+"""normalize: the Dynamo graph, seen as ATen operators.
+
+    s = torch.softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, bmm, view, mul, _softmax
+
+The program itself is not replaced. Each Dynamo node is run on fake tensors under a recorder, and the few hundred ATen
+operators below autograd that it comes down to are written into a second graph, for finding and lifting only; `origin`
+and `value_of` lead back. Rewrites are made in the Dynamo graph, so whatever is not attention (autograd.Function,
+autocast, checkpoint, vmap, random numbers, metadata) reaches Inductor exactly as it would without us.
+
+Higher-order operators are opaque here; the bodies of those that merely run their body are analysed as graphs of their
+own (`bodies`). What runs under functorch transforms is opaque too. SDPA calls stay whole.
+
+Declines: nothing. A node that cannot be run becomes opaque, with the value Dynamo had found for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from flex_inductor import compat
+from flex_inductor.passes.program.effects import may_write, memory_of
+from flex_inductor.passes.program.walk import reachable
+
+aten = torch.ops.aten
+
+
+def opaque(*args: Any) -> None:
+    """Stands for whatever is not seen as ATen operators: its arguments are read, its results are leaves."""
+
+
+@dataclass
+class AtenGraph:
+    """The ATen operators of one Dynamo graph.
+
+    graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
+        where nothing requires a gradient), "autocast" (whether autocast was active).
+        "writes" of an opaque node: the arguments that it may write to. "reshapes" of a view that was made in place:
+        the nodes that are moved by it.
+    value_of: the Dynamo node that has an ATen node's value, where there is one.
+    moved: nodes whose value_of has another shape later on.
+    node_of: the ATen node of a fake tensor, by id; keep: what must live so that ids stay unique.
+    same_memory: the memory in which Dynamo saw a value -> the memory that the value has here. Results of opaque nodes
+        are Dynamo's, and may be views of their arguments.
+    """
+
+    graph: fx.Graph
+    value_of: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    moved: set[fx.Node] = field(default_factory=set)
+    node_of: dict[int, fx.Node] = field(default_factory=dict)
+    keep: list[Any] = field(default_factory=list)
+    same_memory: dict[int, int] = field(default_factory=dict)
+
+    def node(self, tensor: torch.Tensor) -> fx.Node | None:
+        return self.node_of.get(id(tensor))
+
+
+class Recorder(TorchDispatchMode):
+    """Writes every ATen operator that runs into the graph."""
+
+    def __init__(self, aten_graph: AtenGraph, differentiable: bool = True) -> None:
+        super().__init__()
+        self.out = aten_graph
+        self.origin: fx.Node | None = None
+        self.differentiable = differentiable
+        self.grad = differentiable and torch.is_grad_enabled()
+        self.autocast = False
+        self.count = 0
+        self.away = False
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        self.away = True
+        try:
+            yield
+        finally:
+            self.away = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        view = VIEWS_IN_PLACE.get(func)
+        if view is not None and not self.away:
+            old = self.set_apart(args[0])
+            self.record(view, args, kwargs, func(*args, **kwargs)).meta["reshapes"] = old
+            return args[0]
+        result = func(*args, **kwargs)
+        matters = func._schema.is_mutable or any(isinstance(x, torch.Tensor) for x in tree_leaves(result))
+        if matters and not self.away:
+            self.record(func, args, kwargs, result)
+        return result
+
+    def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> fx.Node:
+        """Adds a node, and one more per result where there are several; returns the first."""
+        to_node = lambda x: self.known(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
+        node = self.add(
+            "call_function", target, tree_map(to_node, tuple(args)), tree_map(to_node, dict(kwargs)), result
+        )
+        if isinstance(result, torch.Tensor):
+            self.name(result, node)
+        elif isinstance(result, (tuple, list)):
+            for i, x in enumerate(result):
+                if isinstance(x, torch.Tensor):
+                    self.name(x, self.add("call_function", compat.getitem, (node, i), {}, x))
+        return node
+
+    def set_apart(self, tensor: torch.Tensor) -> list[fx.Node]:
+        """The nodes of a tensor whose shape is about to change, which keep a tensor of the old shape."""
+        self.known(tensor)
+        nodes, old = [n for n in self.out.graph.nodes if n.meta["val"] is tensor], aten.alias.default(tensor)
+        for node in nodes:
+            node.meta["val"] = old
+        self.out.moved.update(nodes)
+        return nodes
+
+    def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        node = self.out.graph.create_node(op, target)
+        node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
+        node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
+        self.count += 1
+        return node
+
+    def name(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        """The newest node of a tensor is the one that stands for it: an in-place operator returns its argument."""
+        self.out.node_of[id(tensor)] = node
+        self.out.keep.append(tensor)
+
+    def known(self, tensor: torch.Tensor) -> fx.Node:
+        """The node of a tensor; one that comes from outside (a constant) gets a placeholder of its own."""
+        node = self.out.node(tensor)
+        if node is None:
+            node = self.add("placeholder", f"constant_{self.count}", (), {}, tensor)
+            self.name(tensor, node)
+        return node
+
+
+VIEWS_IN_PLACE = {
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.detach_.default: aten.detach.default,
+}
+"""The views that operators make in place of a tensor: they write nothing, and the tensor has another shape."""
+
+
+class Normalizer:
+    """Runs a Dynamo graph node by node under the recorder."""
+
+    def __init__(self, gm: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
+        self.gm, self.fake_mode = gm, fake_mode
+        self.result = AtenGraph(fx.Graph())
+        self.recorder = Recorder(self.result, differentiable(gm))
+        self.env: dict[fx.Node, Any] = {}
+        self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
+        self.functorch_depth = 0
+        self.transformed: set[fx.Node] = set()  # under functorch transforms
+
+    def run(self) -> AtenGraph:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(compat.no_autocast_cache())
+            stack.callback(self.leave_regions)
+            stack.enter_context(compat.sdpa_seen_by(self.whole))
+            stack.enter_context(self.fake_mode)
+            if any(isinstance(n.meta.get("example_value"), torch.SymInt) for n in self.gm.graph.nodes):
+                stack.enter_context(compat.enable_python_dispatcher())  # or meta functions refuse symbolic sizes
+            for node in self.gm.graph.nodes:
+                self.recorder.origin = node  # autocast is asked about here: inside an operator it is off again
+                self.recorder.autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+                self.env[node] = value = self.value(node)
+                self.note_memory(node, value)
+                for leaf in tree_leaves(value):
+                    self.link(leaf, node, value)
+        self.result.graph.lint()
+        return self.result
+
+    def note_memory(self, node: fx.Node, value: Any) -> None:
+        for seen, own in zip(tree_leaves(node.meta.get("example_value")), tree_leaves(value)):
+            there, here = memory_of(seen), memory_of(own)
+            if there is not None and here is not None and there != here:
+                self.result.same_memory.setdefault(there, here)
+
+    def link(self, leaf: Any, node: fx.Node, value: Any) -> None:
+        """Notes that a Dynamo node has the value of an ATen node."""
+        if isinstance(leaf, torch.Tensor) and leaf is value:
+            known = self.result.node(leaf)
+            if known is None:
+                known = self.recorder.add("placeholder", node.name, (), {}, leaf)
+                self.recorder.name(leaf, known)
+            self.result.value_of[known] = node
+
+    def value(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return node.meta.get("example_value")
+        if node.op == "get_attr":
+            return self.attribute(node)
+        if node.op == "output":
+            return self.unseen(node)
+        if (
+            self.changes_mode(node)
+            or self.in_functorch(node)
+            or isinstance(node.target, torch._ops.HigherOrderOperator)
+        ):
+            return self.unseen(node)
+        try:
+            return self.execute(node)
+        except Exception:  # whatever an operator does not like about fake tensors: Dynamo knows its value
+            return self.unseen(node)
+
+    def attribute(self, node: fx.Node) -> Any:
+        value: Any = self.gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            return self.fake_mode.from_tensor(value)
+        return value
+
+    def execute(self, node: fx.Node) -> Any:
+        load = lambda n: self.env[n]  # noqa: E731
+        args, kwargs = fx.map_arg(node.args, load), fx.map_arg(node.kwargs, load)
+        if node.target in compat.SDPA:
+            return self.whole(node.target, args, kwargs)
+        with self.recorder:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            if node.op == "call_module":
+                return self.gm.get_submodule(str(node.target))(*args, **kwargs)
+            return node.target(*args, **kwargs)
+
+    def whole(self, sdpa: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs an SDPA call without looking into it, and records it as one operator."""
+        with self.recorder.looking_away():
+            result = sdpa(*args, **kwargs)
+        self.recorder.record(aten.scaled_dot_product_attention.default, args, kwargs, result)
+        return result
+
+    def unseen(self, node: fx.Node) -> Any:
+        """An opaque node: it reads its arguments, and has the value that Dynamo found."""
+        read = [x for n in node.all_input_nodes for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
+        value = node.meta.get("example_value")
+        results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
+        if read or results:
+            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written(node)
+        return value
+
+    def written(self, node: fx.Node) -> list[fx.Node]:
+        """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
+        it comes from."""
+        touched = may_write(node)
+        if node in self.transformed:
+            inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731
+            touched = list(reachable(touched, inside))
+        tensors = [x for n in touched for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
+        return [self.recorder.known(x) for x in tensors]
+
+    def changes_mode(self, node: fx.Node) -> bool:
+        """Follows no_grad and autocast regions: autocast changes what operators come down to."""
+        if node.target is torch._C._set_grad_enabled:
+            self.recorder.grad = self.recorder.differentiable and bool(node.args[0])
+            return True
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            self.regions[node] = torch.autocast(*node.args)
+            self.regions[node].__enter__()
+            return True
+        if node.target is torch.amp.autocast_mode._exit_autocast:
+            self.regions.pop(node.args[0]).__exit__(None, None, None)
+            return True
+        return False
+
+    def leave_regions(self) -> None:
+        """A graph may end inside a region (after a graph break), or fail there."""
+        while self.regions:
+            self.regions.popitem()[1].__exit__(None, None, None)
+
+    def in_functorch(self, node: fx.Node) -> bool:
+        name = getattr(node.target, "__name__", "")
+        module = getattr(node.target, "__module__", "") or ""
+        if "functorch" in module:
+            self.functorch_depth += name.endswith("increment_nesting") - name.endswith("decrement_nesting")
+        elif self.functorch_depth == 0:
+            return False
+        self.transformed.add(node)
+        return True
+
+
+def differentiable(gm: fx.GraphModule) -> bool:
+    """Whether anything in a graph requires a gradient; if not, grad modes mean nothing."""
+    values = (x for n in gm.graph.nodes for x in tree_leaves(n.meta.get("example_value")))
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in values)
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
+    """The fake mode that Dynamo ran the graph in."""
+    for node in gm.graph.nodes:
+        for value in tree_leaves(node.meta.get("example_value")):
+            if isinstance(value, FakeTensor):
+                return value.fake_mode
+    return None
+
+
+def normalize(gm: fx.GraphModule) -> AtenGraph | None:
+    """The ATen view of a Dynamo graph; None for a graph without tensors."""
+    mode = fake_mode_of(gm)
+    return Normalizer(gm, mode).run() if mode is not None else None
+
+
+RUNS_ITS_BODY = frozenset({
+    "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "wrap_with_set_grad_enabled",
+    "wrap_with_autocast", "invoke_subgraph", "cond", "while_loop", "map_impl", "scan",
+})  # fmt: skip
+
+
+def bodies(gm: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
+    """The graphs that higher-order operators of gm run as they are: name of the attribute and graph."""
+    for node in gm.graph.nodes:
+        if getattr(node.target, "_name", None) not in RUNS_ITS_BODY:
+            continue
+        for arg in node.all_input_nodes:
+            body = getattr(gm, str(arg.target), None) if arg.op == "get_attr" else None
+            if isinstance(body, fx.GraphModule):
+                yield str(arg.target), body

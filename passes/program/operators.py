@@ -1,0 +1,17 @@
+"""The names by which the passes know operators."""
+
+from __future__ import annotations
+
+from torch import fx
+
+SOFTMAX = {"_softmax", "_safe_softmax"}
+
+
+def rule_name(node: fx.Node) -> str:
+    """The name by which rules know an operator: its overloads and its in-place form are one. An operator of somebody
+    else's keeps its namespace: his `add` is another."""
+    packet = getattr(node.target, "_overloadpacket", None)
+    if packet is not None and getattr(node.target, "namespace", "aten") != "aten":
+        return str(packet)
+    name = packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
+    return name.removesuffix("_") if not name.startswith("_") and not name.endswith("__") else name

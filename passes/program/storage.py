@@ -1,0 +1,79 @@
+"""Which ATen values share memory, and which operators write to it: an in-place write changes what a value is.
+
+A tensor is read at a position of the program. `Storage.writes(node, since, until)` lists the writes to its memory in
+between, so the lifter can apply them in order, and can tell whether a captured buffer still holds what the score read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from flex_inductor.passes.lift.writes import same_view
+from flex_inductor.passes.program.effects import by_schema, memory_of
+from flex_inductor.passes.program.normalize import AtenGraph
+
+
+@dataclass(frozen=True)
+class Write:
+    """An operator that writes, and the tensor it writes to."""
+
+    node: fx.Node
+    target: fx.Node
+
+    @property
+    def position(self) -> int:
+        return self.node.meta["position"]
+
+
+def written(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments that an operator writes to, by its schema, and those that an opaque one may write to."""
+    yield from node.meta.get("writes", ())
+    yield from by_schema(node.target, node.args, node.kwargs)
+
+
+class Storage:
+    """The memory of an ATen graph."""
+
+    def __init__(self, aten_graph: AtenGraph) -> None:
+        self._same, self._value_of, self._moved = aten_graph.same_memory, aten_graph.value_of, aten_graph.moved
+        self._writes: dict[int | None, list[Write]] = defaultdict(list)
+        self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
+        for node in aten_graph.graph.nodes:
+            self.sharing[self.memory(node)].append(node)
+            for target in written(node):
+                self._writes[self.memory(target)].append(Write(node, target))
+
+    def memory(self, node: fx.Node) -> int | None:
+        """What identifies a value's memory."""
+        known = memory_of(node.meta.get("val"))
+        return self._same.get(known, known) if known is not None else None
+
+    def shares(self, a: fx.Node, b: fx.Node) -> bool:
+        return self.memory(a) is not None and self.memory(a) == self.memory(b)
+
+    def writes(self, node: fx.Node, since: int, until: int) -> list[Write]:
+        """The writes to a node's memory at positions since < p < until, in order."""
+        return [w for w in self._writes.get(self.memory(node), ()) if since < w.position < until]
+
+    def is_written(self, node: fx.Node) -> bool:
+        return bool(self._writes.get(self.memory(node)))
+
+    def aliases(self, node: fx.Node) -> list[fx.Node]:
+        memory = self.memory(node)
+        return self.sharing[memory] if memory is not None else [node]
+
+    def is_seen(self, node: fx.Node) -> bool:
+        """Whether the program has a value, rather than one of its operators inside."""
+        return node in self._value_of and node not in self._moved
+
+    def seen(self, node: fx.Node) -> fx.Node:
+        """The same view of the same memory as a value of the program, if there is one: what lies inside an operator is
+        computed again where it is needed, without what was written to it."""
+        if self.is_seen(node):
+            return node
+        known = filter(self.is_seen, self.aliases(node))
+        return next((n for n in known if same_view(n.meta["val"], node.meta["val"])), node)

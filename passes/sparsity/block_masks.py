@@ -1,0 +1,187 @@
+"""The block mask of a call: which blocks of scores are computed at all, and which without asking the mask.
+
+The one place where sparsity enters the graph. The mask is analysed as a formula (`flex_inductor.mask`), and the block
+map computed in the graph, from sizes and from block-wise reductions of what the mask reads: time and memory of the
+blocks, right for every length and every padding. Sites with the same mask share one map.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from flex_inductor import compat, mask, scalar
+from flex_inductor.mask.tensors.evaluate import Evaluator
+from flex_inductor.mask.tensors.lists import ordered_by
+from flex_inductor.mask.text import KV_LEN, Q_LEN, written
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Coordinates, Declined
+from flex_inductor.passes.split.levels import BLURS
+from flex_inductor.passes.writers import bounds
+from flex_inductor.passes.writers.formula import Former
+from flex_inductor.passes.writers.graph import ModWriter
+from flex_inductor.passes.writers.inline import function_of, inlined
+from flex_inductor.scalar import TRUE, Expr
+
+aten = torch.ops.aten
+WIDTHS = {"cpu": (128, 64)}
+"""Queries and keys in a block by device, without and with a mask: what was fastest, or nearly so, at all sizes of
+bench/attention_cpu.py. Elsewhere torch's own."""
+
+
+def block_width(device: torch.device, masked: bool) -> int:
+    """The number of queries, and of keys, in a block."""
+    return WIDTHS.get(device.type, (128, 128))[masked]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Something computed of a mask: the value, the node before which it was made, the values that the mask reads."""
+
+    value: Any
+    place: fx.Node
+    reads: tuple[fx.Node, ...]
+
+
+@dataclass
+class BlockMaps:
+    """Makes the block masks of one graph.
+
+    reads: the nodes that a written mod captures. point: the node before which new ones go. made: what was computed.
+    """
+
+    make: Materialiser
+    storage: Storage
+    reads: Callable[[ModWriter], tuple[fx.Node, ...]]
+    point: fx.Node
+    made: dict[Any, Known] = field(default_factory=dict)
+
+    def block_mask(
+        self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool
+    ) -> tuple[Any, ...]:
+        """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
+        rows, cols = self.axes(at, device, expr != TRUE)
+        if rows.length == 1 or rows.count == cols.count == 1:  # nothing to leave out
+            return self.one_block(mask_mod, device)
+        compute = functools.partial(self.lists, expr, at, device, training)
+        try:
+            lists = self.shared(("lists", training), expr, at, compute, device)
+        except Declined:  # a value that cannot be computed again: no sparsity
+            return self.one_block(mask_mod, device)
+        lengths = [self.make.size(axis.length) for axis in (rows, cols)]
+        return compat.block_mask_argument(lists, (rows.width, cols.width), lengths, mask_mod)
+
+    def text(self, expr: Expr, at: Coordinates) -> str | None:
+        """The formula of a mask as text, if it reads nothing but sizes and positions: all that a kernel needs to work
+        out its loops by itself."""
+        formula = Former(at).formula(expr)
+        lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
+        return written(formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
+
+    def one_block(self, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
+        """A single block that covers everything, and applies mask_mod everywhere."""
+        counts = self.make.call(aten.full.default, [1, 1, 1], 1, dtype=torch.int32, device=device)
+        indices = self.make.call(aten.full.default, [1, 1, 1, 1], 0, dtype=torch.int32, device=device)
+        return compat.one_block(counts, indices, mask_mod)
+
+    def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool = False) -> Expr:
+        """Whether a row has a key of some kind: a load from booleans (b, h, q) that are computed in the graph. exact:
+        whether all keys are asked; else only rows count that provably have one. Raises Declined."""
+        former = Former(at)
+        formula = former.formula(expr)
+        keep = formula if exact else mask.keeps_a_key(formula, *self.axes(at, device))
+        if keep == sympy.true:
+            return TRUE
+
+        def compute() -> fx.Node:
+            grid = self.grid(former, at, device, True)
+            lines = {mask.Q: grid.line(self.make.size(at.size(at.q)), 2)}
+            if exact:
+                lines[mask.K] = grid.line(self.make.size(at.size(at.k)), 3)
+            return self.make.call(aten.any.dim, grid.at(lines).tensor(keep), 3)
+
+        varies = [keep.has(p) for _, p in self.row_positions(at)]
+        return self.of_rows(self.shared(("rows", exact), expr, at, compute, device), varies, at, torch.bool)
+
+    def row_levels(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
+        """The greatest value of a row, where that is far from zero, else 0: a load from numbers (b, h, q) that are
+        computed in the graph. Raises Declined."""
+        used = scalar.positions(expr)
+
+        def compute() -> fx.Node:
+            call, writer = self.make.call, ModWriter(at, False)
+            grid = self.grid(Former(at), at, device, True)
+            shape = [self.make.size(at.size(p)) if p in used else 1 for p in (at.b, at.h, at.q, at.k)]
+            lines = [grid.line(n, dim) for dim, n in enumerate(shape)]
+            module = writer.finish(expr, "level", lambda captured: set())
+            value = inlined(module.graph, (*lines, *self.reads(writer)), call)
+            top = call(torch.amax, call(aten.expand.default, value, shape), 3)
+            far = call(torch.logical_and, call(torch.gt, call(torch.abs, top), BLURS), call(torch.ne, top, -math.inf))
+            return call(torch.where, far, top, 0.0)
+
+        varies = [s in used for s, _ in self.row_positions(at)]
+        load = self.of_rows(self.shared("levels", expr, at, compute, device), varies, at, torch.float32)
+        return Expr("detach", (load,), torch.float32)
+
+    def of_rows(self, node: fx.Node, varies: list[bool], at: Coordinates, dtype: torch.dtype) -> Expr:
+        """A load from a value (b, h, q), of size one in dimensions that it does not vary with."""
+        places = [s if used else None for used, (s, _) in zip(varies, self.row_positions(at))]
+        self.make.keep(node, dtype, [at.size(s) if s is not None else sympy.S.One for s in places])
+        return scalar.load(node, tuple(s if s is not None else sympy.S.Zero for s in places), dtype)
+
+    def row_positions(self, at: Coordinates) -> tuple[tuple[sympy.Symbol, sympy.Symbol], ...]:
+        return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
+
+    def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Callable[[], Any], device: torch.device) -> Any:
+        """Something computed of an expression, once for all sites that have it. Raises Declined where it cannot be
+        computed in the graph."""
+        if bounds.overflow(expr, at, device):
+            raise Declined("the integers in the mask may not fit into the 32 bits that the graph has for positions")
+        key = (what, expr, tuple(at.sizes.items()), device)
+        known = self.made.get(key)
+        if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
+            reads = {x.args[0] for x in scalar.walk(expr) if x.op == "load"}
+            try:
+                known = self.made[key] = Known(compute(), self.point, tuple(reads))
+            except NotImplementedError as error:
+                raise Declined(str(error)) from error
+        return known.value
+
+    def axes(self, at: Coordinates, device: torch.device, masked: bool = True) -> tuple[mask.Axis, mask.Axis]:
+        width = block_width(device, masked)
+        return mask.axes(at.size(at.q), at.size(at.k), (width, width))
+
+    def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:
+        """Computes formulas in the graph."""
+        buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
+        buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
+        grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
+        return grid.with_blocks(at.size(at.b), at.size(at.h))
+
+    def lists(self, expr: Expr, at: Coordinates, device: torch.device, training: bool) -> dict[str, Any]:
+        """The lists of blocks of a mask."""
+        former = Former(at)
+        formula, grid = former.formula(expr), self.grid(former, at, device, expr != TRUE)
+        call, size = self.make.call, self.make.size
+        found = mask.analyse(formula, grid.rows, grid.cols, wide=former.wide)
+        batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]
+        counts = [size(axis.count) for axis in (grid.rows, grid.cols)]
+        some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
+        partial = call(operator.and_, some, call(torch.logical_not, full))
+
+        def by_query(table: fx.Node) -> Any:
+            return ordered_by(call, table, counts[1], grid.device)
+
+        def by_key(table: fx.Node) -> Any:
+            return ordered_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
+
+        return compat.block_lists(by_query, partial, full, by_key if training else None)

@@ -1,0 +1,44 @@
+"""The block map of a mask as lines of text, a character a block.
+
+    k <= q   ->   /...
+                  #/..
+                  ##/.
+                  ###/
+
+Full #, partly attended /, empty ., known at run time ?.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flex_inductor.passes.site import Site
+from flex_inductor.passes.sparsity.share import Number, Tables, ends, formula_of
+
+CELLS = "./#?"
+EMPTY, PARTIAL, FULL, UNKNOWN = range(len(CELLS))
+SHOWN = 64
+"""The number of blocks in a line; of longer sequences several blocks are one."""
+
+
+def picture(site: Site, width: int, number: Number) -> tuple[str, ...]:
+    """The lines; none without a mask."""
+    if site.mask is None:
+        return ()
+    most, least = (pooled(coded(tables)) for tables in ends(site, formula_of(site), width, number))
+    cells = torch.where(most == least, most, UNKNOWN)
+    return tuple("".join(CELLS[cell] for cell in line) for line in cells.tolist())
+
+
+def coded(tables: Tables) -> torch.Tensor:
+    some, full = tables
+    return torch.where(full, FULL, torch.where(some, PARTIAL, EMPTY))
+
+
+def pooled(codes: torch.Tensor) -> torch.Tensor:
+    """Several blocks as one, which is PARTIAL where they differ."""
+    for dim in (0, 1):
+        parts = codes.split(-(-codes.shape[dim] // SHOWN), dim)
+        low, high = (torch.stack([end(x, dim) for x in parts], dim) for end in (torch.amin, torch.amax))
+        codes = torch.where(low == high, low, PARTIAL)
+    return codes

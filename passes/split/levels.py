@@ -1,0 +1,213 @@
+"""levels: how low, and how high, may a score be?
+
+    at_least(0.25 * dot + bias[h, k], -1e8)   ->   bias[h, k] >= -5e7      a condition that proves it
+    level(0.25 * dot + bias[h, k])            ->   bias[h, k]              the score without its raw scores
+
+A fill hides a key where the row has a key whose score is far above it, and every other score that the fill was added
+to is not far above zero. Neither is known by itself: a second mask may be among what is added, as a constant or as a
+tensor. So both are proved, from constants and sizes where these suffice, else by conditions on what is loaded, which
+are asked at run time.
+
+Taken for granted: raw scores, which are products of activations, are within RAW of zero.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift.rules.products import FACTORS
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
+from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.writers.bounds import Reach
+from flex_inductor.scalar import FALSE, TRUE, Expr, compare, const, logical_and, logical_not, logical_or
+
+RAW = 1e6
+"""What the absolute values of raw scores are taken to stay within."""
+BLURS = 256.0
+"""Rows whose scores are all further from zero than this have too coarse a log-sum-exp for the backward pass."""
+SAME_SIGN = {"exp", "exp2", "abs", "sqrt", "rsqrt", "sigmoid", "relu", "softplus"}
+"""Operators whose results are never negative."""
+WITHIN_ONE = {"tanh", "sigmoid", "sin", "cos", "erf", "sign"}
+TRANSPARENT = {"neg", "abs", "relu", "float", "detach", "floor", "ceil", "round"}
+"""Operators that make no number larger, but for rounding."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the parts of a score stay within: raw scores, and numbers that are loaded (None: not known)."""
+
+    at: Coordinates
+    raw: float = RAW
+    loaded: float | None = None
+
+    def at_least(self, x: Expr, low: float) -> Expr:
+        """A condition under which x >= low, for a low below zero."""
+        return self._beyond(x, -low, True)
+
+    def at_most(self, x: Expr, high: float) -> Expr:
+        """A condition under which x <= high, for a high above zero."""
+        return self._beyond(x, high, False)
+
+    def within(self, x: Expr, limit: float) -> Expr:
+        return logical_and(self.at_least(x, -limit), self.at_most(x, limit))
+
+    def _beyond(self, x: Expr, limit: float, below: bool) -> Expr:
+        """A condition under which x is no further from zero than limit, on the side below or above it."""
+        most = self.magnitude(x)
+        if most is not None and most <= limit:
+            return TRUE
+        if not has_raw(x):
+            return self._asked(x, limit, below)
+        if x.op in RULES:
+            return RULES[x.op](self, x, limit, below)
+        return FALSE
+
+    def _asked(self, x: Expr, limit: float, below: bool) -> Expr:
+        """A question for run time. A product with a position asks nothing where that is zero."""
+        bound = const(-limit if below else limit, torch.float32)
+        asked = compare("ge" if below else "le", scalar.cast(x, torch.float32), bound)
+        for factor in x.args if x.op == "mul" else ():
+            if factor.op == "float" and scalar.is_integer(factor.args[0].dtype):
+                asked = logical_or(compare("eq", factor.args[0], scalar.index(0)), asked)
+        return asked
+
+    def magnitude(self, x: Expr) -> float | None:
+        """What the absolute value of x stays within, whatever is loaded; None if that is not known."""
+        if x.op == "const":
+            return abs(float(x.value))
+        if scalar.is_integer(x.dtype):
+            return float(Reach(self.at).of(x)) if not scalar.has_load(x) else None
+        if x.op == "dot":
+            return self.raw
+        if x.op == "load":
+            return self.raw if is_product(x.args[0]) else self.loaded
+        if x.op in WITHIN_ONE:
+            return 1.0
+        if x.op == "div" and x.args[1].is_const:
+            above = self.magnitude(x.args[0])
+            return None if above is None else _quotient(above, abs(float(x.args[1].value)))
+        parts = [self.magnitude(a) for a in x.args if a.dtype != torch.bool] if x.op in MAGNITUDES else [None]
+        known = [p for p in parts if p is not None]
+        return MAGNITUDES[x.op](*known) if len(known) == len(parts) else None
+
+
+def has_raw(x: Expr) -> bool:
+    return any(n.op == "dot" for n in scalar.walk(x))
+
+
+@functools.cache
+def _carries_products() -> frozenset[str]:
+    return frozenset({*INDEX_MAPS, "_to_copy", "gather", "index", "index_select"})
+
+
+def is_product(node: object) -> bool:
+    """Whether a value is a matrix product, or elements of one: of the size of a raw score."""
+    while isinstance(node, fx.Node) and rule_name(node) in _carries_products():
+        node = node.args[0]
+    return isinstance(node, fx.Node) and rule_name(node) in FACTORS and FACTORS[rule_name(node)] == 0
+
+
+def _quotient(a: float, b: float) -> float:
+    return a / b if b else math.inf
+
+
+MAGNITUDES: Mapping[str, Callable[..., float]] = {
+    **dict.fromkeys(("add", "sub"), lambda a, b: a + b),
+    **dict.fromkeys(("where", "minimum", "maximum"), max),
+    **dict.fromkeys(TRANSPARENT, lambda a: a),
+    "mul": lambda a, b: a * b,
+}
+"""Of operators, from what their arguments stay within."""
+
+Rule = Callable[[Limits, Expr, float, bool], Expr]
+
+
+def _sum(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    first, second = x.args
+    return logical_and(
+        limits._beyond(first, limit / 2, below), limits._beyond(second, limit / 2, below == (x.op == "add"))
+    )
+
+
+def _product(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    for factor, other in (x.args, x.args[::-1]):
+        if factor.is_const and factor.value != 0:
+            return limits._beyond(other, limit / abs(factor.value), below == (factor.value > 0))
+    root = math.sqrt(limit)
+    return logical_and(*(limits.within(factor, root) for factor in x.args))
+
+
+def _ratio(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    above, under = x.args
+    if not under.is_const or under.value == 0:
+        return FALSE
+    return limits._beyond(above, limit * abs(under.value), below == (under.value > 0))
+
+
+def _choice(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    condition, a, b = x.args
+    first, second = (limits._beyond(value, limit, below) for value in (a, b))
+    if has_raw(condition):
+        return logical_and(first, second)
+    return logical_and(logical_or(logical_not(condition), first), logical_or(condition, second))
+
+
+def _both(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    return logical_and(*(limits._beyond(a, limit, below) for a in x.args))
+
+
+def _turned(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    return limits._beyond(x.args[0], limit, not below)
+
+
+def _same(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    return limits._beyond(x.args[0], limit, below)
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("add", "sub"), _sum),
+    "mul": _product,
+    "div": _ratio,
+    "where": _choice,
+    **dict.fromkeys(("minimum", "maximum"), _both),
+    "neg": _turned,
+    **dict.fromkeys(("detach", "float"), _same),
+    **dict.fromkeys(SAME_SIGN, lambda limits, x, limit, below: TRUE if below else FALSE),
+}
+"""Conditions for operators on raw scores."""
+
+
+def level(x: Expr) -> Expr:
+    """A score with 0 for its raw scores: what makes a whole row low, or high."""
+    if x.op == "dot":
+        return const(0, x.dtype)
+    if not has_raw(x):
+        return x
+    args = tuple(level(a) if isinstance(a, Expr) else a for a in x.args)
+    if x.op == "mul" and any(a.is_const and a.value == 0 for a in args):
+        return const(0, x.dtype)
+    if x.op == "where":
+        return scalar.where(*args)
+    return scalar.pointwise(x.op, args, x.dtype)
+
+
+def steepness(x: Expr) -> float:
+    """By how much a score changes with its raw scores, as far as constants tell."""
+    if not has_raw(x):
+        return 0.0
+    factor = 1.0
+    if x.op == "dot":
+        return factor
+    for a in x.args:
+        if x.op in ("mul", "div") and isinstance(a, Expr) and a.is_const:
+            factor = abs(float(a.value)) if x.op == "mul" else _quotient(1.0, abs(float(a.value)))
+    parts = [steepness(a) for a in x.args if isinstance(a, Expr)]
+    return factor * (sum(parts) if x.op in ("add", "sub") else max(parts, default=0.0))
