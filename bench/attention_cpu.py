@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from bench.record import ROOT, write
+from flex_inductor import devices
+from flex_inductor.devices import Device
 from flex_inductor.lowering import profit
-from flex_inductor.passes.sparsity import block_masks
 
 COLUMNS = (
     "program",
@@ -99,7 +100,7 @@ def measured(name: str, shape: tuple[int, int, int, int]) -> dict[str, Any]:
     with torch.no_grad():
         runs = [compiled(name, "inductor", inputs)]
         for width in WIDTHS:
-            block_masks.WIDTHS["cpu"] = (width, width)
+            devices.DEVICES["cpu"] = Device(widths=(width, width))
             runs.append(compiled(name, "flex", inputs, rewrite="always"))
         runs.append(compiled(name, "flex", inputs))
         base, *ours = times(runs, inputs, 7 if shape[2] > 1000 else 21)

@@ -7,17 +7,18 @@ compiled untouched, one warning says so, and the graph's report names the pass.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat, devices, passes
 from flex_inductor.compat import eager
 from flex_inductor.decisions import Fallback, GraphReport, publish
 from flex_inductor.lowering import profit, support
@@ -26,8 +27,7 @@ from flex_inductor.lowering.cuda import covers, own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.lowering.spelled import unfused
 from flex_inductor.options import Options, read
-from flex_inductor.passes.decide import Choice, Instead, Kernel, Preference, Refusal, Request, never, torchs
-from flex_inductor.passes.sparsity.block_masks import block_width
+from flex_inductor.request import Choice, Instead, Kernel, Preference, Refusal, Request, never, torchs
 
 log = logging.getLogger(__name__)
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -68,34 +68,46 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
     patterns. torch's C++ template cannot take anything fused behind it (torch 2.13), so fusion into templates is off
     for it on CPU."""
     settings = unfused(settings)
-    if not compat.uses_flex_attention(gm):
+    places = compat.flex_attention_devices(gm)
+    if not places:
         return compat.inductor(gm, inputs, settings)
-    if compat.on_cpu(inputs):
+    if "cpu" in places:
         settings = {"epilogue_fusion": False, **settings}
-    around = mended if compat.on_cpu(inputs) else own
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for place in places & LOWERINGS.keys():
+                stack.enter_context(LOWERINGS[place]())
+            yield
+
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
 
 
-def choose(request: Request, mask: Callable[[], str | None], options: Options, settings: Mapping[str, Any]) -> Kernel:
-    """The kernel for a call: decide.Choice, for the options of a program and its settings for Inductor."""
+LOWERINGS = {"cpu": mended, "cuda": own}
+"""What puts our lowerings in place, by device."""
+
+
+def choose(request: Request, options: Options, settings: Mapping[str, Any]) -> Kernel:
+    """The kernel for a call: request.Choice, for the options of a program and its settings for Inductor."""
     if request.device != "cuda":
         return torchs(request)
     if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
         return torchs(request, note="its random numbers are to be eager's (fallback_random)")
-    return kernel_on_cuda(request, mask(), options, capability())
+    return kernel_on_cuda(request, options, capability())
 
 
-def kernel_on_cuda(request: Request, mask: str | None, options: Options, capability: int) -> Kernel:
+def kernel_on_cuda(request: Request, options: Options, capability: int) -> Kernel:
     """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
     if options.kernels == "torch":
         return torchs_on_cuda(request, "asked for by kernels='torch'")
     if torch.version.hip:
         return torchs_on_cuda(request, "ours are for NVIDIA's devices")
     given = request.dtype, request.training, request.head_dims, request.lengths
-    open_form = "the mask reads tensors" if mask is None else covers(*given, mask, capability)
+    open_form = "the mask reads tensors" if request.mask is None else covers(*given, request.mask, capability)
     if open_form is None:
-        return Kernel(mask, "own kernel, which works out the blocks of the mask")
-    lacking = covers(*given, block_width(torch.device("cuda"), True), capability)
+        return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
+    lacking = covers(*given, devices.of(torch.device("cuda")).width(True), capability)
     if lacking is None:
         return Kernel("", f"own kernel, with lists of blocks: {open_form}")
     return torchs_on_cuda(request, lacking)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from torch import fx
 
-from flex_inductor.decisions import Decision, Operator, describe
+from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.operators import rule_name
-from flex_inductor.passes.site import Declined, Site
+from flex_inductor.passes.site import Site
+from flex_inductor.passes.sparsity.picture import picture
+from flex_inductor.passes.stages import Emitted, Ended, Stage
 from flex_inductor.passes.writers.text import Writer
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
@@ -39,21 +42,22 @@ def node_text(node: fx.Node | None) -> str:
     return f"{node.name} = {rule_name(node) or node.op} {describe(node.meta.get('val'))}"
 
 
-def declined(name: str, found: Found, why: Declined, site: Site | None) -> Decision:
-    score_mod, mask_mod = mods(site) if site is not None else ("", "")
-    return Decision(
-        site=name, verdict="declined", source=source_of(found.anchor), matched=matched(found), reason=why.reason,
-        node=node_text(why.node), score_mod=score_mod, mask_mod=mask_mod,
-    )  # fmt: skip
-
-
-def rewritten(
-    name: str, found: Found, site: Site, operator: Operator, sparsity: str = "", block_map: tuple[str, ...] = ()
-) -> Decision:
-    score_mod, mask_mod = mods(site)
-    return Decision(
-        site=name, verdict="rewritten", operator=operator, source=source_of(found.anchor), matched=matched(found),
-        score_mod=score_mod, mask_mod=mask_mod, sparsity=sparsity, block_map=block_map, notes=site.notes,
+def decision(name: str, stage: Stage) -> Decision:
+    """What became of a site, at the end of the pipeline."""
+    found = functools.partial(Decision, site=name, source=source_of(stage.found.anchor), matched=matched(stage.found))
+    if isinstance(stage, Ended):
+        score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
+        return found(
+            verdict="declined", reason=stage.why.reason, node=node_text(stage.why.node), score_mod=score_mod,
+            mask_mod=mask_mod,
+        )  # fmt: skip
+    assert isinstance(stage, Emitted), f"a site ended as {stage}"
+    score_mod, mask_mod = mods(stage.site)
+    shown = stage.operator == "flex_attention"  # SDPA leaves no block out
+    return found(
+        verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
+        sparsity=stage.sparsity.described() if shown else "", block_map=picture(stage.sparsity) if shown else (),
+        notes=stage.notes,
     )  # fmt: skip
 
 

@@ -17,6 +17,10 @@ class Declined(Exception):
         super().__init__(reason)
         self.reason, self.node = reason, node
 
+    def at(self, node: fx.Node) -> Declined:
+        """The same at a node, if it has none yet."""
+        return self if self.node is not None else Declined(self.reason, node)
+
 
 @dataclass(frozen=True)
 class Operand:

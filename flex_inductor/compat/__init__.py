@@ -140,12 +140,12 @@ def _one_block_form() -> tuple[Any, ...]:
 
 
 OWN_OPTION = "FLEX_INDUCTOR"
-"""The kernel option that tells calls of ours from those of the program."""
+"""The kernel option that tells calls of ours from those of the program: the type of the device."""
 
 
-def kernel_options(logsumexp: bool) -> dict[str, Any]:
-    """The options that `flex_attention` itself would hand to the HOP. logsumexp: whether that is read, by the backward
-    pass or by the graph."""
+def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
+    """The options that `flex_attention` itself would hand to the HOP. device: the type of the device that computes the
+    call. logsumexp: whether that is read, by the backward pass or by the graph."""
     return {
         "BACKEND": "AUTO",
         "PRESCALE_QK": False,
@@ -154,7 +154,7 @@ def kernel_options(logsumexp: bool) -> dict[str, Any]:
         "WRITE_DQ": True,
         "OUTPUT_LOGSUMEXP": logsumexp,
         "OUTPUT_MAX": False,
-        OWN_OPTION: True,
+        OWN_OPTION: device,
     }
 
 
@@ -303,13 +303,20 @@ def announce(**backends: str) -> None:
         known.setdefault(name, EntryPoint(name, place, "torch_dynamo_backends"))
 
 
-def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
+def flex_attention_devices(gm: torch.fx.GraphModule) -> set[str]:
+    """The types of the devices on which a graph calls flex_attention."""
     modules = [m for m in gm.modules() if isinstance(m, torch.fx.GraphModule)]
-    return any(n.target is flex_attention_hop for m in modules for n in m.graph.nodes)
+    return {_device_of(n) for m in modules for n in m.graph.nodes if n.target is flex_attention_hop}
 
 
-def on_cpu(inputs: Any) -> bool:
-    return not any(isinstance(x, torch.Tensor) and x.is_cuda for x in inputs)
+def _device_of(call: torch.fx.Node) -> str:
+    """Our own calls say it, and Dynamo knows the values of others."""
+    query, *_, options, _, _ = call.args
+    return options[OWN_OPTION] if OWN_OPTION in options else query.meta["example_value"].device.type
+
+
+def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
+    return bool(flex_attention_devices(gm))
 
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:

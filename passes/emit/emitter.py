@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
-from flex_inductor import compat, scalar
-from flex_inductor.passes.decide import Kernel
+from flex_inductor import compat, devices, scalar
 from flex_inductor.passes.emit.copies import copied, copied_over
 from flex_inductor.passes.emit.operands import dtype_of, operands
 from flex_inductor.passes.emit.result import Result, rebuild
@@ -36,13 +36,11 @@ from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.sparsity.block_masks import BlockMaps
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.graph import Capture, Captured, ModWriter
+from flex_inductor.request import Kernel
 from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
 from flex_inductor.scalar.indices import size_expr
 
 aten = torch.ops.aten
-BASE_2 = {"cuda"}
-"""The devices whose kernels multiply scores by log2(e)."""
-LOWEST = -1.7e38
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 RANDOM = (1 << 63) - 1
 
@@ -63,16 +61,18 @@ def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
     """log2(e) times finfo.min is -inf, and a row of nothing else would be 0 where eager gives the mean of the values.
     Where a score may be that low, a finite fill in it or what it reads for every key, it is raised as little as that
     takes; -inf stays."""
-    if device.type not in BASE_2 or not any(may_be_lowest(x, at) for x in scalar.walk(score)):
+    lowest = devices.of(device).lowest
+    if lowest is None or not any(may_be_below(lowest, x, at) for x in scalar.walk(score)):
         return score
-    low, infinite = scalar.const(LOWEST, torch.float32), scalar.const(-math.inf, torch.float32)
+    low, infinite = scalar.const(lowest, torch.float32), scalar.const(-math.inf, torch.float32)
     raised = scalar.where(compare("eq", score, infinite), infinite, low)
     return scalar.where(compare("lt", score, low), raised, score)
 
 
-def may_be_lowest(x: Expr, at: Coordinates) -> bool:
+def may_be_below(lowest: float, x: Expr, at: Coordinates) -> bool:
+    """Whether a part of a score is so low, or is a number that is read for every key."""
     if x.op == "const":
-        return bool(-math.inf < x.value <= LOWEST)
+        return bool(-math.inf < x.value <= lowest)
     return x.op == "load" and x.dtype.is_floating_point and at.k in scalar.positions(x)
 
 
@@ -106,17 +106,15 @@ class Emitter:
         self.count = 0
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
-    def emit(
-        self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]
-    ) -> tuple[fx.Node, tuple[str, ...]]:
-        """Replaces the result by the call; returns the new value, and what there is to say about its kernel. Raises
-        Declined without having changed the program. choose: decide.Choice for this site."""
+    def emit(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, tuple[str, ...]]:
+        """Replaces the result by the call; returns the new value, and what there is to say about it. Raises Declined
+        without having changed the program. kernel: who computes the call."""
         self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
         before = result.dynamo.prev
         try:
             with self.gm.graph.inserting_before(result.dynamo):
-                value, note = self.value(site, result, training, choose)
+                value, note = self.value(site, result, kernel)
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)
@@ -124,19 +122,16 @@ class Emitter:
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
         if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
             self.make.aten_graph.value_of[result.node] = value
-        return value, (note,) if note else ()
+        return value, (*self.notes(site), note) if note else self.notes(site)
 
     def notes(self, site: Site) -> tuple[str, ...]:
         """What there is to say about a site that becomes a call."""
         return site.notes
 
-    def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
+    def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
-        device, dtype = result.node.meta["val"].device, dtype_of(site)
+        device, dtype, training = result.node.meta["val"].device, dtype_of(site), result.trains
         site = self.levelled(self.with_rows(site, device), device)
-        kernel = choose(functools.partial(self.maps.text, site.mask if site.mask is not None else scalar.TRUE, site.at))
-        if kernel.lacking:
-            raise Declined(kernel.lacking, site.candidate.anchor)
         sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
         site = replace(site, extra=()) if sinks else site
         call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
@@ -145,18 +140,18 @@ class Emitter:
             logsumexp = self.make.call(compat.getitem, call, 1)
             out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return self.finished(out, site, result, training), note
+        return self.finished(out, site, result), note
 
-    def finished(self, out: fx.Node, site: Site, result: Result, training: bool) -> fx.Node:
+    def finished(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
         """What a call gave, (b, h, q, e), as the result's value."""
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
         views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
         changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
-        if training and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
+        if result.trains and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
             out = self.make.call(aten.clone.default, out)
-        return self.laid_out(out, result.node) if needs_strides(result.node) else out
+        return self.laid_out(out, result.strides) if needs_strides(result.node) else out
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
@@ -165,7 +160,7 @@ class Emitter:
         score, mask = within_range(score_of(site), at, device), mask_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, training)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
-        options = compat.kernel_options(logsumexp)
+        options = compat.kernel_options(device.type, logsumexp)
         if kernel.mask is not None:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
@@ -214,9 +209,9 @@ class Emitter:
         score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
         return replace(site, score=score, extra=tuple(extra), level=None)
 
-    def laid_out(self, out: fx.Node, original: fx.Node) -> fx.Node:
+    def laid_out(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""
-        strides = [heads.magnitude(size_expr(n)) for n in original.meta["val"].stride()]
+        strides = [heads.magnitude(size_expr(n)) for n in wanted]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
             return self.make.call(aten.contiguous.default, out)

@@ -7,11 +7,13 @@ reshape that only splits, and a permutation, lead there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from flex_inductor.passes.lift.layout import TRANSPARENT, radix
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
@@ -37,6 +39,19 @@ class Result:
     @property
     def node(self) -> fx.Node:
         return self.views[-1] if self.views else self.product
+
+    @property
+    def strides(self) -> Sequence[int | torch.SymInt]:
+        """Those that the program's value has. A call of SDPA may lay it out in another way where a gradient is wanted,
+        which the ATen graph does not know."""
+        value = None if self.hidden else self.dynamo.meta.get("example_value")
+        return (value if isinstance(value, torch.Tensor) else self.node.meta["val"]).stride()
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients will flow through the value."""
+        values = tree_leaves(self.dynamo.meta.get("example_value"))
+        return bool(self.node.meta["grad"] and any(getattr(v, "requires_grad", False) for v in values))
 
 
 def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:

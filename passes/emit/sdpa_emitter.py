@@ -11,7 +11,6 @@ Declines: as emit does.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
 from flex_inductor.passes.lift.layout import Axis, arrange
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.site import Coordinates, Operand, Site
-from flex_inductor.passes.split.parts import ABSORBS
+from flex_inductor.passes.split.rows import ABSORBS
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.graph import ModWriter
 from flex_inductor.passes.writers.inline import inlined
@@ -53,8 +52,8 @@ class SdpaEmitter(Emitter):
     def notes(self, site: Site) -> tuple[str, ...]:
         return ("rows that lose all keys get the mean of the values",) if site.keep is not None else site.notes
 
-    def value(self, site: Site, result: Result, training: bool, choose: Callable[..., Kernel]) -> tuple[fx.Node, str]:
-        form = form_of(site, training, result.product.meta["autocast"])
+    def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
+        form = form_of(site, result.trains, result.product.meta["autocast"])
         assert form is not None
         query, key, value = operands(self.make, site, self.storage)
         device = result.node.meta["val"].device
@@ -71,7 +70,7 @@ class SdpaEmitter(Emitter):
             out = self.make.call(aten.where.ScalarOther, shown.alive, out, 0.0)
         if form.lost in (Lost.ABSORBED, Lost.LOW):
             out = self.make.call(torch.add, out, self.first_order(site, query, key, value, shown))
-        return self.finished(out, site, result, training), said(form, site.at)
+        return self.finished(out, site, result), said(form, site.at)
 
     def shown(self, form: Form, site: Site, device: torch.device) -> Shown:
         """The mask of a call, and its rows."""

@@ -30,7 +30,8 @@ import torch
 from flex_inductor import mask, scalar
 from flex_inductor.passes.emit.operands import dtype_of
 from flex_inductor.passes.site import Coordinates, Site
-from flex_inductor.passes.split.parts import ABSORBS, Masked, is_fill, keeps_a_key, part
+from flex_inductor.passes.split.parts import Masked, is_fill, part
+from flex_inductor.passes.split.rows import ABSORBS, keeps_a_key
 from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import same

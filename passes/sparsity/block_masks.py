@@ -18,10 +18,9 @@ import sympy
 import torch
 from torch import fx
 
-from flex_inductor import compat, mask, scalar
+from flex_inductor import compat, devices, mask, scalar
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.tensors.lists import ordered_by
-from flex_inductor.mask.text import KV_LEN, Q_LEN, written
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Coordinates, Declined
@@ -33,14 +32,6 @@ from flex_inductor.passes.writers.inline import function_of, inlined
 from flex_inductor.scalar import TRUE, Expr
 
 aten = torch.ops.aten
-WIDTHS = {"cpu": (128, 64)}
-"""Queries and keys in a block by device, without and with a mask: what was fastest, or nearly so, at all sizes of
-bench/attention_cpu.py. Elsewhere torch's own."""
-
-
-def block_width(device: torch.device, masked: bool) -> int:
-    """The number of queries, and of keys, in a block."""
-    return WIDTHS.get(device.type, (128, 128))[masked]
 
 
 @dataclass(frozen=True)
@@ -79,13 +70,6 @@ class BlockMaps:
             return self.one_block(mask_mod, device)
         lengths = [self.make.size(axis.length) for axis in (rows, cols)]
         return compat.block_mask_argument(lists, (rows.width, cols.width), lengths, mask_mod)
-
-    def text(self, expr: Expr, at: Coordinates) -> str | None:
-        """The formula of a mask as text, if it reads nothing but sizes and positions: all that a kernel needs to work
-        out its loops by itself."""
-        formula = Former(at).formula(expr)
-        lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
-        return written(formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
 
     def one_block(self, mask_mod: fx.Node, device: torch.device) -> tuple[Any, ...]:
         """A single block that covers everything, and applies mask_mod everywhere."""
@@ -157,7 +141,7 @@ class BlockMaps:
         return known.value
 
     def axes(self, at: Coordinates, device: torch.device, masked: bool = True) -> tuple[mask.Axis, mask.Axis]:
-        width = block_width(device, masked)
+        width = devices.of(device).width(masked)
         return mask.axes(at.size(at.q), at.size(at.k), (width, width))
 
     def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:

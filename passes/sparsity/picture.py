@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from flex_inductor.passes.site import Site
-from flex_inductor.passes.sparsity.share import Number, Tables, ends, formula_of
+from flex_inductor.passes.sparsity.share import Sparsity, Tables
 
 CELLS = "./#?"
 EMPTY, PARTIAL, FULL, UNKNOWN = range(len(CELLS))
@@ -21,11 +20,11 @@ SHOWN = 64
 """The number of blocks in a line; of longer sequences several blocks are one."""
 
 
-def picture(site: Site, width: int, number: Number) -> tuple[str, ...]:
+def picture(sparsity: Sparsity) -> tuple[str, ...]:
     """The lines; none without a mask."""
-    if site.mask is None:
+    if not sparsity.masked:
         return ()
-    most, least = (pooled(coded(tables)) for tables in ends(site, formula_of(site), width, number))
+    most, least = (pooled(coded(tables)) for tables in sparsity.ends)
     cells = torch.where(most == least, most, UNKNOWN)
     return tuple("".join(CELLS[cell] for cell in line) for line in cells.tolist())
 

@@ -11,17 +11,19 @@ now.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import sympy
 import torch
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor import mask
+from flex_inductor import compat, devices, mask
 from flex_inductor.mask.tensors.evaluate import Evaluator
+from flex_inductor.mask.text import KV_LEN, Q_LEN, written
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.writers.formula import Former
+from flex_inductor.scalar import TRUE
 
 MOST_BLOCKS = 512
 """The number of blocks in a row that are looked at: longer sequences get longer blocks."""
@@ -29,16 +31,80 @@ DOCUMENTS = 0.5
 """The share that documents leave, where nothing is known of them."""
 
 Tables = tuple[torch.Tensor, torch.Tensor]
-Number = Callable[[sympy.Expr], int]
-"""What a size is now."""
 
 
-def attended(site: Site, width: int, number: Number) -> float:
-    """The share of blocks that are expected to be attended."""
-    if site.mask is None:
-        return 1.0
-    formula = formula_of(site)
-    return shares(site, formula, width, number)[0] * (DOCUMENTS if packed(formula) else 1)
+@dataclass(frozen=True)
+class Sparsity:
+    """What a site's mask leaves out. All of it is worked out once, when it is first asked for.
+
+    site: its mask, None for none. width: the number of queries, and of keys, in a block. value: tells what sizes are
+    now."""
+
+    site: Site
+    width: int
+    value: torch.Tensor
+
+    @classmethod
+    def of(cls, site: Site, value: torch.Tensor) -> Sparsity:
+        """value: what the site computes."""
+        return cls(site, devices.of(value.device).width(site.mask is not None), value)
+
+    @property
+    def masked(self) -> bool:
+        return self.site.mask is not None
+
+    @functools.cached_property
+    def formula(self) -> sympy.Basic:
+        """The mask as it was written."""
+        return Former(self.site.at).formula(TRUE if self.site.mask is None else self.site.mask)
+
+    @functools.cached_property
+    def normal(self) -> sympy.Basic:
+        """The formula in normal form."""
+        return mask.normal(self.formula)
+
+    @functools.cached_property
+    def text(self) -> str | None:
+        """The formula as text, if it reads nothing but sizes and positions: all that a kernel needs to work out its
+        loops by itself."""
+        at = self.site.at
+        lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
+        return written(self.formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
+
+    @functools.cached_property
+    def ends(self) -> tuple[Tables, Tables]:
+        """Blocks with any score, and full ones, if all that data decides is attended, and if nothing of it is."""
+        at, number = self.site.at, functools.partial(compat.number_now, self.value)
+        sizes = {s: sympy.Integer(number(s)) for s in self.normal.free_symbols - mask.POSITIONS}
+        lengths = [number(at.size(s)) for s in (at.q, at.k)]
+        most, least = (
+            tables(static(self.normal, data).xreplace(sizes), *lengths, self.width)
+            for data in (sympy.true, sympy.false)
+        )
+        return most, least
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The shares of blocks that may be attended, and that surely are full."""
+        (some, _), (_, full) = self.ends
+        return float(some.float().mean()), float(full.float().mean())
+
+    @property
+    def attended(self) -> float:
+        """The share of blocks that are expected to be attended."""
+        return self.shares[0] * (DOCUMENTS if packed(self.normal) else 1) if self.masked else 1.0
+
+    def described(self) -> str:
+        """The sparsity in words."""
+        if not self.masked:
+            return "no mask: every block is full"
+        at, (some, full) = self.site.at, self.shares
+        data = sorted({f.func.__name__ for f in self.normal.atoms(AppliedUndef)})
+        bounds = ("at most ", "at least ") if data else ("", "")
+        told = [closed_form(self.normal, at.size(at.q), at.size(at.k), self.width)]
+        told.append(f"{bounds[0]}{some:.0%} of the blocks of {self.width} attended, {bounds[1]}{full:.0%} full")
+        told += [f"decided at run time by {', '.join(data)}"] * bool(data)
+        return "; ".join(t for t in told if t)
 
 
 def packed(formula: sympy.Basic) -> bool:
@@ -48,38 +114,6 @@ def packed(formula: sympy.Basic) -> bool:
         for r in formula.atoms(Relational)
         if r.has(AppliedUndef)
     )
-
-
-def describe(site: Site, width: int, number: Number) -> str:
-    """The sparsity of a site's mask in words."""
-    if site.mask is None:
-        return "no mask: every block is full"
-    formula = formula_of(site)
-    some, full = shares(site, formula, width, number)
-    data = sorted({f.func.__name__ for f in formula.atoms(AppliedUndef)})
-    bounds = ("at most ", "at least ") if data else ("", "")
-    told = [closed_form(formula, site.at.size(site.at.q), site.at.size(site.at.k), width)]
-    told.append(f"{bounds[0]}{some:.0%} of the blocks of {width} attended, {bounds[1]}{full:.0%} full")
-    told += [f"decided at run time by {', '.join(data)}"] * bool(data)
-    return "; ".join(t for t in told if t)
-
-
-def formula_of(site: Site) -> sympy.Basic:
-    assert site.mask is not None
-    return mask.normal(Former(site.at).formula(site.mask))
-
-
-def shares(site: Site, formula: sympy.Basic, width: int, number: Number) -> tuple[float, float]:
-    """The shares of blocks that may be attended, and that surely are full."""
-    (some, _), (_, full) = ends(site, formula, width, number)
-    return float(some.float().mean()), float(full.float().mean())
-
-
-def ends(site: Site, formula: sympy.Basic, width: int, number: Number) -> tuple[Tables, ...]:
-    """Blocks with any score, and full ones, if all that data decides is attended, and if nothing of it is."""
-    sizes = {s: sympy.Integer(number(s)) for s in formula.free_symbols - mask.POSITIONS}
-    lengths = [number(site.at.size(s)) for s in (site.at.q, site.at.k)]
-    return tuple(tables(static(formula, data).xreplace(sizes), *lengths, width) for data in (sympy.true, sympy.false))
 
 
 def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:

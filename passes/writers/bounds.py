@@ -12,19 +12,16 @@ from collections.abc import Callable
 import sympy
 import torch
 
-from flex_inductor import mask, scalar
+from flex_inductor import devices, mask, scalar
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import LONGEST, Atom, Expr
 from flex_inductor.scalar.indices import size_expr
-
-NARROW = {"cuda"}
-"""The devices whose kernels are handed positions in 32 bits."""
 
 
 def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
     """Whether integers that are computed in an expression may be too large for a device, the places in memory that it
     reads included."""
-    return device.type in NARROW and beyond(expr, at)
+    return devices.of(device).narrow and beyond(expr, at)
 
 
 def beyond(expr: Expr, at: Coordinates) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from flex_inductor import FallbackWarning, GraphReport, compat, listen, passes
+from flex_inductor import FallbackWarning, GraphReport, compat, listen
 from flex_inductor.compat import eager
 from flex_inductor.lowering import support
+from flex_inductor.passes import steps
 from tests.support.programs import attend, causal, qkv
 
-NAMES = [name for name, _ in passes.PIPELINE]
+NAMES = [name for name, _ in steps.PIPELINE]
 
 
 def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -101,7 +102,7 @@ def test_an_exception_in_any_pass_leaves_the_graph_untouched(name: str, monkeypa
     def fail(state: Any) -> Any:
         raise ZeroDivisionError("injected")
 
-    monkeypatch.setattr(passes, "PIPELINE", tuple((n, fail if n == name else f) for n, f in passes.PIPELINE))
+    monkeypatch.setattr(steps, "PIPELINE", tuple((n, fail if n == name else f) for n, f in steps.PIPELINE))
     with pytest.warns(FallbackWarning, match=f"{name} failed .ZeroDivisionError: injected"):
         got, (report,) = run(program, *qkv())
     torch.testing.assert_close(got, program(*qkv()), rtol=0, atol=0)
@@ -114,7 +115,7 @@ def test_on_failure_raise_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(state: Any) -> Any:
         raise ZeroDivisionError("injected")
 
-    monkeypatch.setattr(passes, "PIPELINE", tuple((n, fail if n == name else f) for n, f in passes.PIPELINE))
+    monkeypatch.setattr(steps, "PIPELINE", tuple((n, fail if n == name else f) for n, f in steps.PIPELINE))
     with pytest.raises(Exception, match=name):
         run(program, *qkv(), options={"on_failure": "raise"})
 

@@ -21,7 +21,7 @@ from flex_inductor import backend
 from flex_inductor.lowering import digest as module
 from flex_inductor.lowering.digest import digest
 from flex_inductor.options import Options
-from flex_inductor.passes.decide import Request
+from flex_inductor.request import Request
 from tests.support.programs import randn
 
 
@@ -105,7 +105,7 @@ def request(**about: Any) -> Request:
 
 
 def chosen(options: Options, settings: dict[str, Any] | None = None, mask: str | None = "q >= k", **about: Any) -> Any:
-    return backend.choose(request(**about), lambda: mask, options, settings or {})
+    return backend.choose(request(mask=mask, **about), options, settings or {})
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flex_inductor.passes.decide import Kernel
+from flex_inductor.request import Kernel
 from tests.models import zoo
 from tests.support.capture import rewritten
 from tests.support.exactness import check
@@ -24,7 +24,7 @@ def test_gradients_of_all_parameters(name: str, scenario: str) -> None:
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt_oss", "t5", "bart"])
 def test_dropout_is_drawn_where_a_kernel_does(name: str) -> None:
     model = zoo.build(name, dropout=0.1).train()
-    _, report = rewritten(model, zoo.inputs(name), choose=lambda request, mask: Kernel(""))
+    _, report = rewritten(model, zoo.inputs(name), choose=lambda request: Kernel(""))
     found = [d for d in report.decisions if d.rewritten]
     assert len(found) == zoo.CASES[name].sites, report.decisions
     assert all(any("draws the dropout of 0.1" in note for note in d.notes) for d in found), found

@@ -13,7 +13,7 @@ from torch import fx
 
 from flex_inductor import compat
 from flex_inductor.decisions import GraphReport
-from flex_inductor.passes.decide import Kernel, torchs
+from flex_inductor.request import Kernel, torchs
 from tests.support.capture import rewritten
 from tests.support.programs import causal, qkv
 
@@ -27,7 +27,7 @@ def weights(q: Any, k: Any) -> Any:
 def drawn(program: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> GraphReport:
     """What the passes make of a program where a kernel draws dropout."""
     ours = Kernel("q >= k", "ours")
-    return rewritten(program, *inputs, choose=lambda request, mask: ours, dynamic=dynamic)[1]
+    return rewritten(program, *inputs, choose=lambda request: ours, dynamic=dynamic)[1]
 
 
 def call_of(report: GraphReport) -> fx.Node:

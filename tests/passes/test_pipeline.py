@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from flex_inductor import FallbackWarning, compat, listen, passes
+from flex_inductor import FallbackWarning, compat, listen
 from flex_inductor.compat import eager
+from flex_inductor.passes import steps
 from flex_inductor.passes.site import Declined
+from flex_inductor.passes.stages import Lifted
 from tests.support.exactness import reference
 from tests.support.programs import attend, causal, qkv
 
-NAMES = [name for name, _ in passes.PIPELINE]
+NAMES = [name for name, _ in steps.PIPELINE]
 
 
 def program(q: Any, k: Any, v: Any) -> Any:
@@ -38,12 +40,12 @@ def failing(name: str) -> tuple[Any, ...]:
     def fail(state: Any) -> Any:
         raise ZeroDivisionError("injected")
 
-    return tuple((n, fail if n == name else f) for n, f in passes.PIPELINE)
+    return tuple((n, fail if n == name else f) for n, f in steps.PIPELINE)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exception_in_a_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PIPELINE", failing(name))
+    monkeypatch.setattr(steps, "PIPELINE", failing(name))
     report, caught = run()
     assert report.fallback.pass_name == name and "ZeroDivisionError: injected" in report.fallback.error
     assert len(caught) == 1 and name in caught[0]
@@ -52,7 +54,7 @@ def test_exception_in_a_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exception_is_raised_when_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PIPELINE", failing(name))
+    monkeypatch.setattr(steps, "PIPELINE", failing(name))
     with pytest.raises(Exception, match=name):
         run(on_failure="raise")
 
@@ -84,12 +86,12 @@ def test_exception_in_code_generation(
 
 def test_declined_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def decline(state: Any) -> Any:
-        def step(work: Any) -> Any:
-            raise Declined("for a test", work.found.anchor)
+        def step(stage: Lifted, program: Any) -> Any:
+            raise Declined("for a test", stage.found.anchor)
 
-        return state.each(step)
+        return state.each(Lifted, step)
 
-    monkeypatch.setattr(passes, "PIPELINE", tuple((n, decline if n == "split" else f) for n, f in passes.PIPELINE))
+    monkeypatch.setattr(steps, "PIPELINE", tuple((n, decline if n == "split" else f) for n, f in steps.PIPELINE))
     report, caught = run(on_failure="raise")
     assert [d.reason for d in report.decisions] == ["for a test"] and not caught and report.fallback is None
     assert report.decisions[0].node.endswith("(2, 4, 12, 12) float32")

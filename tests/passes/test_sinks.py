@@ -10,7 +10,7 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor.decisions import GraphReport
-from flex_inductor.passes.decide import Kernel
+from flex_inductor.request import Kernel
 from tests.support.capture import rewritten
 from tests.support.exactness import check
 from tests.support.programs import B, H, S, causal, qkv, randn
@@ -20,7 +20,7 @@ SINKS = randn(H, seed=3), randn(B, 1, S, 1, seed=4)
 
 def run(program: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> tuple[Any, GraphReport]:
     """What the rewritten graph gives, and what was done, where a kernel of ours computes attention."""
-    return rewritten(program, *inputs, choose=lambda request, mask: Kernel(""), run=True, dynamic=dynamic)
+    return rewritten(program, *inputs, choose=lambda request: Kernel(""), run=True, dynamic=dynamic)
 
 
 def columns(scores: Any, *sinks: Any) -> Any:

@@ -87,3 +87,17 @@ def test_dropout_of_merged_heads() -> None:
     torch._dynamo.reset()
     want, got = (outcome(program, backend, inputs) for backend in ("aot_eager", "flex_eager"))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_sdpa_whose_mask_wants_a_gradient() -> None:
+    """Regression: such a call lays its result out in another way than one whose mask wants none, and the traced one
+    was looked at."""
+
+    def program(q: Any, k: Any, v: Any, warmth: Any) -> Any:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, torch.zeros(S, S) * warmth.exp())
+
+    inputs = [*(randn(B, S, H, D, seed=i) for i in range(3)), torch.zeros(())]
+    torch._dynamo.reset()
+    want = outcome(program, "aot_eager", inputs)
+    assert outcome(program, "flex_eager", inputs)[0].stride() == want[0].stride()

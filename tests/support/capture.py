@@ -31,7 +31,7 @@ def captured(program: Callable[..., Any], *inputs: Any, dynamic: bool | None = F
 def rewritten(
     program: Callable[..., Any], *inputs: Any, choose: Any, run: bool = False, dynamic: bool = False
 ) -> tuple[Any, GraphReport]:
-    """What the passes make of a program for a device that can compute everything. choose: decide.Choice. run: whether
+    """What the passes make of a program for a device that can compute everything. choose: request.Choice. run: whether
     the result is that of the rewritten graph, run without code generation."""
     reports: list[GraphReport] = []
 

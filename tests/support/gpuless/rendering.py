@@ -16,13 +16,11 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map
 
-from flex_inductor import compat, passes
+from flex_inductor import compat, devices, passes
 from flex_inductor.backend import kernel_on_cuda
 from flex_inductor.lowering.cuda import own
 from flex_inductor.options import Options
-from flex_inductor.passes.decide import Kernel, Request
-from flex_inductor.passes.sparsity import block_masks
-from flex_inductor.passes.writers import bounds
+from flex_inductor.request import Kernel, Request
 from tests.support.gpuless.device import Compiled, install_guard, pretended
 
 GPU = torch.device("cuda", 0)
@@ -68,8 +66,8 @@ def render(
         part.kernels += compiled.kernels
         return boxed(runner(compiled.wrappers[-1]) if run else not_run)
 
-    def choose(request: Request, mask: Callable[[], str | None]) -> Kernel:
-        return kernel_on_cuda(request, mask(), Options(), capability) if ours else Kernel()
+    def choose(request: Request) -> Kernel:
+        return kernel_on_cuda(request, Options(), capability) if ours else Kernel()
 
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
         with as_on_cuda():
@@ -87,10 +85,7 @@ def render(
 @contextlib.contextmanager
 def as_on_cuda() -> Iterator[None]:
     """The passes do with CPU tensors what they would do on CUDA."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(block_masks, "WIDTHS", {}))
-        stack.enter_context(mock.patch.object(bounds, "NARROW", {"cpu"}))
-        stack.enter_context(mock.patch("flex_inductor.passes.emit.emitter.BASE_2", {"cpu"}))
+    with mock.patch.dict(devices.DEVICES, cpu=devices.DEVICES["cuda"]):
         yield
 
 

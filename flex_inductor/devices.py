@@ -1,0 +1,34 @@
+"""What the passes must know of a type of device: a row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """widths: the number of queries, and of keys, in a block, without and with a mask. narrow: whether kernels are
+    handed positions in 32 bits. lowest: the least score that stays finite in kernels, which multiply scores by
+    log2(e); None where all do."""
+
+    widths: tuple[int, int] = (128, 128)  # torch's own
+    narrow: bool = False
+    lowest: float | None = None
+
+    def width(self, masked: bool) -> int:
+        without, with_mask = self.widths
+        return with_mask if masked else without
+
+
+DEVICES = {
+    "cpu": Device(widths=(128, 64)),  # the fastest, or nearly so, at all sizes of bench/attention_cpu.py
+    "cuda": Device(narrow=True, lowest=-1.7e38),
+}
+OTHER = Device()
+
+
+def of(device: torch.device) -> Device:
+    """The row of a device."""
+    return DEVICES.get(device.type, OTHER)

@@ -1,0 +1,140 @@
+"""The engine: takes a graph, and the bodies of its higher-order operators, through the pipeline.
+
+It takes the time of each step, says which one failed if one does, and never changes the given graph.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from torch import fx
+
+from flex_inductor import compat
+from flex_inductor.decisions import Decision
+from flex_inductor.passes import records
+from flex_inductor.passes.program.normalize import AtenGraph, bodies
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.site import Declined
+from flex_inductor.passes.stages import Ended, Stage
+from flex_inductor.request import Choice, Preference, Refusal
+from flex_inductor.scalar.indices import numbered
+
+S = TypeVar("S", bound=Stage)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend answers about a request: why it is not lowered, which kernel computes it, and whether SDPA is
+    better."""
+
+    refuse: Refusal
+    choose: Choice
+    prefer: Preference
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph as ATen operators, and what its values share memory with."""
+
+    aten: AtenGraph
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class State:
+    """What the passes know of one graph. program: None where nothing in the graph can be attention. sites: how far each
+    has come."""
+
+    gm: fx.GraphModule
+    backend: Backend
+    program: Program | None = None
+    sites: tuple[Stage, ...] = ()
+
+    def each(self, kind: type[S], step: Callable[[S, Program], Stage]) -> State:
+        """Takes every site of a stage one step further; a step may decline it."""
+        program = self.program
+        if program is None:
+            return self
+        return replace(self, sites=tuple(_go(s, step, program) if isinstance(s, kind) else s for s in self.sites))
+
+
+def _go(stage: S, step: Callable[[S, Program], Stage], program: Program) -> Stage:
+    try:
+        with numbered():
+            return step(stage, program)
+    except Declined as why:
+        return Ended(stage.found, why.at(stage.found.anchor), getattr(stage, "site", None))
+
+
+Step = Callable[[State], State]
+Pipeline = Sequence[tuple[str, Step]]
+
+
+class PassFailed(Exception):
+    """A pass raised what it should not: its name, and the exception as the cause."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@dataclass
+class Run:
+    """One walk through a pipeline. observe: is told of every step that was taken, by name.
+
+    seconds: the time of each step, decisions: one a site, of all graphs. changed: whether anything was rewritten."""
+
+    pipeline: Pipeline
+    backend: Backend
+    observe: Callable[[str, State], None] = lambda name, state: None
+    seconds: dict[str, float] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    changed: bool = False
+
+    def rewrite(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The rewritten copy of a graph."""
+        copy = copy_of(gm)
+        for name, body in list(bodies(copy)):
+            copy.add_submodule(name, self.rewrite(body))
+        state = State(copy, self.backend)
+        for name, step in self.pipeline:
+            state = self.take(name, step, state)
+        found = [records.decision(f"site{i}", s) for i, s in enumerate(state.sites, len(self.decisions))]
+        self.decisions += found
+        self.changed |= any(d.rewritten for d in found)
+        copy.graph.lint()
+        copy.recompile()
+        return copy
+
+    def take(self, name: str, step: Step, state: State) -> State:
+        """One step. Raises PassFailed."""
+        start = time.perf_counter()
+        try:
+            state = step(state)
+            self.observe(name, state)
+        except Exception as error:
+            raise PassFailed(name) from error
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return state
+
+
+def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with a graph of its own; nodes keep their metadata, attributes are shared."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(gm.graph, values)
+    end = next(n for n in gm.graph.nodes if n.op == "output")
+    graph.output(output, type_expr=getattr(end, "type", None))
+    list(graph.nodes)[-1].meta.update(end.meta)
+    copy = compat.graph_module(gm, graph, type(gm).__name__)
+    for node, twin in values.items():  # AOTAutograd reads off these attributes which inputs are parameters, and static
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source
+    if hasattr(gm, "_param_name_to_source"):
+        copy._param_name_to_source = gm._param_name_to_source
+    copy.meta.update(gm.meta)
+    return copy

@@ -1,0 +1,103 @@
+"""What rows need that may lose all of their keys, or have nothing but low numbers.
+
+A finite fill hides keys of rows that have a key far above it. Of rows that have none (they lose all keys, or what they
+keep is as low) it makes something that no mask can express: there everything stays in the score, and the mask is used
+for those rows only that turn out to keep a key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import sympy
+import torch
+
+from flex_inductor import mask, scalar
+from flex_inductor.passes.site import Coordinates, Declined, Site
+from flex_inductor.passes.split.levels import BLURS, RAW, Limits, level, steepness
+from flex_inductor.passes.split.parts import Masked
+from flex_inductor.passes.writers.formula import Former
+from flex_inductor.scalar import Expr, compare, logical_and, logical_or
+
+ABSORBS, ABSORBED = -1e30, 1e28
+"""A fill at or below the one makes any number that it is added to disappear, in float64 too; what tensors hold is taken
+to be below the other."""
+
+STEEP = 16.0
+"""Factors of the raw scores beyond this leave too few bits for gradients: see `levelled`."""
+
+EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
+UNCERTAIN_ROWS = "rows may lose all keys: the finite fill stays in score_mod"
+
+
+def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
+    """Whether every row provably has a key under a mask."""
+    axes = mask.axes(at.size(at.q), at.size(at.k), (1, 1))
+    return bool(mask.keeps_a_key(Former(at).formula(hidden), *axes) == sympy.true)
+
+
+def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
+    """The site with its mask apart, for all rows or for those that provably keep a key far above the fill."""
+    apart = replace(site, score=found.score, mask=found.mask)
+    finite = [f for f in found.fills if f > -math.inf]
+    if not finite:
+        kept = safe or zeroed or bool(site.extra) or keeps_a_key(found.mask, site.at)
+        return apart if kept else replace(apart, notes=(*site.notes, EMPTY_ROWS))
+    limit = -max(finite) / 4
+    limits = Limits(site.at, min(RAW, limit / 8))
+    above = limits.at_least(found.score, -limit)
+    if not hides(found, limits, limit) or (zeroed and above != scalar.TRUE):
+        if zeroed:
+            raise Declined("the probabilities are masked, and scores may be as low as the fill", site.candidate.anchor)
+        return site
+    if site.unshifted:
+        return replace(apart, notes=(*site.notes, EMPTY_ROWS))
+    keep = logical_or(logical_and(found.mask, above), *(limits.at_least(extra, -limit) for extra in site.extra))
+    if zeroed or keeps_a_key(keep, site.at):
+        return apart
+    return replace(site, mask=found.mask, keep=keep, notes=(*site.notes, UNCERTAIN_ROWS))
+
+
+def hides(found: Masked, limits: Limits, limit: float) -> bool:
+    """Whether hidden scores stay low with all that is added to their fills. Beside the lowest of numbers nothing that a
+    tensor holds counts."""
+    loaded = ABSORBED if max(found.fills) <= ABSORBS else None
+    return replace(limits, loaded=loaded).at_most(found.hidden, limit) == scalar.TRUE
+
+
+def levelled(site: Site) -> Site:
+    """In training: the site with the level of rows that may have nothing near zero. Beside large numbers their
+    log-sum-exp, from which the backward pass computes the probabilities, has no bits left for the scores."""
+    if steepness(site.score) > STEEP:
+        raise Declined("a factor of the scores is too large for gradients by the log-sum-exp", site.candidate.anchor)
+    found, limits = level(site.score), Limits(site.at)
+    if limits.within(found, BLURS) == scalar.TRUE:
+        return site
+    key = logical_and(site.mask or scalar.TRUE, limits.at_least(found, -BLURS))
+    column = [limits.at_least(extra, -BLURS) for extra in site.extra]
+    low = site.keep is not None or not keeps_a_key(logical_or(key, *column), site.at)
+    high = replace(limits, loaded=0.0).at_most(found, BLURS) != scalar.TRUE
+    return replace(site, level=found) if low or high else site
+
+
+def floored(site: Site) -> Site:
+    """The site with -inf for scores whose exponential is zero, where a row may be made of them: eager divides by their
+    sum."""
+    dtype = torch.finfo(site.score.dtype)
+    floor = math.log(dtype.smallest_normal * dtype.eps / 2)
+    if not site.unshifted or Limits(site.at).at_least(level(site.score), floor) == scalar.TRUE:
+        return site
+    gone = compare("le", scalar.cast(site.score, torch.float32), scalar.const(floor, torch.float32))
+    score = scalar.where(gone, scalar.const(-math.inf, site.score.dtype), site.score)
+    return replace(site, score=score, notes=tuple(dict.fromkeys((*site.notes, EMPTY_ROWS))))
+
+
+def may_absorb(level: Expr | None) -> bool:
+    """Whether numbers beside which all others disappear, in float64 too, may make up a whole row."""
+    if level is None:
+        return False
+    return any(
+        (x.op == "const" and -math.inf < x.value <= ABSORBS) or (x.op == "load" and x.dtype.is_floating_point)
+        for x in scalar.walk(level)
+    )

@@ -1,0 +1,37 @@
+"""Constant factors of the raw scores, which become the scale of the attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flex_inductor import scalar
+from flex_inductor.passes.site import Site
+from flex_inductor.scalar import Expr
+
+
+def pull_scale(x: Expr) -> tuple[Expr, float]:
+    """Constant factors right at the raw score become the scale of the attention."""
+    if x.op in ("mul", "div") and x.args[1].is_const and x.args[0].op in ("dot", "mul", "div"):
+        inner, scale = pull_scale(x.args[0])
+        factor = float(x.args[1].value)
+        if inner.op == "dot" and factor != 0:
+            return inner, scale * factor if x.op == "mul" else scale / factor
+    if x.op == "mul" and x.args[0].is_const and x.args[1].op == "dot":
+        return x.args[1], float(x.args[0].value)
+    return x, 1.0
+
+
+def scaled(site: Site) -> Site:
+    """The site with the factors at its raw score in `scale`."""
+    scales: list[float] = []
+
+    def visit(x: Expr) -> Expr:
+        inner, scale = pull_scale(x)
+        if inner.op == "dot":
+            scales.append(scale)
+            return inner
+        return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
+
+    score = visit(site.score)
+    inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))  # not visited
+    return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 and not inside else site

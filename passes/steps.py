@@ -1,0 +1,123 @@
+"""The steps of the pipeline: each is a function of the state before it.
+
+normalize   Dynamo graph            -> ATen operators, and who shares memory with whom
+find        softmaxes and calls     -> candidates, and the values that they stand for
+lift        candidates              -> sites: an element of the score, written out
+split       score                   -> mask, and the arithmetic that is left
+sparsity    mask                    -> its formula: which blocks are needed
+decide      all that is known       -> what the attention becomes, or why it is left
+emit        site                    -> a call in the Dynamo graph
+clean       what the call replaced  -> gone
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flex_inductor.passes import find as finder
+from flex_inductor.passes.clean import clean as remove_replaced
+from flex_inductor.passes.decide import decided
+from flex_inductor.passes.emit.emitter import Emitter
+from flex_inductor.passes.emit.result import locate
+from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
+from flex_inductor.passes.find import Found
+from flex_inductor.passes.lift.step import lifted
+from flex_inductor.passes.program.expand import expand
+from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.normalize import normalize as as_aten
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.run import Pipeline, Program, State
+from flex_inductor.passes.site import Declined
+from flex_inductor.passes.sparsity.share import Sparsity
+from flex_inductor.passes.split.step import parted
+from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage, onward
+
+
+def normalize(state: State) -> State:
+    aten = as_aten(state.gm)
+    return replace(state, program=Program(aten, Storage(aten)) if aten is not None else None)
+
+
+def find(state: State) -> State:
+    if state.program is None:
+        return state
+    aten = state.program.aten
+
+    def opened(found: Found) -> Stage:
+        if isinstance(found.site, Declined):
+            return Ended(found, found.site, None)
+        return Located(found, found.site, locate(aten, found.site.result))
+
+    return replace(state, sites=tuple(map(opened, finder.find(aten))))
+
+
+def lift(state: State) -> State:
+    def step(stage: Located, program: Program) -> Lifted:
+        site, zeroed = lifted(stage.candidate, program.storage, stage.result.node.meta["position"])
+        return onward(stage, Lifted, site=site, zeroed=zeroed)
+
+    return state.each(Located, step)
+
+
+def split(state: State) -> State:
+    def step(stage: Lifted, program: Program) -> Parted:
+        return onward(stage, Parted, site=parted(stage.site, stage.zeroed, program.aten, stage.result.trains))
+
+    return state.each(Lifted, step)
+
+
+def sparsity(state: State) -> State:
+    def step(stage: Parted, program: Program) -> Sparse:
+        return onward(stage, Sparse, sparsity=Sparsity.of(stage.site, stage.result.node.meta["val"]))
+
+    return state.each(Parted, step)
+
+
+def decide(state: State) -> State:
+    """Leaves what the device cannot do, and what does not pay."""
+
+    def step(stage: Sparse, program: Program) -> Decided:
+        operator, kernel = decided(stage.site, stage.result, stage.sparsity, state.backend)
+        return onward(stage, Decided, operator=operator, kernel=kernel)
+
+    return state.each(Sparse, step)
+
+
+def emit(state: State) -> State:
+    if state.program is None:
+        return state
+    aten, storage = state.program.aten, state.program.storage
+    given = state.gm, Materialiser(state.gm.graph, aten, storage), storage
+    emitters = {"flex_attention": Emitter(*given), "scaled_dot_product_attention": SdpaEmitter(*given)}
+
+    def step(stage: Decided, program: Program) -> Emitted:
+        result, emitter = stage.result, emitters[stage.operator]
+        if result.hidden:
+            if result.product not in aten.value_of:
+                expand(emitter.make, result.dynamo)
+            result = locate(aten, result.product)
+        value, notes = emitter.emit(stage.site, result, stage.kernel)
+        return onward(stage, Emitted, result=result, value=value, notes=notes)
+
+    return state.each(Decided, step)
+
+
+def clean(state: State) -> State:
+    done = [s for s in state.sites if isinstance(s, Emitted)]
+    if done and state.program is not None:
+        drawn = [s.site.dropout.drawn.meta["origin"] for s in done if s.site.dropout is not None]
+        replaced = {s.value: s.result for s in done}
+        remove_replaced(state.gm.graph, state.program.aten, state.program.storage, replaced, drawn)
+    return state
+
+
+PIPELINE: Pipeline = (
+    ("normalize", normalize),
+    ("find", find),
+    ("lift", lift),
+    ("split", split),
+    ("sparsity", sparsity),
+    ("decide", decide),  # before emit: what cannot be lowered must not be rewritten
+    ("emit", emit),
+    ("clean", clean),
+)
