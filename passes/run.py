@@ -5,8 +5,10 @@ It takes the time of each step, says which one failed if one does, and never cha
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -81,15 +83,29 @@ class PassFailed(Exception):
         self.name = name
 
 
+Observer = Callable[[str, State], None]
+"""Is told of every step that was taken, with the state behind it."""
+_observers: contextvars.ContextVar[tuple[Observer, ...]] = contextvars.ContextVar("observers", default=())
+
+
+@contextlib.contextmanager
+def watch(observer: Observer) -> Iterator[None]:
+    """Has an observer told of all steps inside the block; what it raises counts as the step's own failure."""
+    token = _observers.set((*_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
 @dataclass
 class Run:
-    """One walk through a pipeline. observe: is told of every step that was taken, by name.
+    """One walk through a pipeline.
 
     seconds: the time of each step, decisions: one a site, of all graphs. changed: whether anything was rewritten."""
 
     pipeline: Pipeline
     backend: Backend
-    observe: Callable[[str, State], None] = lambda name, state: None
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     changed: bool = False
@@ -114,7 +130,8 @@ class Run:
         start = time.perf_counter()
         try:
             state = step(state)
-            self.observe(name, state)
+            for observer in _observers.get():
+                observer(name, state)
         except Exception as error:
             raise PassFailed(name) from error
         finally:

@@ -64,11 +64,15 @@ def explain(target: str, rewrite: str, backend: str, train: bool, as_json: bool)
 @main.command()
 @common
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("graphs"), show_default=True)
-def dump(target: str, rewrite: str, backend: str, train: bool, out: Path) -> None:
+@click.option("--between", is_flag=True, help="Also what is known behind every pass.")
+def dump(target: str, rewrite: str, backend: str, train: bool, out: Path, between: bool) -> None:
     """Write the graphs of TARGET before and after, as text, DOT and SVG."""
-    report = run(target, rewrite, backend, train)
+    from flex_inductor.report.between import recorded
+
+    with recorded() as recorder:
+        report = run(target, rewrite, backend, train)
     try:
-        written = report.graphs(out)
+        written = [*report.graphs(out), *(recorder.write(out) if between else ())]
     except OSError as error:
         raise BadInput(f"cannot write to {out}: {error.strerror}") from error
     for path in written:

@@ -14,6 +14,7 @@ from flex_inductor.compat import eager
 from flex_inductor.passes import steps
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.stages import Lifted
+from tests.support.ensures import ENSURES
 from tests.support.exactness import reference
 from tests.support.programs import attend, causal, qkv
 
@@ -123,3 +124,13 @@ def test_two_sites_of_which_one_declines() -> None:
     with listen() as reports:
         torch.compile(two, backend="flex_eager")(*qkv())
     assert [(d.site, d.verdict) for d in reports[0].decisions] == [("site0", "rewritten"), ("site1", "declined")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_promise_names_its_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(state: Any) -> None:
+        raise AssertionError("promised otherwise")
+
+    monkeypatch.setitem(ENSURES, name, broken)
+    report, caught = run()
+    assert report.fallback.pass_name == name and "promised otherwise" in report.fallback.error and len(caught) == 1
