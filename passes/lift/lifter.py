@@ -39,7 +39,8 @@ from flex_inductor.scalar.indices import Sizes, size_expr
 Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
-ARITHMETIC = frozenset({"const", "index", "wrap", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+FREE = frozenset({"const", "index", "load", *(row.name for row in scalar.OPERATORS.values() if row.free)})
+"""What costs nothing to compute once more."""
 MAX_WRITES = 16
 """A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
 every number."""
@@ -218,7 +219,7 @@ class Lifter:
         if not value.dtype.is_floating_point:
             return False
         names = {x.op for x in scalar.walk(value)}
-        return "load" in names and not names <= ARITHMETIC and not names & SCORES
+        return "load" in names and not names <= FREE and not names & SCORES
 
     def varies(self, symbols: set[sympy.Symbol], over: frozenset[sympy.Symbol]) -> bool:
         """Whether any of these symbols, or the loads among them, depend on a set of positions."""
