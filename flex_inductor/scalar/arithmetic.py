@@ -64,8 +64,7 @@ def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
 def _spreads(op: str, dtype: torch.dtype) -> bool:
     """Whether an operator goes into the cases of its arguments. In float64, of which every digit may count, only
     arithmetic does, which all kernels do alike."""
-    row = known_of(op)
-    return row.fold is not None or (row.code is not None and dtype.is_floating_point and dtype != torch.float64)
+    return _function(op, dtype) is not None and (dtype != torch.float64 or known_of(op).fold is not None)
 
 
 def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]]], dtype: torch.dtype) -> Expr:
@@ -92,7 +91,7 @@ def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
 def _function(op: str, dtype: torch.dtype) -> Callable[..., Any] | None:
     """What computes an operator's constants of a dtype: of integers and truth values the numbers, else tensors."""
     row = known_of(op)
-    return (row.code or row.fold) if dtype.is_floating_point else row.fold
+    return row.code if dtype.is_floating_point else row.fold
 
 
 def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:

@@ -42,6 +42,7 @@ class Operator:
 
     fold: its value of Python integers and truth values; None: these do not fold.
     code: its value of tensors, which is what a mod calls. Floating-point constants fold by it.
+    tensors: whether code takes tensors only, no numbers.
     clamp: the keyword by which torch.clamp does the same with a number for its second argument.
     rounding: the mode in which torch.div does the same with floating-point numbers.
     mirror: the operator that it is with its arguments exchanged.
@@ -69,6 +70,7 @@ class Operator:
 
     fold: Callable[..., Any] | None = None
     code: Callable[..., Any] | None = None
+    tensors: bool = False
     clamp: Literal["min", "max"] | None = None
     rounding: Literal["floor"] | None = None
     mirror: str | None = None
@@ -137,7 +139,10 @@ ROWS = (
              infix=("//", 6), bound=ranges.quotient, reach=one_more),
     Operator("remainder", lifts="binary", integers=True, steps=True, code=operator.mod, infix=("%", 6),
              bound=ranges.remainder, reach=one_more),
+    Operator("fmod", lifts="binary", steps=True, code=torch.fmod, tensors=True),
     Operator("pow", code=operator.pow, infix=("**", 8)),
+    Operator("hypot", lifts="binary", code=torch.hypot, tensors=True, nonnegative=True),
+    Operator("logaddexp", lifts="binary", code=torch.logaddexp, tensors=True),
     Operator("minimum", lifts="binary", integers=True, rounds=False, fold=min, code=torch.minimum, clamp="max",
              mirror="minimum", formula=Min, bound=ranges.least, reach=max, magnitude=max),
     Operator("maximum", lifts="binary", integers=True, rounds=False, fold=max, code=torch.maximum, clamp="min",

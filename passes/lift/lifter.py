@@ -34,7 +34,7 @@ from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.program.storage import Storage, Write, written
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
-from flex_inductor.scalar.indices import Sizes, size_expr
+from flex_inductor.scalar.indices import Sizes, size_expr, writable
 
 Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
@@ -259,7 +259,10 @@ def number(value: Any) -> Expr:
     if isinstance(value, bool):
         return scalar.const(value, torch.bool)
     if isinstance(value, (int, torch.SymInt)):
-        return scalar.index(size_expr(value))
+        size = size_expr(value)
+        if not writable(size):
+            raise NoRule
+        return scalar.index(size)
     if isinstance(value, float):
         return scalar.const(value, torch.float64)
     if isinstance(value, torch.SymFloat):

@@ -55,7 +55,7 @@ class Former:
         function = known_of(x.op).formula
         if function is not None and x.op in ("and", "or", "not"):
             return function(*map(self.formula, x.args))
-        if function is not None and all(is_integer(a.dtype) for a in x.args):
+        if function is not None and all(is_integer(a.dtype) for a in x.args) and not has_power(x):
             return function(*(self.integer(scalar.integer(a)) for a in x.args))
         return sympy.Ge(self.load(x) if x.op == "load" else self.value(x), 1)
 
@@ -101,6 +101,11 @@ class Former:
         name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
         table[name] = thing
         return name
+
+
+def has_power(x: Expr) -> bool:
+    """Whether a comparison is of powers, for which the language of masks has no bounds."""
+    return any(scalar.integer(a).has(sympy.Pow) for a in x.args)
 
 
 def places_of(x: Expr, at: Coordinates) -> list[sympy.Symbol]:

@@ -169,6 +169,8 @@ class ModWriter:
         args = [self.memory(a) for a in narrow(x)] or [self.value(a) for a in x.args]
         if not any(map(self.is_tensor, args)):
             args[0] = self.constant(args[0], x.args[0].dtype)
+        if row.tensors:
+            args = [a if self.is_tensor(a) else self.constant(a, x.dtype) for a in args]
         if row.mirror and not self.is_tensor(args[0]):
             row, args = OPERATORS[row.mirror], args[::-1]
         if len(args) > 2 and x.op in ("and", "or"):

@@ -64,6 +64,9 @@ class Writer:
         if e.is_Mul:
             body = " * ".join(self.integer(a, 6) for a in e.args)
             return f"({body})" if rank > 6 else body
+        if e.is_Pow:
+            body = f"{self.integer(e.base, 9)} ** {self.integer(e.exp, 8)}"
+            return f"({body})" if rank > 8 else body
         return str(e)
 
 

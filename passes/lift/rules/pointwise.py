@@ -26,11 +26,16 @@ SUMS: Mapping[str, Any] = {op: OPERATORS[op].fold for op in ("add", "sub", "mul"
 """The operators that sympy writes out."""
 
 
-def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
-    """An operator's value; an integer one is an atom to sympy. What no mod can compute is a leaf."""
-    value = scalar.pointwise(op, args, torch.int64 if is_integer(dtype) else dtype)
+def computable(value: Expr, op: str) -> Expr:
+    """An operator's value, unless it is left to a mod, and no mod can compute it: then the program does."""
     if value.op == op and OPERATORS[op].code is None:
         raise NoRule
+    return value
+
+
+def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
+    """An operator's value; an integer one is an atom to sympy."""
+    value = computable(scalar.pointwise(op, args, torch.int64 if is_integer(dtype) else dtype), op)
     if not is_integer(dtype):
         return value
     return lifter.cast(value if value.op == "index" else index(Atom(value)), dtype)
@@ -120,23 +125,6 @@ def logical(op: str, a: Expr, b: Expr) -> Expr:
     raise NoRule
 
 
-def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    dtype = dtype_of(node)
-    a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
-    if argument(node, 2, "alpha", 1) != 1:
-        raise NoRule
-    return arithmetic(lifter, "sub", b, a, dtype)
-
-
-def divide(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    mode = node.kwargs.get("rounding_mode")
-    if mode is None:
-        return binary("div")(lifter, node, at_index, at)
-    if mode == "floor":
-        return RULES["floor_divide"](lifter, node, at_index, at)
-    raise NoRule
-
-
 def unary(op: str) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
@@ -174,7 +162,7 @@ def comparison(op: str) -> Rule:
                 a, b = lifter.cast(a, torch.int64), lifter.cast(b, torch.int64)
             else:
                 return _xor(a, b) if op == "ne" else scalar.logical_not(_xor(a, b))
-        return scalar.compare(op, a, b)
+        return computable(scalar.compare(op, a, b), op)
 
     return rule
 
@@ -227,14 +215,6 @@ def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return x
 
 
-def power(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    dtype = dtype_of(node)
-    if not dtype.is_floating_point:
-        raise NoRule
-    args = tuple(lifter.cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
-    return result(lifter, "pow", args, dtype)
-
-
 def fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return converted(lifter, node.args[1], at_index, at, dtype_of(node))
 
@@ -269,9 +249,6 @@ def rule_of(row: Operator) -> Rule:
 
 RULES: dict[str, Rule] = {
     **{name: rule_of(row) for name, row in OPERATORS.items() if row.lifts is not None},
-    "rsub": computed(reverse_sub),
-    "div": computed(divide),
-    "pow": computed(power),
     "logical_not": logic(scalar.logical_not, False),
     "logical_and": logic(scalar.logical_and, False),
     "logical_or": logic(scalar.logical_or, False),
