@@ -8,9 +8,11 @@ Integers are sympy expressions (`index`), so that positions can be reasoned abou
 integer) is an `Atom` in them. Floating-point arithmetic keeps the order in which it was written.
 """
 
-from flex_inductor.scalar.arithmetic import FOLD, MAX_CASES, cases, cast, compare, from_cases, pointwise
-from flex_inductor.scalar.bounds import LONGEST, Bounds, range_of, within, wrapped
-from flex_inductor.scalar.logic import NEGATED, logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.arithmetic import MAX_CASES, cases, cast, compare, from_cases, pointwise
+from flex_inductor.scalar.bounds import LONGEST, Bounds, wrapped
+from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.operators import NEGATED, OPERATORS, Operator, known_of
+from flex_inductor.scalar.ranges import range_of, within
 from flex_inductor.scalar.rewrite import build, substitute
 from flex_inductor.scalar.terms import (
     FALSE,
@@ -34,15 +36,16 @@ from flex_inductor.scalar.terms import (
 
 __all__ = [
     "FALSE",
-    "FOLD",
     "LONGEST",
     "MAX_CASES",
     "NEGATED",
+    "OPERATORS",
     "TRUE",
     "Atom",
     "Bounds",
     "Expr",
     "Leaf",
+    "Operator",
     "build",
     "cases",
     "cast",
@@ -57,6 +60,7 @@ __all__ = [
     "index",
     "integer",
     "is_integer",
+    "known_of",
     "load",
     "logical_and",
     "logical_not",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,23 +10,9 @@ import sympy
 import torch
 
 from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.operators import OPERATORS, known_of
 from flex_inductor.scalar.terms import FALSE, TRUE, Atom, Expr, const, index, integer, is_integer
 
-FOLD: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "neg": operator.neg,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "minimum": min,
-    "maximum": max,
-    "abs": abs,
-}
 MAX_CASES = 8  # a case distinction over constants is not spread out beyond this
 
 
@@ -71,9 +56,15 @@ def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
     if same is not None:
         return same
     spread = [options for a in args if (options := cases(a)) is not None]
-    if op in FOLD and len(spread) == len(args) and any(len(options) > 1 for options in spread):
+    if _spreads(op, dtype) and len(spread) == len(args) and any(len(options) > 1 for options in spread):
         return _spread(op, args, spread, dtype)
     return Expr(op, args, dtype)
+
+
+def _spreads(op: str, dtype: torch.dtype) -> bool:
+    """Whether an operator goes into the cases of its arguments. In float64, of which every digit may count, only
+    arithmetic does, which all kernels do alike."""
+    return _function(op, dtype) is not None and (dtype != torch.float64 or known_of(op).fold is not None)
 
 
 def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]]], dtype: torch.dtype) -> Expr:
@@ -88,26 +79,30 @@ def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]
 
 def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
     """A constant, computed in the dtype in which the program's kernels would, and rounded to its own."""
-    if any(isinstance(v, float) and math.isnan(v) for v in values):
+    function = _function(op, dtype)
+    if function is None or any(isinstance(v, float) and math.isnan(v) for v in values):
         return None
     if not dtype.is_floating_point:
-        return const(FOLD[op](*values), dtype) if op in FOLD else None
-    function = getattr(torch, op, None)
-    if function is None:
-        return None
+        return const(function(*values), dtype)
     wide = torch.promote_types(dtype, torch.float32)
     return const(function(*(torch.tensor(v, dtype=wide) for v in values)).item(), dtype)
 
 
+def _function(op: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """What computes an operator's constants of a dtype: of integers and truth values the numbers, else tensors."""
+    row = known_of(op)
+    return row.code if dtype.is_floating_point else row.fold
+
+
 def _neutral(op: str, args: tuple[Expr, ...]) -> Expr | None:
     """x where the other argument changes nothing: x + 0, x - 0, x * 1, x / 1."""
-    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1}.get(op)
-    if neutral is None:
+    row = known_of(op)
+    if row.neutral is None:
         return None
     first, second = args
-    if second.is_const and second.value == neutral:
+    if second.is_const and second.value == row.neutral:
         return first
-    return second if op in ("add", "mul") and first.is_const and first.value == neutral else None
+    return second if row.commutes and first.is_const and first.value == row.neutral else None
 
 
 def cast(x: Expr, dtype: torch.dtype) -> Expr:
@@ -138,17 +133,9 @@ def compare(op: str, a: Expr, b: Expr) -> Expr:
     return pointwise(op, (a, b), torch.bool)
 
 
-FACTS = {
-    "lt": ("is_negative", "is_nonnegative"),
-    "ge": ("is_nonnegative", "is_negative"),
-    "le": ("is_nonpositive", "is_positive"),
-    "gt": ("is_positive", "is_nonpositive"),
-    "eq": ("is_zero", "is_nonzero"),
-    "ne": ("is_nonzero", "is_zero"),
-}
-
-
 def _sign(op: str, difference: sympy.Expr) -> bool | None:
     """Whether `difference op 0` holds, where the signs of the positions and sizes in it tell."""
-    yes, no = FACTS[op]
+    facts = OPERATORS[op].facts
+    assert facts is not None, op
+    yes, no = facts
     return True if getattr(difference, yes) else False if getattr(difference, no) else None

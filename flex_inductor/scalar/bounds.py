@@ -9,7 +9,6 @@ same the expression stays as it is. Where not, the remainder is written out for 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from functools import reduce
 
@@ -18,24 +17,12 @@ import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 from flex_inductor.scalar.indices import modulo
+from flex_inductor.scalar.operators import known_of
+from flex_inductor.scalar.ranges import ANY, Range, greatest, least, product, quotient, range_of, remainder, within
 from flex_inductor.scalar.terms import Atom, Expr, index
 
 LONGEST = 1 << 22
 """Sizes that are not known stay within this."""
-Range = tuple[float, float]
-"""The least and the greatest value, ends included; integers, or infinite."""
-ANY: Range = (-float("inf"), float("inf"))
-
-
-def range_of(dtype: torch.dtype) -> Range:
-    if dtype == torch.bool:
-        return 0, 1
-    info = torch.iinfo(dtype)
-    return info.min, info.max
-
-
-def within(inner: Range, outer: Range) -> bool:
-    return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 class Bounds:
@@ -69,7 +56,7 @@ class Bounds:
         if isinstance(e, (Mod, PythonMod)):
             return remainder(*parts)
         if isinstance(e, (Max, Min, sympy.Max, sympy.Min)):
-            return extreme(max if isinstance(e, (Max, sympy.Max)) else min, parts)
+            return (greatest if isinstance(e, (Max, sympy.Max)) else least)(*parts)
         return ANY
 
     def symbol(self, s: sympy.Symbol) -> Range:
@@ -80,47 +67,8 @@ class Bounds:
     def atom(self, x: Expr) -> Range:
         """The bounds of what is no arithmetic to sympy: those of its dtype, if nothing else is known."""
         parts = [self.of(a.args[0]) for a in x.args if isinstance(a, Expr) and a.op == "index"]
-        if x.op == "where":
-            return hull(parts)
-        if x.op in ("minimum", "maximum"):
-            return extreme(min if x.op == "minimum" else max, parts)
-        if x.op == "abs":
-            return max(parts[0][0], -parts[0][1], 0), max(-parts[0][0], parts[0][1])
-        if x.op in BINARY:
-            return BINARY[x.op](*parts)
-        return (-1, 1) if x.op == "sign" else range_of(x.dtype)
-
-
-def hull(parts: list[Range]) -> Range:
-    return min(p[0] for p in parts), max(p[1] for p in parts)
-
-
-def extreme(choose: type(max), parts: list[Range]) -> Range:  # type: ignore[valid-type]
-    return choose(p[0] for p in parts), choose(p[1] for p in parts)
-
-
-def product(a: Range, b: Range) -> Range:
-    ends = [x * y if x and y else 0 for x, y in itertools.product(a, b)]
-    return min(ends), max(ends)
-
-
-def quotient(a: Range, b: Range) -> Range:
-    """Of a floor division; by a negative number it is at most as far from zero."""
-    if b[0] <= 0 or ANY[0] in a or ANY[1] in (*a, *b):
-        most = max(map(abs, a))
-        return -most, most
-    ends = [x // y for x, y in itertools.product(a, b)]
-    return min(ends), max(ends)
-
-
-def remainder(a: Range, b: Range) -> Range:
-    """Of a floor division: it has the sign of the divisor."""
-    if a[0] >= 0 and a[1] < b[0]:
-        return a
-    return min(b[0] + 1, 0), max(b[1] - 1, 0)
-
-
-BINARY = {"mul": product, "floor_divide": quotient, "remainder": remainder}
+        bound = known_of(x.op).bound
+        return range_of(x.dtype) if bound is None else bound(*parts)
 
 
 def wrapped(e: sympy.Expr, dtype: torch.dtype, bounds: Bounds) -> Expr:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 Sizes = Mapping[sympy.Symbol, sympy.Expr]
 """The number of values of each position symbol."""
@@ -46,6 +46,14 @@ def size_expr(size: int | torch.SymInt) -> sympy.Expr:
         return sympy.Integer(size)
     expr = size.node.expr
     return expr.replace(FloorDiv, _exact) if expr.has(FloorDiv) else expr
+
+
+def writable(expr: sympy.Expr) -> bool:
+    """Whether code can be written for an integer: it may hold what view operators make of positions, and powers."""
+    if expr.is_Pow:
+        return bool(expr.exp.is_Integer and expr.exp > 0) and writable(expr.base)
+    known = expr.is_Integer or expr.is_Symbol or isinstance(expr, (sympy.Add, sympy.Mul, FloorDiv, Mod, PythonMod))
+    return known and all(map(writable, expr.args))
 
 
 def _exact(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from flex_inductor.scalar.operators import NEGATED
 from flex_inductor.scalar.terms import FALSE, TRUE, Atom, Expr, index, is_integer
-
-NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 
 
 def logical_not(x: Expr) -> Expr:

@@ -9,7 +9,8 @@ import sympy
 import torch
 
 from flex_inductor.scalar.arithmetic import compare
-from flex_inductor.scalar.logic import NEGATED, logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
+from flex_inductor.scalar.operators import NEGATED
 from flex_inductor.scalar.terms import Atom, Expr, index, integer, is_integer
 
 

@@ -34,12 +34,13 @@ from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.program.storage import Storage, Write, written
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
-from flex_inductor.scalar.indices import Sizes, size_expr
+from flex_inductor.scalar.indices import Sizes, size_expr, writable
 
 Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
-ARITHMETIC = frozenset({"const", "index", "wrap", "load", "where", "float", "and", "or", "not", *scalar.NEGATED})
+FREE = frozenset({"const", "index", "load", *(row.name for row in scalar.OPERATORS.values() if row.free)})
+"""What costs nothing to compute once more."""
 MAX_WRITES = 16
 """A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
 every number."""
@@ -218,7 +219,7 @@ class Lifter:
         if not value.dtype.is_floating_point:
             return False
         names = {x.op for x in scalar.walk(value)}
-        return "load" in names and not names <= ARITHMETIC and not names & SCORES
+        return "load" in names and not names <= FREE and not names & SCORES
 
     def varies(self, symbols: set[sympy.Symbol], over: frozenset[sympy.Symbol]) -> bool:
         """Whether any of these symbols, or the loads among them, depend on a set of positions."""
@@ -258,7 +259,10 @@ def number(value: Any) -> Expr:
     if isinstance(value, bool):
         return scalar.const(value, torch.bool)
     if isinstance(value, (int, torch.SymInt)):
-        return scalar.index(size_expr(value))
+        size = size_expr(value)
+        if not writable(size):
+            raise NoRule
+        return scalar.index(size)
     if isinstance(value, float):
         return scalar.const(value, torch.float64)
     if isinstance(value, torch.SymFloat):

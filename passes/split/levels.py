@@ -27,17 +27,23 @@ from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers.bounds import Reach
-from flex_inductor.scalar import FALSE, TRUE, Expr, compare, const, logical_and, logical_not, logical_or
+from flex_inductor.scalar import (
+    FALSE,
+    OPERATORS,
+    TRUE,
+    Expr,
+    compare,
+    const,
+    known_of,
+    logical_and,
+    logical_not,
+    logical_or,
+)
 
 RAW = 1e6
 """What the absolute values of raw scores are taken to stay within."""
 BLURS = 256.0
 """Rows whose scores are all further from zero than this have too coarse a log-sum-exp for the backward pass."""
-SAME_SIGN = {"exp", "exp2", "abs", "sqrt", "rsqrt", "sigmoid", "relu", "softplus"}
-"""Operators whose results are never negative."""
-WITHIN_ONE = {"tanh", "sigmoid", "sin", "cos", "erf", "sign"}
-TRANSPARENT = {"neg", "abs", "relu", "float", "detach", "floor", "ceil", "round"}
-"""Operators that make no number larger, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,16 @@ class Limits:
 
     def at_least(self, x: Expr, low: float) -> Expr:
         """A condition under which x >= low, for a low below zero."""
-        return self._beyond(x, -low, True)
+        return self.beyond(x, -low, True)
 
     def at_most(self, x: Expr, high: float) -> Expr:
         """A condition under which x <= high, for a high above zero."""
-        return self._beyond(x, high, False)
+        return self.beyond(x, high, False)
 
     def within(self, x: Expr, limit: float) -> Expr:
         return logical_and(self.at_least(x, -limit), self.at_most(x, limit))
 
-    def _beyond(self, x: Expr, limit: float, below: bool) -> Expr:
+    def beyond(self, x: Expr, limit: float, below: bool) -> Expr:
         """A condition under which x is no further from zero than limit, on the side below or above it."""
         most = self.magnitude(x)
         if most is not None and most <= limit:
@@ -89,14 +95,17 @@ class Limits:
             return self.raw
         if x.op == "load":
             return self.raw if is_product(x.args[0]) else self.loaded
-        if x.op in WITHIN_ONE:
-            return 1.0
+        row = known_of(x.op)
+        if row.most is not None:
+            return row.most
         if x.op == "div" and x.args[1].is_const:
             above = self.magnitude(x.args[0])
             return None if above is None else _quotient(above, abs(float(x.args[1].value)))
-        parts = [self.magnitude(a) for a in x.args if a.dtype != torch.bool] if x.op in MAGNITUDES else [None]
+        if row.magnitude is None:
+            return None
+        parts = [self.magnitude(a) for a in x.args if a.dtype != torch.bool]
         known = [p for p in parts if p is not None]
-        return MAGNITUDES[x.op](*known) if len(known) == len(parts) else None
+        return row.magnitude(*known) if len(known) == len(parts) else None
 
 
 def has_raw(x: Expr) -> bool:
@@ -119,28 +128,20 @@ def _quotient(a: float, b: float) -> float:
     return a / b if b else math.inf
 
 
-MAGNITUDES: Mapping[str, Callable[..., float]] = {
-    **dict.fromkeys(("add", "sub"), lambda a, b: a + b),
-    **dict.fromkeys(("where", "minimum", "maximum"), max),
-    **dict.fromkeys(TRANSPARENT, lambda a: a),
-    "mul": lambda a, b: a * b,
-}
-"""Of operators, from what their arguments stay within."""
-
 Rule = Callable[[Limits, Expr, float, bool], Expr]
 
 
 def _sum(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     first, second = x.args
     return logical_and(
-        limits._beyond(first, limit / 2, below), limits._beyond(second, limit / 2, below == (x.op == "add"))
+        limits.beyond(first, limit / 2, below), limits.beyond(second, limit / 2, below == (x.op == "add"))
     )
 
 
 def _product(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     for factor, other in (x.args, x.args[::-1]):
         if factor.is_const and factor.value != 0:
-            return limits._beyond(other, limit / abs(factor.value), below == (factor.value > 0))
+            return limits.beyond(other, limit / abs(factor.value), below == (factor.value > 0))
     root = math.sqrt(limit)
     return logical_and(*(limits.within(factor, root) for factor in x.args))
 
@@ -149,27 +150,31 @@ def _ratio(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     above, under = x.args
     if not under.is_const or under.value == 0:
         return FALSE
-    return limits._beyond(above, limit * abs(under.value), below == (under.value > 0))
+    return limits.beyond(above, limit * abs(under.value), below == (under.value > 0))
 
 
 def _choice(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     condition, a, b = x.args
-    first, second = (limits._beyond(value, limit, below) for value in (a, b))
+    first, second = (limits.beyond(value, limit, below) for value in (a, b))
     if has_raw(condition):
         return logical_and(first, second)
     return logical_and(logical_or(logical_not(condition), first), logical_or(condition, second))
 
 
 def _both(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
-    return logical_and(*(limits._beyond(a, limit, below) for a in x.args))
+    return logical_and(*(limits.beyond(a, limit, below) for a in x.args))
 
 
 def _turned(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
-    return limits._beyond(x.args[0], limit, not below)
+    return limits.beyond(x.args[0], limit, not below)
 
 
 def _same(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
-    return limits._beyond(x.args[0], limit, below)
+    return limits.beyond(x.args[0], limit, below)
+
+
+def _nonnegative(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    return TRUE if below else FALSE
 
 
 RULES: Mapping[str, Rule] = {
@@ -180,7 +185,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("minimum", "maximum"), _both),
     "neg": _turned,
     **dict.fromkeys(("detach", "float"), _same),
-    **dict.fromkeys(SAME_SIGN, lambda limits, x, limit, below: TRUE if below else FALSE),
+    **{row.name: _nonnegative for row in OPERATORS.values() if row.nonnegative},
 }
 """Conditions for operators on raw scores."""
 

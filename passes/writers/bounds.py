@@ -7,14 +7,13 @@ in 64, and where more than 32 may be needed the mods must too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import sympy
 import torch
 
 from flex_inductor import devices, mask, scalar
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.scalar import LONGEST, Atom, Expr
+from flex_inductor.scalar import LONGEST, Atom, Expr, known_of
 from flex_inductor.scalar.indices import size_expr
 
 
@@ -51,8 +50,8 @@ class Reach:
             return max([inside, *(mask.reach(p, self.symbol) for p in places)])
         if not scalar.is_integer(x.dtype):
             return 0
-        parts = [self.of(a) for a in x.args if isinstance(a, Expr)]
-        return RULES[x.op](parts) if x.op in RULES else mask.BOUND + 1
+        reach = known_of(x.op).reach
+        return mask.BOUND + 1 if reach is None else reach([self.of(a) for a in x.args if isinstance(a, Expr)])
 
     def symbol(self, s: sympy.Symbol) -> int:
         if not isinstance(s, Atom):
@@ -65,13 +64,3 @@ class Reach:
 
 def length(n: sympy.Expr) -> int:
     return int(n) if n.is_Integer else LONGEST
-
-
-RULES: dict[str, Callable[[list[int]], int]] = {
-    "trunc": lambda parts: 0,  # in 64 bits, as is everything that is computed of it
-    **dict.fromkeys(("add", "sub"), sum),
-    **dict.fromkeys(("neg", "abs", "minimum", "maximum", "where", "wrap"), max),
-    **dict.fromkeys(("floor_divide", "remainder"), lambda parts: max(parts) + 1),
-    "mul": lambda parts: math.prod(max(1, p) for p in parts),
-}
-"""Of operators, from the bounds of their arguments."""

@@ -13,17 +13,14 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import Max, Min
 
 from flex_inductor import scalar
 from flex_inductor.mask import B, H, K, Q, Where, Wrapped, load
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.scalar import Atom, Expr, Leaf, is_integer
+from flex_inductor.scalar import Atom, Expr, Leaf, is_integer, known_of
 
-COMPARE = {"lt": sympy.Lt, "le": sympy.Le, "gt": sympy.Gt, "ge": sympy.Ge, "eq": sympy.Eq, "ne": sympy.Ne}
 NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 """What has no values beyond mask.BOUND."""
-EXTREMES = {"minimum": Min, "maximum": Max}
 
 
 @dataclass
@@ -55,12 +52,11 @@ class Former:
     def form(self, x: Expr) -> sympy.Basic:
         if x.op == "const":
             return sympy.sympify(bool(x.value))
-        if x.op in ("and", "or"):
-            return (sympy.And if x.op == "and" else sympy.Or)(*map(self.formula, x.args))
-        if x.op == "not":
-            return sympy.Not(self.formula(x.args[0]))
-        if x.op in COMPARE and all(is_integer(a.dtype) for a in x.args):
-            return COMPARE[x.op](*(self.integer(scalar.integer(a)) for a in x.args))
+        function = known_of(x.op).formula
+        if function is not None and x.op in ("and", "or", "not"):
+            return function(*map(self.formula, x.args))
+        if function is not None and all(is_integer(a.dtype) for a in x.args) and not has_power(x):
+            return function(*(self.integer(scalar.integer(a)) for a in x.args))
         return sympy.Ge(self.load(x) if x.op == "load" else self.value(x), 1)
 
     def integer(self, e: sympy.Expr) -> sympy.Expr:
@@ -76,10 +72,10 @@ class Former:
             return Where(self.formula(condition), *(self.integer(scalar.integer(value)) for value in (a, b)))
         if x.op == "wrap":
             return Wrapped(self.integer(scalar.integer(x.args[0])))
-        if x.op in EXTREMES or x.op == "abs":
-            args = [self.integer(scalar.integer(a)) for a in x.args]
-            return EXTREMES[x.op](*args) if x.op in EXTREMES else sympy.Abs(*args)
-        return self.value(x)
+        function = known_of(x.op).formula
+        if function is None or not all(is_integer(a.dtype) for a in x.args):
+            return self.value(x)
+        return function(*(self.integer(scalar.integer(a)) for a in x.args))
 
     def load(self, x: Expr) -> sympy.Expr:
         buffer, index = x.args
@@ -105,6 +101,11 @@ class Former:
         name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
         table[name] = thing
         return name
+
+
+def has_power(x: Expr) -> bool:
+    """Whether a comparison is of powers, for which the language of masks has no bounds."""
+    return any(scalar.integer(a).has(sympy.Pow) for a in x.args)
 
 
 def places_of(x: Expr, at: Coordinates) -> list[sympy.Symbol]:

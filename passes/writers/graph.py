@@ -9,8 +9,9 @@ where they are loaded.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor import compat
 from flex_inductor.passes.site import Coordinates, Declined
-from flex_inductor.scalar import NEGATED, Atom, Expr, is_integer
+from flex_inductor.scalar import NEGATED, OPERATORS, Atom, Expr, Operator, is_integer
 
 aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
@@ -39,35 +40,6 @@ class Capture(NamedTuple):
     @property
     def is_number(self) -> bool:
         return len(self.selected) == self.node.meta["val"].dim() and not self.over
-
-
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    **{op: getattr(operator, op) for op in ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne", "pow")},
-    "div": operator.truediv,
-    "floor_divide": operator.floordiv,
-    "remainder": operator.mod,
-    "and": operator.and_,
-    "or": operator.or_,
-    "not": torch.logical_not,
-    "detach": torch.detach,
-    "relu": torch.relu,
-    "silu": torch.nn.functional.silu,
-    "elu": torch.nn.functional.elu,
-    "softplus": torch.nn.functional.softplus,
-    **{op: getattr(torch, op) for op in ("abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt")},
-    **{op: getattr(torch, op) for op in ("reciprocal", "tanh", "sigmoid", "sin", "cos", "tan", "atan", "erf", "sign")},
-    **{op: getattr(torch, op) for op in ("floor", "ceil", "round", "minimum", "maximum")},
-}
-SWAPPED = {
-    "lt": "gt",
-    "gt": "lt",
-    "le": "ge",
-    "ge": "le",
-    "eq": "eq",
-    "ne": "ne",
-    "minimum": "minimum",
-    "maximum": "maximum",
-}
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -193,27 +165,25 @@ class ModWriter:
 
     def function(self, x: Expr) -> Any:
         """An operator; a number on the left of one that wants a tensor there changes sides."""
-        if x.op not in FUNCTIONS:
-            raise Declined(f"no code for `{x.op}` in a score_mod")
+        row = OPERATORS[x.op]
         args = [self.memory(a) for a in narrow(x)] or [self.value(a) for a in x.args]
         if not any(map(self.is_tensor, args)):
             args[0] = self.constant(args[0], x.args[0].dtype)
-        if x.op in SWAPPED and not self.is_tensor(args[0]) and self.is_tensor(args[1]):
-            return self.function_of(SWAPPED[x.op], args[::-1], x.dtype)
+        if row.tensors:
+            args = [a if self.is_tensor(a) else self.constant(a, x.dtype) for a in args]
+        if row.mirror and not self.is_tensor(args[0]):
+            row, args = OPERATORS[row.mirror], args[::-1]
         if len(args) > 2 and x.op in ("and", "or"):
-            result = args[0]
-            for arg in args[1:]:
-                result = self.call(FUNCTIONS[x.op], result, arg)
-            return result
-        return self.function_of(x.op, args, x.dtype)
+            return functools.reduce(lambda a, b: self.function_of(row, [a, b], x.dtype), args)
+        return self.function_of(row, args, x.dtype)
 
-    def function_of(self, op: str, args: list[Any], dtype: torch.dtype) -> Any:
-        if op in ("minimum", "maximum") and not self.is_tensor(args[1]):
-            side = "max" if op == "minimum" else "min"
-            return self.call(torch.clamp, args[0], **{side: args[1]})
-        if op == "floor_divide" and dtype.is_floating_point:  # the operator `//` has no derivative
-            return self.call(torch.div, *args, rounding_mode="floor")
-        return self.call(FUNCTIONS[op], *args)
+    def function_of(self, row: Operator, args: list[Any], dtype: torch.dtype) -> Any:
+        if row.clamp and not self.is_tensor(args[1]):
+            return self.call(torch.clamp, args[0], **{row.clamp: args[1]})
+        if row.rounding and dtype.is_floating_point:  # the operator `//` has no derivative
+            return self.call(torch.div, *args, rounding_mode=row.rounding)
+        assert row.code is not None, row.name  # lifting makes a leaf of an operator that has none
+        return self.call(row.code, *args)
 
     def load(self, x: Expr) -> fx.Node:
         own, wanted = x.args[0].meta["val"].dtype, computed_in(x.dtype)  # x.dtype is what it was cast to

@@ -6,12 +6,7 @@ import sympy
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.scalar import Atom, Expr
-
-INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
-         "ne": "!=", "and": "and", "or": "or", "floor_divide": "//", "remainder": "%", "pow": "**"}  # fmt: skip
-RANK = {"or": 1, "and": 2, "lt": 4, "le": 4, "gt": 4, "ge": 4, "eq": 4, "ne": 4, "add": 5, "sub": 5, "mul": 6, "div": 6,
-        "floor_divide": 6, "remainder": 6, "pow": 8}  # fmt: skip
+from flex_inductor.scalar import Atom, Expr, known_of
 
 
 class Writer:
@@ -33,18 +28,17 @@ class Writer:
         if x.op == "load":
             places = ", ".join(self.integer(i) for i in x.args[1])
             return f"{x.args[0].name}[{places}]" if places else x.args[0].name
-        if x.op in INFIX:
-            own = RANK[x.op]
-            body = f" {INFIX[x.op]} ".join(self.text(a, own + (i > 0)) for i, a in enumerate(x.args))
-            return f"({body})" if own < rank else body
-        if x.op == "not":
-            return f"not {self.text(x.args[0], 3)}"
         if x.op == "wrap":
             return self.text(x.args[0], rank)
-        if x.op == "neg":
-            return f"-{self.text(x.args[0], 7)}"
-        name = {"trunc": "int"}.get(x.op, x.op)
-        return f"{name}({', '.join(self.text(a) for a in x.args)})"
+        row = known_of(x.op)
+        if row.infix:
+            sign, own = row.infix
+            body = f" {sign} ".join(self.text(a, own + (i > 0)) for i, a in enumerate(x.args))
+            return f"({body})" if own < rank else body
+        if row.prefix:
+            sign, own = row.prefix
+            return sign + self.text(x.args[0], own)
+        return f"{row.called or x.op}({', '.join(self.text(a) for a in x.args)})"
 
     def integer(self, e: sympy.Expr, rank: int = 0) -> str:
         if (e, rank) not in self.memo:
@@ -70,6 +64,9 @@ class Writer:
         if e.is_Mul:
             body = " * ".join(self.integer(a, 6) for a in e.args)
             return f"({body})" if rank > 6 else body
+        if e.is_Pow:
+            body = f"{self.integer(e.base, 9)} ** {self.integer(e.exp, 8)}"
+            return f"({body})" if rank > 8 else body
         return str(e)
 
 

@@ -120,6 +120,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, torch.Te
     ),
     "dense": (lambda q, k, v, m: attend(q, k, v, m), lambda n: {"m": torch.ones(n, n).tril(-30).triu(-200).bool()}),
     "chunks": (lambda q, k, v: attend(q, k, v, distance(q, k) // 64 == 0), lambda n: {}),
+    "squares": (lambda q, k, v: attend(q, k, v, distance(q, k) ** 2 <= 900), lambda n: {}),
+    "square of keys": (lambda q, k, v: attend(q, k, v, torch.arange(k.shape[2]) ** 2 < 9000), lambda n: {}),
     "global": (
         lambda q, k, v, m: attend(q, k, v, (distance(q, k).abs() < 9) | m[:, None, None] | m[:, None, :, None], -1e9),
         lambda n: {"m": torch.arange(n) == torch.tensor([[3], [5]])},

@@ -5,8 +5,10 @@ operator is computed and loaded, and the text says so."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from flex_inductor import listen
 from flex_inductor.compat import flex_attention_hop
+from flex_inductor.passes.lift import rules
+from flex_inductor.passes.lift.rules import composed, pointwise, ties
+from flex_inductor.scalar import OPERATORS, Operator
 from tests.support import terms
-from tests.support.exactness import decisions_of, reports_of
+from tests.support.exactness import compiled, decisions_of, reports_of
 from tests.support.programs import S, attend, qkv
 
 BIASES = {
@@ -73,12 +79,17 @@ def texts() -> dict[str, str]:
     return dict(line.split(": ", 1) for line in TEXTS.read_text().splitlines())
 
 
-def expect(name: str, text: str) -> None:
-    """Asserts what something is lifted to. Inputs have the names that they have in `terms.leaves`; what the program
-    computes is `computed`."""
+def generic(text: str) -> str:
+    """A text in which inputs have the names that they have in `terms.leaves`; what the program computes is
+    `computed`."""
     for i, leaf in enumerate(terms.leaves()):
         text = text.replace(f"l_values_{i}_", f"x_{leaf}")
-    text = re.sub(r"\b(?!x_)[a-z_]\w*\[", "computed[", text.split("  #")[0])
+    return re.sub(r"\b(?!x_)[a-z_]\w*\[", "computed[", text.split("  #")[0])
+
+
+def expect(name: str, text: str) -> None:
+    """Asserts what something is lifted to."""
+    text = generic(text)
     if os.environ.get("EXPECTTEST_ACCEPT"):
         TEXTS.write_text("".join(f"{k}: {v}\n" for k, v in sorted({**texts(), name: text}.items())))
     assert texts().get(name) == text
@@ -135,15 +146,17 @@ WRITES = {
 }
 
 
+def changed(x: Any, base: str, name: str) -> Any:
+    """A bias that was written to."""
+    m = torch.ones(S, S) * 0.3 if base == "created" else x["qk"].clone()
+    WRITES[name](m)
+    return m
+
+
 @pytest.mark.parametrize("base", ["created", "given"])
 @pytest.mark.parametrize("name", WRITES)
 def test_write_into_the_bias(name: str, base: str) -> None:
-    def change(s: Any, x: Any) -> Any:
-        m = torch.ones(S, S) * 0.3 if base == "created" else x["qk"].clone()
-        WRITES[name](m)
-        return s + m
-
-    decision, _ = run(change, train=False)
+    decision, _ = run(lambda s, x: s + changed(x, base, name), train=False)
     expect(f"writes.{base}.{name}", decision.score_mod)
 
 
@@ -173,3 +186,89 @@ PRODUCTS = {
 def test_product(name: str) -> None:
     (decision,) = decisions_of(reports_of(PRODUCTS[name], qkv(), train=True))
     expect(f"products.{name}", decision.score_mod or decision.reason)
+
+
+RULED = {name: rule for table in (pointwise.RULES, composed.RULES, ties.RULES) for name, rule in table.items()}
+USES = {
+    **{name: f"pointwise.{name}" for name in RULED},
+    "floor_divide": "pointwise.integers",
+    "index_put": "writes.created.assign_mask",
+    "bitwise_and": "masks.and_mixed",
+    "bitwise_not": "masks.invert",
+    "bitwise_or": "masks.compare_all",
+    "bitwise_xor": "masks.exclusive",
+    "logical_not": "masks.logical",
+    "logical_or": "masks.logical",
+    "logical_xor": "masks.logical",
+    "logical_and": "masks.logical_and",
+    "lt": "masks.compare_all",
+    "le": "masks.compare_le",
+    "gt": "masks.logical",
+    "ge": "masks.compare_all",
+    "eq": "masks.documents",
+    "ne": "masks.compare_all",
+    "copy": "writes.given.copy_",
+    "fill": "writes.given.assign_slice",
+    "zero": "writes.given.zero_row",
+}
+"""A text of `lifted.txt` in which an operator is, by the name of its rule."""
+
+
+def text_of(name: str) -> str:
+    """What is lifted, numbers unchecked; empty if the site is declined."""
+    x, (kind, _, term) = terms.leaves(), name.partition(".")
+    keys, values = list(x), list(x.values())
+
+    def program(q: Any, k: Any, v: Any, *values: Any) -> Any:
+        given = dict(zip(keys, values))
+        if kind == "masks":
+            return attend(q, k, v, lambda s: s.masked_fill(~terms.MASKS[term](given), float("-inf")))
+        if kind == "writes":
+            return attend(q, k, v, lambda s: s + changed(given, *term.split(".")))
+        return attend(q, k, v, lambda s: s + BIASES[name](given))
+
+    trained = [x.requires_grad_(kind not in ("masks", "writes") and x.is_floating_point()) for x in values]
+    with listen() as reports:
+        compiled(program, "flex_eager")(*qkv(), *trained)
+    (decision,) = decisions_of(reports)
+    text = decision.mask_mod if kind == "masks" else decision.score_mod
+    return generic(text or "") if decision.rewritten else ""
+
+
+@pytest.mark.parametrize("name", sorted(RULED))
+def test_each_rule_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rules.RULES, name)  # type: ignore[arg-type]
+    assert text_of(USES[name]) != texts()[USES[name]]
+
+
+@pytest.mark.parametrize("name", ["tan", "fmod", "lt", "remainder"])
+def test_an_operator_without_code_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "computed" not in text_of(USES[name])
+    monkeypatch.setitem(OPERATORS, name, replace(OPERATORS[name], code=None))  # type: ignore[arg-type]
+    assert "computed[" in text_of(USES[name])
+
+
+def test_a_new_operator_with_nothing_but_a_fold_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Operator("sinh", lifts="unary", fold=math.sinh)
+    monkeypatch.setitem(OPERATORS, "sinh", row)  # type: ignore[arg-type]
+    monkeypatch.setitem(rules.RULES, "sinh", pointwise.rule_of(row))  # type: ignore[arg-type]
+    decision, computed = run(lambda s, x: s + torch.sinh(x["qk"]), train=True)
+    assert computed and "sinh_default[q, k]" in decision.score_mod
+
+
+SIZED = {
+    "square": (lambda s, n: s + torch.arange(n) * n**2 * 0.01, "n ** 2"),
+    "square_as_limit": (lambda s, n: s + (torch.arange(n) ** 2 > n**2 // 2) * 0.5, "k ** 2 > n ** 2 // 2"),
+    "root": (lambda s, n: s * n**-0.5, "score * FloatPow(ToFloat(n), -0.5)"),
+    "power_of_two": (lambda s, n: s + torch.arange(n) * 2 ** (n // 4) * 0.01, "computed[k]"),
+    "greatest": (lambda s, n: s + torch.arange(n) * torch.sym_max(n, 7) * 0.01, "computed[k]"),
+}
+"""Numbers made of a size n, and what the score says of them; what has no code is computed by the program."""
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_numbers_made_of_sizes(name: str) -> None:
+    change, text = SIZED[name]
+    program = lambda q, k, v: attend(q, k, v, lambda s: change(s, s.shape[-1]))  # noqa: E731
+    (decision,) = decisions_of(reports_of(program, qkv(), dynamic=True))
+    assert decision.rewritten and text in re.sub(r"\bs\d+\b", "n", generic(decision.score_mod)), str(decision)

@@ -169,3 +169,31 @@ def test_bias_with_a_hidden_part() -> None:
 
     (decision,) = check(program, (*qkv(), randn(H, S, S, seed=9)), train=True)
     assert decision.mask_mod == "k <= q" and "l_table_[h, q, k]" in decision.score_mod
+
+
+LOGARITHMS = {
+    "log": lambda s, keep: s + keep.float().log(),
+    "log2": lambda s, keep: s + torch.log2(keep.to(s.dtype)),
+    "log_of_a_choice": lambda s, keep: s + torch.where(keep, 1.0, 0.0).log(),
+    "log_of_an_extreme": lambda s, keep: s + keep.float().clamp(min=0.0).log() * 2,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LOGARITHMS)
+def test_the_logarithm_of_a_condition_is_a_mask(name: str, dtype: torch.dtype) -> None:
+    change = lambda s, keep: LOGARITHMS[name](s, keep).to(s.dtype)  # noqa: E731
+    program = lambda q, k, v, keep: attend(q, k, v, lambda s: change(s, keep))  # noqa: E731
+    for keep in (FULL_ROWS, EMPTY_ROWS):
+        (decision,) = check(program, (*qkv(dtype=dtype), keep))
+        assert decision.mask_mod == "l_keep_[b, 0, 0, k]", decision.mask_mod
+    causal_log = lambda q, k, v: attend(q, k, v, lambda s: s + torch.ones(S, S).tril().log().to(s.dtype))  # noqa: E731
+    (decision,) = check(causal_log, qkv(dtype=dtype), train=True)
+    assert decision.mask_mod == "k <= q" and decision.score_mod.startswith("score  #")
+
+
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-45])
+def test_the_logarithm_of_almost_nothing_is_a_bias(epsilon: float) -> None:
+    program = lambda q, k, v, keep: attend(q, k, v, lambda s: s + (keep.float() + epsilon).log())  # noqa: E731
+    (decision,) = check(program, (*qkv(), FULL_ROWS))
+    assert decision.mask_mod == "" and "where(l_keep_[b, 0, 0, k], 0, -" in decision.score_mod, decision.score_mod

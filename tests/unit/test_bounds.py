@@ -28,6 +28,7 @@ def integers() -> st.SearchStrategy[Any]:
             st.tuples(inner, inner).map(lambda p: p[0] + p[1]),
             st.tuples(inner, inner).map(lambda p: p[0] - p[1]),
             st.tuples(inner, inner).map(lambda p: p[0] * p[1]),
+            inner.map(lambda e: e**2),
             st.tuples(inner, divisor).map(lambda p: FloorDiv(*p)),
             st.tuples(inner, divisor).map(lambda p: PythonMod(*p)),
         )

@@ -56,6 +56,8 @@ TEXTS = [
     (compare("eq", index(FloorDiv(Q, 4)), index(FloorDiv(K, 4))), "q // 4 == k // 4"),
     (compare("eq", index(Mod(Q - K, 3)), index(0)), "(q - k) % 3 == 0"),
     (compare("lt", index(2 * Q + 1), index(K)), "2 * q + 1 < k"),
+    (compare("le", index((Q - K) ** 2), index(9)), "(q - k) ** 2 <= 9"),
+    (compare("lt", index(2 * Q**3 - 1), index(K)), "2 * q ** 3 - 1 < k"),
     (compare("eq", BUCKET, index(1)), "table[k] == 1"),
     (compare("lt", index(Q), BUCKET), "q < table[k]"),
     (pointwise("div", (DOT, Expr("mul", (TABLE, NUMBER), F32)), F32), "score / (table[h, q - k] * 0.5)"),

@@ -3,6 +3,7 @@ are in eager."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -14,20 +15,29 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift import precision
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.lift.rules.views import argument, converted
-from flex_inductor.scalar import Atom, Expr, index, integer, is_integer
+from flex_inductor.scalar import OPERATORS, Atom, Expr, Operator, index, integer, is_integer
 from flex_inductor.scalar.indices import floordiv, mod
 
 MAX_TERMS = 64
 """Products of sums are not multiplied out beyond this."""
 MAX_QUOTIENTS = 8
 """Divisions are not simplified with more divisions than this in them."""
+SUMS: Mapping[str, Any] = {op: OPERATORS[op].fold for op in ("add", "sub", "mul")}
+"""The operators that sympy writes out."""
+
+
+def computable(value: Expr, op: str) -> Expr:
+    """An operator's value, unless it is left to a mod, and no mod can compute it: then the program does."""
+    if value.op == op and OPERATORS[op].code is None:
+        raise NoRule
+    return value
 
 
 def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
     """An operator's value; an integer one is an atom to sympy."""
+    value = computable(scalar.pointwise(op, args, torch.int64 if is_integer(dtype) else dtype), op)
     if not is_integer(dtype):
-        return scalar.pointwise(op, args, dtype)
-    value = scalar.pointwise(op, args, torch.int64)
+        return value
     return lifter.cast(value if value.op == "index" else index(Atom(value)), dtype)
 
 
@@ -62,8 +72,8 @@ def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Exp
     """Integer arithmetic that sympy understands, in a reasonable time."""
     if op == "mul" and len(sympy.Add.make_args(a)) * len(sympy.Add.make_args(b)) > MAX_TERMS:
         return None
-    if op in ("add", "sub", "mul"):
-        return sympy.expand(scalar.FOLD[op](a, b))
+    if op in SUMS:
+        return sympy.expand(SUMS[op](a, b))
     if op in ("floor_divide", "remainder") and b.is_positive and len(a.atoms(FloorDiv, Mod)) < MAX_QUOTIENTS:
         return (floordiv if op == "floor_divide" else mod)(a, b, lifter.sizes)
     return None
@@ -72,6 +82,8 @@ def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Exp
 def arithmetic(lifter: Lifter, op: str, a: Expr, b: Expr, dtype: torch.dtype) -> Expr:
     """An operator on two numbers of one dtype."""
     if is_integer(dtype):
+        if not OPERATORS[op].integers:
+            raise NoRule
         known = integers(lifter, op, integer(a), integer(b))
         return lifter.cast(index(known), dtype) if known is not None else result(lifter, op, (a, b), dtype)
     return logical(op, a, b) if dtype == torch.bool else result(lifter, op, (a, b), dtype)
@@ -89,20 +101,19 @@ def binary(op: str) -> Rule:
     return rule
 
 
-def stepped(op: str) -> Rule:
-    """An operator that jumps: of floating-point numbers it wants the very ones that eager has."""
+def exact(rule: Rule) -> Rule:
+    """A rule for an operator that jumps: of floating-point numbers it wants the very ones that eager has."""
 
-    def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         if dtype_of(node).is_floating_point:
             for x in node.args[:2]:
                 value = lifter.exact(x, at_index, at)
                 lifter.strictly.cast(value, dtype_of(node))
                 if value != lifter.arg(x, at_index, at):
                     raise NoRule
-        return inner(lifter, node, at_index, at)
+        return rule(lifter, node, at_index, at)
 
-    inner = binary(op) if op in ("floor_divide", "remainder") else unary(op)
-    return rule
+    return checked
 
 
 def logical(op: str, a: Expr, b: Expr) -> Expr:
@@ -114,23 +125,6 @@ def logical(op: str, a: Expr, b: Expr) -> Expr:
     raise NoRule
 
 
-def reverse_sub(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    dtype = dtype_of(node)
-    a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
-    if argument(node, 2, "alpha", 1) != 1:
-        raise NoRule
-    return arithmetic(lifter, "sub", b, a, dtype)
-
-
-def divide(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    mode = node.kwargs.get("rounding_mode")
-    if mode is None:
-        return binary("div")(lifter, node, at_index, at)
-    if mode == "floor":
-        return stepped("floor_divide")(lifter, node, at_index, at)
-    raise NoRule
-
-
 def unary(op: str) -> Rule:
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
@@ -139,7 +133,7 @@ def unary(op: str) -> Rule:
         x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
         if is_integer(dtype) and op == "neg":
             return lifter.cast(index(sympy.expand(-integer(x))), dtype)
-        if dtype == torch.bool or (is_integer(dtype) and op not in ("abs", "sign")):
+        if dtype == torch.bool or (is_integer(dtype) and not OPERATORS[op].integers):
             raise NoRule
         return result(lifter, op, (x,), dtype)
 
@@ -168,7 +162,7 @@ def comparison(op: str) -> Rule:
                 a, b = lifter.cast(a, torch.int64), lifter.cast(b, torch.int64)
             else:
                 return _xor(a, b) if op == "ne" else scalar.logical_not(_xor(a, b))
-        return scalar.compare(op, a, b)
+        return computable(scalar.compare(op, a, b), op)
 
     return rule
 
@@ -221,14 +215,6 @@ def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return x
 
 
-def power(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    dtype = dtype_of(node)
-    if not dtype.is_floating_point:
-        raise NoRule
-    args = tuple(lifter.cast(lifter.arg(x, at_index, at), dtype) for x in node.args[:2])
-    return result(lifter, "pow", args, dtype)
-
-
 def fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return converted(lifter, node.args[1], at_index, at, dtype_of(node))
 
@@ -249,21 +235,20 @@ def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return scalar.where(lifter.arg(mask, at_index, at), new, lifter.arg(x, at_index, at))
 
 
-UNARY = [
-    *("exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid"),
-    *("sin", "cos", "tan", "atan", "erf", "softplus", "elu", "silu"),
-]
+KINDS: Mapping[str, Callable[[str], Rule]] = {"unary": unary, "binary": binary, "comparison": comparison}
+"""The kinds of operators that are lifted alike."""
+
+
+def rule_of(row: Operator) -> Rule:
+    """The rule for an operator whose row says how it is lifted."""
+    assert row.lifts is not None
+    rule = KINDS[row.lifts](row.name)
+    rule = exact(rule) if row.steps else rule
+    return computed(rule) if row.rounds and row.lifts != "comparison" else rule
+
 
 RULES: dict[str, Rule] = {
-    **{name: computed(unary(name)) for name in UNARY},
-    **{name: unary(name) for name in ("neg", "abs", "relu")},
-    **{name: computed(binary(name)) for name in ("add", "sub", "mul")},
-    **{name: binary(name) for name in ("minimum", "maximum")},
-    **{name: computed(stepped(name)) for name in ("floor_divide", "remainder", "sign", "floor", "ceil", "round")},
-    **{name: comparison(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
-    "rsub": computed(reverse_sub),
-    "div": computed(divide),
-    "pow": computed(power),
+    **{name: rule_of(row) for name, row in OPERATORS.items() if row.lifts is not None},
     "logical_not": logic(scalar.logical_not, False),
     "logical_and": logic(scalar.logical_and, False),
     "logical_or": logic(scalar.logical_or, False),

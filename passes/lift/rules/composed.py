@@ -1,0 +1,98 @@
+"""Operators that are several others, in the order in which eager's kernels compute them.
+
+addcmul(x, a, b, value=0.5)   ->   x + 0.5 * a * b
+lerp(x, y, 0.3)               ->   x + 0.3 * (y - x)
+lerp(x, y, 0.7)               ->   y - (y - x) * (1 - 0.7)
+(q - k) ** 2                  ->   (q - k) * (q - k)           of integers
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from flex_inductor import scalar
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
+from flex_inductor.passes.lift.rules import pointwise
+from flex_inductor.passes.lift.rules.pointwise import arithmetic, binary, computed, dtype_of, operand, result
+from flex_inductor.passes.lift.rules.views import argument
+from flex_inductor.scalar import Expr, integer, is_integer
+
+MAX_POWER = 4
+"""Greater powers of integers soon need more bits than there are."""
+
+
+def floating(node: fx.Node) -> torch.dtype:
+    """The dtype of a result, if it is a floating-point one."""
+    if not dtype_of(node).is_floating_point:
+        raise NoRule
+    return dtype_of(node)
+
+
+def reverse_sub(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    dtype = dtype_of(node)
+    a, b = (operand(lifter, x, index, at, dtype) for x in node.args[:2])
+    if argument(node, 2, "alpha", 1) != 1:
+        raise NoRule
+    return arithmetic(lifter, "sub", b, a, dtype)
+
+
+def divide(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    mode = node.kwargs.get("rounding_mode")
+    if mode is None:
+        return binary("div")(lifter, node, index, at)
+    if mode == "floor":
+        return pointwise.RULES["floor_divide"](lifter, node, index, at)
+    raise NoRule
+
+
+def power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    dtype = dtype_of(node)
+    if is_integer(dtype):
+        return integer_power(lifter, node, index, at)
+    args = tuple(lifter.cast(lifter.arg(x, index, at), floating(node)) for x in node.args[:2])
+    return result(lifter, "pow", args, dtype)
+
+
+def integer_power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """A power of an integer with an exponent that is known."""
+    (base, times), dtype = node.args, dtype_of(node)
+    if not isinstance(times, int) or not 0 <= times <= MAX_POWER:
+        raise NoRule
+    value = integer(operand(lifter, base, index, at, dtype)) ** times
+    return lifter.cast(scalar.index(value), dtype)
+
+
+def scaled(op: str) -> Rule:
+    """x + value * a * b, or x + value * a / b"""
+
+    def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+        dtype = floating(node)
+        x, a, b = (operand(lifter, n, index, at, dtype) for n in node.args[:3])
+        value = operand(lifter, argument(node, 3, "value", 1), (), at, dtype)
+        first = arithmetic(lifter, "mul", value, a, dtype)
+        return arithmetic(lifter, "add", x, arithmetic(lifter, op, first, b, dtype), dtype)
+
+    return rule
+
+
+def lerp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """From whichever end is nearer, so that the ends themselves are exact."""
+    dtype = floating(node)
+    one, half = scalar.const(1, dtype), scalar.const(0.5, dtype)
+    start, end, weight = (operand(lifter, x, index, at, dtype) for x in node.args[:3])
+    way = arithmetic(lifter, "sub", end, start, dtype)
+    rest = arithmetic(lifter, "sub", one, weight, dtype)
+    near = arithmetic(lifter, "add", start, arithmetic(lifter, "mul", weight, way, dtype), dtype)
+    far = arithmetic(lifter, "sub", end, arithmetic(lifter, "mul", way, rest, dtype), dtype)
+    return scalar.where(scalar.compare("lt", result(lifter, "abs", (weight,), dtype), half), near, far)
+
+
+RULES: dict[str, Rule] = {
+    "rsub": computed(reverse_sub),
+    "div": computed(divide),
+    "pow": computed(power),
+    "addcmul": computed(scaled("mul")),
+    "addcdiv": computed(scaled("div")),
+    "lerp": computed(lerp),
+}
