@@ -78,3 +78,13 @@ Choice = Callable[[Request], Kernel]
 def torchs(request: Request, note: str = "") -> Kernel:
     """torch's kernel, which knows no dropout."""
     return Kernel(None, note, "dropout is active" + (note and f": {note}") if request.dropout else "")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend answers about a request: why it is not lowered, which kernel computes it, and whether SDPA is
+    better."""
+
+    refuse: Refusal
+    choose: Choice
+    prefer: Preference

@@ -11,15 +11,14 @@ import torch
 
 from flex_inductor import compat, scalar
 from flex_inductor.decisions import Operator
-from flex_inductor.passes import find
 from flex_inductor.passes.emit.operands import dtype_of
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
-from flex_inductor.passes.run import Backend
+from flex_inductor.passes.program.operators import is_sdpa
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.share import Sparsity
-from flex_inductor.request import Instead, Kernel, Request
+from flex_inductor.request import Backend, Instead, Kernel, Request
 
 
 def decided(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Operator, Kernel]:
@@ -40,7 +39,7 @@ def decided(site: Site, result: Result, sparsity: Sparsity, backend: Backend) ->
 def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
     """What there is to know of a site to say who computes it."""
     value, at = result.node.meta["val"], site.at
-    called = find.is_sdpa(site.candidate.anchor)
+    called = is_sdpa(site.candidate.anchor)
     return Request(
         device=value.device.type,
         dtype=dtype_of(site),

@@ -12,16 +12,16 @@ Declines: operators that run a whole layer natively; probabilities that several 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.normalize import AtenGraph
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, is_product, is_sdpa, rule_name
+from flex_inductor.passes.program.walk import above, below
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
@@ -47,47 +47,6 @@ class Found:
 
     anchor: fx.Node
     site: Candidate | Declined
-
-
-def is_product(node: fx.Node) -> bool:
-    return rule_name(node) in FACTORS
-
-
-def is_sdpa(node: fx.Node) -> bool:
-    return node.target is aten.scaled_dot_product_attention.default
-
-
-def reach(
-    start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], stop: Callable[[fx.Node], bool]
-) -> set[fx.Node]:
-    """All nodes from start on; those at which it stops are included, not passed."""
-    seen: set[fx.Node] = set()
-    todo = [start]
-    while todo:
-        for node in step(todo.pop()):
-            if node not in seen:
-                seen.add(node)
-                if not stop(node):
-                    todo.append(node)
-    return seen
-
-
-def floating(nodes: Iterator[fx.Node]) -> Iterator[fx.Node]:
-    """Nodes that carry floating-point values, as scores and probabilities do."""
-    for node in nodes:
-        value = node.meta.get("val")
-        if isinstance(value, (tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype.is_floating_point):
-            yield node
-
-
-def above(node: fx.Node) -> set[fx.Node]:
-    """The float values that a node comes from, back to the nearest products and anchors."""
-    return reach(node, lambda n: floating(iter(n.all_input_nodes)), lambda n: is_product(n) or rule_name(n) in SOFTMAX)
-
-
-def below(node: fx.Node) -> set[fx.Node]:
-    """The float values that come from a node, up to the nearest products and anchors."""
-    return reach(node, lambda n: floating(iter(n.users)), lambda n: is_product(n) or rule_name(n) in SOFTMAX)
 
 
 def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:

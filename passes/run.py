@@ -21,20 +21,10 @@ from flex_inductor.passes.program.normalize import AtenGraph, bodies
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.stages import Ended, Stage
-from flex_inductor.request import Choice, Preference, Refusal
+from flex_inductor.request import Backend
 from flex_inductor.scalar.indices import numbered
 
 S = TypeVar("S", bound=Stage)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What a backend answers about a request: why it is not lowered, which kernel computes it, and whether SDPA is
-    better."""
-
-    refuse: Refusal
-    choose: Choice
-    prefer: Preference
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.operands import dtype_of, operands, view
 from flex_inductor.passes.emit.result import Result
@@ -31,6 +30,7 @@ from flex_inductor.passes.split.rows import ABSORBS
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.graph import ModWriter
 from flex_inductor.passes.writers.inline import inlined
+from flex_inductor.request import Kernel
 from flex_inductor.scalar import Expr
 
 aten = torch.ops.aten

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import sympy
@@ -30,7 +29,8 @@ import torch
 from flex_inductor import mask, scalar
 from flex_inductor.passes.emit.operands import dtype_of
 from flex_inductor.passes.site import Coordinates, Site
-from flex_inductor.passes.split.parts import Masked, is_fill, part
+from flex_inductor.passes.split.levels import has_raw
+from flex_inductor.passes.split.parts import Masked, is_fill, part, replacements
 from flex_inductor.passes.split.rows import ABSORBS, keeps_a_key
 from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import Expr
@@ -151,15 +151,15 @@ def added(x: Expr, fill: Expr | None = None) -> Expr | None:
         return ZERO
     if x.op in ("add", "sub"):
         left, right = x.args
-        if x.op == "add" and has_product(right):
+        if x.op == "add" and has_raw(right):
             left, right = right, left
-        inner = added(left, fill) if not has_product(right) else None
+        inner = added(left, fill) if not has_raw(right) else None
         if inner is None:
             return None
         return scalar.pointwise(x.op, (inner, right), torch.float32) if x.op == "sub" or inner != ZERO else right
-    if x.op == "where" and not has_product(x.args[0]):
+    if x.op == "where" and not has_raw(x.args[0]):
         condition, *branches = x.args
-        a, b = (added(s, fill) if has_product(s) else _replaced(s, fill) for s in branches)
+        a, b = (added(s, fill) if has_raw(s) else _replaced(s, fill) for s in branches)
         return None if a is None or b is None else scalar.where(condition, a, b)
     return None
 
@@ -171,22 +171,11 @@ def _replaced(x: Expr, fill: Expr | None) -> Expr | None:
     return x if x.is_const and x.value <= ABSORBS else None
 
 
-def replacements(x: Expr) -> Iterator[Expr]:
-    """What replaces the score somewhere."""
-    for node in scalar.walk(x):
-        if node.op == "where" and has_product(node):
-            yield from (branch for branch in node.args[1:] if not has_product(branch))
-
-
 def only_hides(bias: Expr) -> bool:
     """Whether a bias is 0 but where a fill replaces the score."""
     if bias.op == "where":
         return all(map(only_hides, bias.args[1:]))
     return bias in (ZERO, LOWEST)
-
-
-def has_product(x: Expr) -> bool:
-    return any(n.op == "dot" for n in scalar.walk(x))
 
 
 def is_causal(kept: Expr, at: Coordinates) -> bool:

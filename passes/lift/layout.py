@@ -15,9 +15,8 @@ from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.passes.lift.lifter import NoRule
-from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Operand
 from flex_inductor.scalar.indices import Sizes, same, size_expr

@@ -18,11 +18,11 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.find import above
 from flex_inductor.passes.lift.layout import number
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
 from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Declined, Dropout, Operand
 from flex_inductor.scalar import Expr, const
 from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_expr

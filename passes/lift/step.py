@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flex_inductor import compat
-from flex_inductor.passes import find
 from flex_inductor.passes.lift import from_sdpa, from_softmax
+from flex_inductor.passes.program.operators import is_sdpa
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Candidate, Site
 from flex_inductor.scalar import Expr
@@ -19,7 +19,7 @@ def lifted(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Ex
 
 
 def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
-    if find.is_sdpa(candidate.anchor):
+    if is_sdpa(candidate.anchor):
         return from_sdpa.build(candidate, storage, until), None
     return from_softmax.build(candidate, storage, until)
 

@@ -13,6 +13,7 @@ from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor import scalar
+from flex_inductor.passes.program.storage import same_view
 from flex_inductor.scalar import Expr, logical_and
 from flex_inductor.scalar.indices import size_expr
 
@@ -32,15 +33,6 @@ def slice_bounds(node: fx.Node) -> tuple[int, sympy.Expr, sympy.Expr, sympy.Expr
         begin = sympy.S.Zero if begin.is_negative else begin
     step = args.get("step", 1)
     return dim, begin, size_expr(node.meta["val"].shape[dim]), size_expr(1 if step is None else step)
-
-
-def same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors that share their memory have the same elements."""
-
-    def layout(t: torch.Tensor) -> list[sympy.Expr]:
-        return [size_expr(n) for n in (*t.shape, *t.stride(), t.storage_offset())]
-
-    return a is b or (a.dtype == b.dtype and a.dim() == b.dim() and layout(a) == layout(b))
 
 
 def written_region(

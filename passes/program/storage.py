@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import sympy
+import torch
 from torch import fx
 
-from flex_inductor.passes.lift.writes import same_view
 from flex_inductor.passes.program.effects import by_schema, memory_of
 from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.scalar.indices import size_expr
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,12 @@ class Storage:
             return node
         known = filter(self.is_seen, self.aliases(node))
         return next((n for n in known if same_view(n.meta["val"], node.meta["val"])), node)
+
+
+def same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors that share their memory have the same elements."""
+
+    def layout(t: torch.Tensor) -> list[sympy.Expr]:
+        return [size_expr(n) for n in (*t.shape, *t.stride(), t.storage_offset())]
+
+    return a is b or (a.dtype == b.dtype and a.dim() == b.dim() and layout(a) == layout(b))

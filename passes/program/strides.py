@@ -12,9 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.program.normalize import opaque
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.program.walk import reachable
 
 VIEWS_IN_PLACE = {"view", "view_as", "stride", "as_strided", "is_contiguous"}

@@ -22,9 +22,8 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers.bounds import Reach
 from flex_inductor.scalar import (

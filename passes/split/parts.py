@@ -11,6 +11,7 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -106,3 +107,10 @@ def _part_sum(x: Expr) -> Masked:
         scalar.pointwise(x.op, pair, x.dtype) for pair in ((left.score, right.score), (left.somewhere, right.somewhere))
     )
     return Masked(logical_and(left.mask, right.mask), whole, hidden, left.fills + right.fills)
+
+
+def replacements(x: Expr) -> Iterator[Expr]:
+    """What replaces the score somewhere."""
+    for node in scalar.walk(x):
+        if node.op == "where" and has_raw(node):
+            yield from (branch for branch in node.args[1:] if not has_raw(branch))

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flex_inductor import scalar
-from flex_inductor.passes.emit.sdpa_form import replacements
 from flex_inductor.passes.lift.from_sdpa import blurs
 from flex_inductor.passes.lift.softmax import subtracts_logsumexp
 from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Declined, Site
-from flex_inductor.passes.split.parts import part
+from flex_inductor.passes.split.parts import part, replacements
 from flex_inductor.passes.split.rows import floored, levelled, masked, may_absorb
 from flex_inductor.passes.split.scale import scaled
 from flex_inductor.scalar import Expr

@@ -9,12 +9,10 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule, number
 from flex_inductor.passes.lift.rules.views import argument
+from flex_inductor.passes.program.operators import FACTORS
 from flex_inductor.passes.site import Operand, Product
 from flex_inductor.scalar import Expr, cast
 from flex_inductor.scalar.indices import position, size_expr
-
-FACTORS = {"mm": 0, "bmm": 0, "mv": 0, "addmm": 1, "baddbmm": 1}
-"""Operators that are products, and the place of their first factor."""
 
 
 def product(node: fx.Node, name: str, index: Index) -> Product:
