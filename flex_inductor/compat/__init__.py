@@ -331,6 +331,19 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
     return True
 
 
+def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
+    """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
+    shape_env = value.fake_mode.shape_env
+    exprs = [n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n) for n in (first, second)]
+    if shape_env is None or exprs[0] == exprs[1]:
+        return
+    if any(shape_env.is_unbacked_symint(s) for e in exprs for s in e.free_symbols):
+        return
+    now = [e.xreplace({s: hint_of(shape_env, s) for s in e.free_symbols}) for e in exprs]
+    if now[0] == now[1]:
+        shape_env.evaluate_expr(sympy.Eq(*exprs))
+
+
 UNKNOWN_SIZE = 4096
 """What a size that depends on data is taken for where only a guess is wanted."""
 

@@ -113,7 +113,7 @@ def digits_of(
         index = INDEX_MAPS[rule_name(step)](sizes, step, index)
     at, found = site.at, []
     wanted = (at.size(at.b), at.size(at.h), at.size(at.q), site.channels)
-    for entry, size in zip(coordinates(site, index, sizes), wanted):
+    for entry, size in zip(coordinates(site, result, index, sizes), wanted):
         digits = radix(join(sympy.expand(entry)), sizes)
         if digits is None or not same(sympy.prod([sizes[s] for s in digits]), size):
             return None
@@ -121,12 +121,17 @@ def digits_of(
     return found
 
 
-def coordinates(site: Site, index: tuple[sympy.Expr, ...], sizes: dict[sympy.Symbol, sympy.Expr]) -> list[sympy.Expr]:
+def coordinates(
+    site: Site, result: Result, index: tuple[sympy.Expr, ...], sizes: dict[sympy.Symbol, sympy.Expr]
+) -> list[sympy.Expr]:
     """b, h, q, e of an element of the product."""
     if site.candidate.anchor is site.candidate.result:  # a whole call has them as its own dimensions
         *batch, row, channel = index
-        outer = [*([sympy.S.Zero] * 2), *batch][-2:] if len(batch) != 1 else [batch[0], sympy.S.Zero]
-        return [*outer, row, channel]
+        heads = len(batch) > 1 or (len(batch) == 1 and site.group != 1)
+        number: sympy.Expr = sympy.S.Zero
+        for entry, size in zip(batch[: len(batch) - heads], result.product.meta["val"].shape):
+            number = number * size_expr(size) + entry
+        return [number, batch[-1] if heads else sympy.S.Zero, row, channel]
     first = site.candidate.probabilities == 0
     row, channel = index[-2:] if first else index[:-3:-1]
     outer = index[0] if len(index) == 3 else sympy.S.Zero

@@ -12,6 +12,7 @@ Declines: calls that have their own kernel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -19,14 +20,14 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv
 
-from flex_inductor import scalar
+from flex_inductor import compat, scalar
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Dropout, Operand, Site
 from flex_inductor.scalar import Expr, compare, const, index, pointwise
-from flex_inductor.scalar.indices import position, size_expr
+from flex_inductor.scalar.indices import Sizes, floordiv, mod, position, size_expr
 
 aten = torch.ops.aten
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -52,6 +53,20 @@ def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
     return known is None or not known.meta["example_value"].requires_grad
 
 
+def settle(call: fx.Node) -> None:
+    """Fixes, by guards, what the call needs of symbolic sizes: as many values as keys, operands of one batch, heads of
+    known dimensions. Dynamo does not ask for it, and gives every input sizes of its own."""
+    args = arguments(call)
+    query, key, value = (args[name].meta["val"] for name in NAMES[:3])
+    if query.dim() == key.dim() == value.dim():
+        pairs = [(key.shape[-2], value.shape[-2]), (query.shape[-1], key.shape[-1])]
+        pairs += [(x.shape[n], query.shape[n]) for x in (key, value) for n in range(query.dim() - 2)]
+        for first, second in pairs:
+            compat.equate(first, second, query)
+    dims = (size_expr(x.shape[-1]) for x in (query, value))
+    compat.specialise(set().union(*(n.free_symbols for n in dims)), query)
+
+
 def build(candidate: Candidate, storage: Storage, until: int) -> Site:
     """The site of a call; raises Declined."""
     call = candidate.anchor
@@ -61,14 +76,17 @@ def build(candidate: Candidate, storage: Storage, until: int) -> Site:
         raise Declined("the dropout is no number below 1", call)
     query, key, value = args["query"], args["key"], args["value"]
     rank = query.meta["val"].dim()
-    if rank not in (2, 3, 4) or len({x.meta["val"].dim() for x in (query, key, value)}) > 1:
-        raise Declined(f"operands of {rank} dimensions", call)
+    if len({x.meta["val"].dim() for x in (query, key, value)}) > 1:
+        raise Declined("operands of different numbers of dimensions", call)
     b, h, q, k, d, e = map(position, "bhqkde")
-    batch = (b, h)[: rank - 2]
-    shape = [size_expr(n) for n in call.meta["val"].shape]
-    sizes = {b: sympy.S.One, h: sympy.S.One, **dict(zip((*batch, q), shape)), k: size_expr(key.meta["val"].shape[-2])}
-    at = Coordinates(b, h, q, k, sizes)
-    group = _group(at, key, value, rank, bool(args.get("enable_gqa")), call)
+    *outer, queries_now, _ = shape = [size_expr(n) for n in call.meta["val"].shape]
+    group = _group(shape, key, value, call) if args.get("enable_gqa") and rank > 2 else sympy.S.One
+    heads = rank > 3 or group != 1  # of three dimensions, the first is the batch where heads share no keys
+    split_off = len(outer) - heads
+    sizes = {b: sympy.Mul(*outer[:split_off]), h: sympy.Mul(*outer[split_off:]), q: queries_now}
+    at = Coordinates(b, h, q, k, {**sizes, k: size_expr(key.meta["val"].shape[-2])})
+    sizes = at.sizes
+    batch = (*spread(b, outer[:split_off], sizes), *[h] * heads)
     shared = tuple(_grouped(s, h, group) for s in batch)
     lifter = Lifter(storage, RULES, sizes, frozenset({q}), frozenset({k}), until, call.meta["grad"])
     dim = size_expr(query.meta["val"].shape[-1])
@@ -82,14 +100,23 @@ def build(candidate: Candidate, storage: Storage, until: int) -> Site:
     )  # fmt: skip
 
 
-def _group(at: Coordinates, key: fx.Node, value: fx.Node, rank: int, allowed: bool, call: fx.Node) -> sympy.Expr:
+def spread(number: sympy.Symbol, sizes: Sequence[sympy.Expr], known: Sizes) -> tuple[sympy.Expr, ...]:
+    """A number as digits, the most significant first."""
+    digits: list[sympy.Expr] = []
+    unit = sympy.S.One
+    for place, size in reversed(list(enumerate(sizes))):
+        above = floordiv(number, unit, known)
+        digits.append(above if place == 0 else mod(above, size, known))
+        unit = unit * size
+    return tuple(reversed(digits))
+
+
+def _group(shape: Sequence[sympy.Expr], key: fx.Node, value: fx.Node, call: fx.Node) -> sympy.Expr:
     """Query heads to a key head."""
-    if not allowed or rank < 4:
-        return sympy.S.One
     heads = {size_expr(x.meta["val"].shape[-3]) for x in (key, value)}
     if len(heads) > 1:
         raise Declined("keys and values have different numbers of heads", call)
-    return sympy.cancel(at.size(at.h) / heads.pop())
+    return sympy.cancel(shape[-3] / heads.pop())
 
 
 def _grouped(s: sympy.Symbol, h: sympy.Symbol, group: sympy.Expr) -> sympy.Expr:

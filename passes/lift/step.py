@@ -14,6 +14,8 @@ def lifted(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Ex
     """The site, its score not yet parted, and the condition under which the probabilities are kept after the softmax.
 
     until: the position in the program at which the attention will run. Raises Declined."""
+    if is_sdpa(candidate.anchor):
+        from_sdpa.settle(candidate.anchor)
     site, kept = build(candidate, storage, until)
     return build(candidate, storage, until) if specialise(site) else (site, kept)  # sizes are other expressions now
 

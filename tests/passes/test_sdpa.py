@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flex_inductor import listen
-from tests.support.exactness import check, declines
+from tests.support.exactness import check, compiled, decisions_of
 from tests.support.programs import B, D, H, S, qkv, randn
 
 sdpa = F.scaled_dot_product_attention
@@ -70,9 +70,7 @@ def test_low_precision(dtype: torch.dtype) -> None:
 
 def test_dynamic_shapes() -> None:
     check(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m, scale=0.3), (*qkv(), KEEP), dynamic=True)
-    declines(
-        lambda q, k, v, m: sdpa(q, k, v, attn_mask=m), (*qkv(), KEEP), "the head dimension is dynamic", dynamic=True
-    )
+    check(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m), (*qkv(), KEEP), dynamic=True)
 
 
 def test_a_plain_call_is_left_alone() -> None:
@@ -88,10 +86,6 @@ def test_dropout_declines() -> None:
     with listen() as reports:
         torch.compile(lambda q, k, v, m: sdpa(q, k, v, attn_mask=m, dropout_p=0.5), backend="flex_eager")(*qkv(), KEEP)
     assert [d.reason for d in reports[0].decisions] == ["dropout is active"]
-
-
-def test_five_dimensions_decline() -> None:
-    declines(lambda q, k, v: sdpa(q[None], k[None], v[None]), qkv(), "operands of 5 dimensions")
 
 
 class Own(nn.Module):
@@ -124,3 +118,50 @@ def test_transformer_encoder_layer() -> None:
             return self.layer(x, src_mask=mask)
 
     check(Wrapped().train(), (randn(B, S, 16),), train=True)
+
+
+def grouped(x: Any) -> Any:
+    """Heads that share keys, repeated as models do it."""
+    return x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(x.shape[0], 4, -1, D)
+
+
+GROWING = {
+    "inputs": lambda q, k, v, m: sdpa(q, grouped(k), grouped(v), attn_mask=m[:, None, None, : k.shape[2]]),
+    "concatenated": lambda q, k, v, m: sdpa(
+        q,
+        *(grouped(torch.cat([x, x[:, :, :1]], 2)) for x in (k, v)),
+        attn_mask=m[:, None, None, : k.shape[2] + 1],
+    ),
+    "shared": lambda q, k, v, m: sdpa(q, k, v, attn_mask=m[:, None, None, : k.shape[2]], enable_gqa=True),
+    "without a mask": lambda q, k, v, m: sdpa(q, k * 2, v, enable_gqa=True),
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", GROWING)
+def test_keys_and_values_that_grow(name: str, dynamic: bool | None) -> None:
+    """Dynamo gives keys and values lengths of their own; that they are one is a guard, and no graph more."""
+    program = GROWING[name]
+    inputs = [(randn(B, 4, 1, D), randn(B, 2, n, D, seed=1), randn(B, 2, n, D, seed=2)) for n in (9, 10, 11, 17)]
+    keep = torch.rand(B, 40) > 0.3
+    run = compiled(program, "flex_eager", dynamic)
+    with listen() as reports:
+        for given in inputs:
+            torch.testing.assert_close(run(*given, keep), program(*given, keep))
+    assert len(reports) <= 2 and all(d.rewritten for d in decisions_of(reports))
+
+
+RANKS = {
+    "five": lambda q, k, v, m: sdpa(*(x.unflatten(0, (1, B)) for x in (q, k, v)), attn_mask=m),
+    "five_with_groups": lambda q, k, v, m: sdpa(
+        q[None], k[None, :, :2], v[None, :, :2], attn_mask=m[None], enable_gqa=True
+    ),
+    "six": lambda q, k, v, m: sdpa(*(x.reshape(2, B, 2, 2, -1, D) for x in (torch.cat([y, y]) for y in (q, k, v)))),
+    "three_with_groups": lambda q, k, v, m: sdpa(q[0], k[0, :2], v[0, :2], attn_mask=m[0], enable_gqa=True),
+    "three_with_groups_of_one": lambda q, k, v, m: sdpa(q[0], k[0], v[0], attn_mask=m[0], enable_gqa=True),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_calls_of_other_ranks(name: str) -> None:
+    check(RANKS[name], (*qkv(), KEEP), train=True)
