@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import sympy
+import torch
 from torch import fx
 
 from flex_inductor.scalar import Expr
@@ -90,6 +91,7 @@ class Site:
     replaces: whether something stood in place of scores, where the mask or its fill is now, and was not added.
     extra: scores of columns beyond the keys. unshifted: whether exponentials are taken of the scores as they are, not
     less the greatest of their row. dropout: of the probabilities, None for none.
+    dtype: that operands are rounded to (by a call under autocast); None where they keep theirs.
     group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
     whether they come behind the row there.
     """
@@ -111,5 +113,6 @@ class Site:
     level: Expr | None = None
     replaces: bool = False
     dropout: Dropout | None = None
+    dtype: torch.dtype | None = None
     scale: float = 1.0
     notes: tuple[str, ...] = ()

@@ -47,6 +47,8 @@ def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, 
 
 def dtype_of(site: Site) -> torch.dtype:
     """The widest dtype of the operands: flex_attention wants one, and widening is exact."""
+    if site.dtype is not None:
+        return site.dtype
     nodes = [site.value.node, *(o.node for q, k, *_ in site.products for o in (q, k))]
     dtype = nodes[0].meta["val"].dtype
     for node in nodes[1:]:

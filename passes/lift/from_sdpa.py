@@ -96,7 +96,7 @@ def build(candidate: Candidate, storage: Storage, until: int) -> Site:
     score, mask = _masked(_scaled(dot, args.get("scale"), dim), args, lifter, at, (*batch, q, k), call)
     return Site(
         candidate, at, group, ((queries, keys, d, dim),), Operand(value, lifter.clip(value, (*shared, k, e))), e,
-        shape[-1], score, mask=mask, dropout=Dropout(p, call) if p > 0 else None,
+        shape[-1], score, mask=mask, dropout=Dropout(p, call) if p > 0 else None, dtype=rounded_to(call),
     )  # fmt: skip
 
 
@@ -109,6 +109,12 @@ def spread(number: sympy.Symbol, sizes: Sequence[sympy.Expr], known: Sizes) -> t
         digits.append(above if place == 0 else mod(above, size, known))
         unit = unit * size
     return tuple(reversed(digits))
+
+
+def rounded_to(call: fx.Node) -> torch.dtype | None:
+    """What autocast rounds the operands of a call to."""
+    dtype: torch.dtype = call.meta["val"].dtype
+    return dtype if any(arguments(call)[name].meta["val"].dtype != dtype for name in NAMES[:3]) else None
 
 
 def _group(shape: Sequence[sympy.Expr], key: fx.Node, value: fx.Node, call: fx.Node) -> sympy.Expr:
@@ -146,4 +152,6 @@ def _masked(
         return score, value if mask is None else scalar.logical_and(mask, value)
     if value.dtype == torch.float64:
         raise Declined("the mask is added in float64", call)
+    if rounded_to(call) not in (None, given.meta["val"].dtype):
+        raise Declined("autocast rounds the mask that is added", call)
     return pointwise("add", (score, scalar.cast(value, torch.float32)), torch.float32), mask

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from flex_inductor import listen
-from tests.support.exactness import check
+from flex_inductor import Decision, listen
+from tests.support.exactness import check, decisions_of
 from tests.support.programs import attend, causal, qkv, randn
 
 LOW = (torch.bfloat16, torch.float16)
@@ -129,3 +130,46 @@ def test_a_no_grad_region_inside_a_training_step() -> None:
         return attend(q, k, frozen + v, causal)
 
     check(program, qkv(), train=True, sites=2)
+
+
+class Rotated(nn.Module):
+    """Queries and keys in float32, as rotary embeddings leave them, reach SDPA under autocast, which rounds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(32, 96)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).view(2, 12, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        turn = torch.cos(torch.arange(12.0)[:, None] * torch.arange(1, 9) / 16)
+        return F.scaled_dot_product_attention(q * turn, k * turn, v, attn_mask=mask)
+
+
+def rotated(mask: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], tuple[Decision, ...]]:
+    """Result and gradients of eager and of the compiled model."""
+    found = []
+    with listen() as reports:
+        for compiled in (False, True):
+            torch._dynamo.reset()
+            model, x = Rotated(), randn(2, 12, 32)
+            options = {"rewrite": "always", "on_failure": "raise"}
+            run = torch.compile(model, backend="flex_eager", options=options) if compiled else model
+            with torch.autocast("cpu", torch.bfloat16):
+                result = run(x, mask)
+            result.float().square().sum().backward()
+            found.append([result.detach(), *(p.grad for p in model.parameters())])
+    return *found, decisions_of(reports)
+
+
+def test_sdpa_rounds_its_operands_under_autocast() -> None:
+    eager, got, decisions = rotated(torch.ones(12, 12, dtype=torch.bool).tril())
+    assert [d.rewritten for d in decisions] == [True] and got[0].dtype == eager[0].dtype == torch.bfloat16
+    for mine, own in zip(got, eager):
+        torch.testing.assert_close(mine, own, atol=2e-2 * own.abs().max().item(), rtol=0)
+
+
+def test_a_mask_that_autocast_rounds_declines() -> None:
+    eager, got, decisions = rotated(torch.zeros(12, 12).masked_fill(torch.ones(12, 12).triu(1) == 1, -1e30))
+    assert [d.reason for d in decisions] == ["autocast rounds the mask that is added"]
+    assert torch.equal(got[0], eager[0])
