@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
-from flex_inductor.passes.program.effects import may_write, memory_of
+from flex_inductor.passes.program.effects import by_schema, may_write, memory_of
 from flex_inductor.passes.program.walk import reachable
 
 aten = torch.ops.aten
@@ -75,6 +75,7 @@ class Recorder(TorchDispatchMode):
         self.autocast = False
         self.count = 0
         self.away = False
+        self.recent: list[fx.Node] = []  # what was recorded for the Dynamo node that runs
 
     @contextlib.contextmanager
     def looking_away(self) -> Iterator[None]:
@@ -125,6 +126,7 @@ class Recorder(TorchDispatchMode):
         node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
         node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
         self.count += 1
+        self.recent.append(node)
         return node
 
     def name(self, tensor: torch.Tensor, node: fx.Node) -> None:
@@ -162,6 +164,7 @@ class Normalizer:
         self.result = AtenGraph(fx.Graph())
         self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
+        self.holder: dict[int, fx.Node] = {}  # the Dynamo nodes of tensors, by their identity
         self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
         self.functorch_depth = 0
         self.transformed: set[fx.Node] = set()  # under functorch transforms
@@ -182,6 +185,7 @@ class Normalizer:
                 self.note_memory(node, value)
                 for leaf in tree_leaves(value):
                     self.link(leaf, node, value)
+                self.link_written()
         self.result.graph.lint()
         return self.result
 
@@ -192,13 +196,24 @@ class Normalizer:
                 self.result.same_memory.setdefault(there, here)
 
     def link(self, leaf: Any, node: fx.Node, value: Any) -> None:
-        """Notes that a Dynamo node has the value of an ATen node."""
+        """Notes that a Dynamo node has the value of an ATen node: the first one, where later ones hand it on (dropout
+        of nothing), perhaps in another region of autocast."""
         if isinstance(leaf, torch.Tensor) and leaf is value:
             known = self.result.node(leaf)
             if known is None:
                 known = self.recorder.add("placeholder", node.name, (), {}, leaf)
                 self.recorder.name(leaf, known)
-            self.result.value_of[known] = node
+            self.result.value_of.setdefault(known, node)
+            self.holder[id(leaf)] = node
+
+    def link_written(self) -> None:
+        """An operator that writes in place returns what it wrote to: the Dynamo node of that has its value, though it
+        came before (`cache[:, :, place] = keys` has no value of its own)."""
+        for node in self.recorder.recent:
+            holder = self.holder.get(id(node.meta["val"]))
+            if holder is not None and any(True for _ in by_schema(node.target, node.args, node.kwargs)):
+                self.result.value_of.setdefault(node, holder)
+        self.recorder.recent.clear()
 
     def value(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

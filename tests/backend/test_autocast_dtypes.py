@@ -173,3 +173,15 @@ def test_a_mask_that_autocast_rounds_declines() -> None:
     eager, got, decisions = rotated(torch.zeros(12, 12).masked_fill(torch.ones(12, 12).triu(1) == 1, -1e30))
     assert [d.reason for d in decisions] == ["autocast rounds the mask that is added"]
     assert torch.equal(got[0], eager[0])
+
+
+def test_a_region_that_the_result_is_handed_on_in() -> None:
+    """Regression: a dropout of nothing gives back its argument, and the attention was computed where that stood, under
+    autocast."""
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        result = attend(q, k, v, causal)
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.dropout(result, 0.0)
+
+    check(program, qkv())

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.exactness import decisions_of, reports_of
-from tests.support.programs import qkv
+from tests.support.exactness import check, decisions_of, reports_of
+from tests.support.programs import B, D, H, S, attend, qkv, randn
 
 
 def softmax(q: Any, k: Any) -> Any:
@@ -263,3 +263,37 @@ def test_numbers_stay(name: str, rank: int, train: bool) -> None:
         pytest.skip("eager has no gradient")
     decisions = decisions_of(reports_of(PROGRAMS[name], inputs, train=train))
     assert name not in REWRITTEN or all(d.rewritten for d in decisions), decisions
+
+
+def cached(q: Any, k: Any, keys: Any, values: Any, place: Any) -> Any:
+    """Keys and values are put into caches by an index, as gpt-fast does it."""
+    keys, values = keys.clone(), values.clone()
+    keys[:, :, place], values[:, :, place] = k, k * 2
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=(torch.arange(S) <= place)[None, None])
+
+
+def rotated(q: Any, k: Any, keys: Any, values: Any, place: Any) -> Any:
+    """A part of the keys is rewritten in place, through a view."""
+    keys = (keys * 1).transpose(1, 2).contiguous().transpose(1, 2)
+    keys[:, :, :] = keys[:, :, :] * 0.5 + k
+    keys[:, :, : S - 2] = keys[:, :, : S - 2].roll(1, -1)
+    return attend(q, keys, values)
+
+
+def overwritten(q: Any, k: Any, keys: Any, values: Any, place: Any) -> Any:
+    """The keys are written to between the scores and their softmax."""
+    keys = keys.clone()
+    keys[:, :, place] = k
+    scores = q @ keys.mT
+    keys[:, :, place] = 0 * k
+    return torch.softmax(scores, -1) @ values + keys.sum()
+
+
+WRITTEN = [(cached, 1, False), (cached, 1, True), (rotated, 1, False), (rotated, 1, True), (overwritten, 0, False)]
+
+
+@pytest.mark.parametrize(("program", "sites", "train"), WRITTEN)
+def test_keys_that_are_written_by_an_index(program: Any, sites: int, train: bool) -> None:
+    """Regression: what a setitem by an index wrote had no value in the program, and could not be computed again."""
+    inputs = randn(B, H, 1, D), randn(B, H, 1, D, seed=1), *qkv()[1:], torch.tensor([5])
+    check(program, inputs, train=train, sites=sites)
