@@ -16,7 +16,7 @@ from torch import fx
 
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable
 
 
@@ -46,7 +46,7 @@ def clean(
     of_value: dict[fx.Node, set[fx.Node]] = defaultdict(set)
     writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
     for node in aten_graph.graph.nodes:
-        for target in (*written(node), *node.meta.get("reshapes", ())):
+        for target in (*written_args_of(node), *node.meta.get("reshapes", ())):
             for alias in storage.aliases(target):
                 of_value[alias].add(node.meta["origin"])
                 writers[alias.meta["origin"]].add(node.meta["origin"])

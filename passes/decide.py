@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from flex_inductor import compat, scalar
-from flex_inductor.decisions import Operator
+from flex_inductor.decisions import Replacement
 from flex_inductor.passes import find
 from flex_inductor.passes.emit.operands import dtype_of
 from flex_inductor.passes.emit.result import Result
@@ -22,7 +22,7 @@ from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.request import Instead, Kernel, Request
 
 
-def decided(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Operator, Kernel]:
+def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Replacement, Kernel]:
     """What the attention becomes, and who computes it. Raises Declined."""
     anchor = site.candidate.anchor
     request = request_of(site, result, sparsity)
@@ -55,7 +55,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         reads=reads_scores(site),
         dropout=site.dropout is not None,
         instead=instead(site, result),
-        mask=sparsity.text if site.keep is None else None,  # which rows keep a key is known when the graph runs
+        mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 
 

@@ -57,7 +57,7 @@ def is_sdpa(node: fx.Node) -> bool:
     return node.target is aten.scaled_dot_product_attention.default
 
 
-def reach(
+def neighbourhood(
     start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], stop: Callable[[fx.Node], bool]
 ) -> set[fx.Node]:
     """All nodes from start on; those at which it stops are included, not passed."""
@@ -82,12 +82,14 @@ def floating(nodes: Iterator[fx.Node]) -> Iterator[fx.Node]:
 
 def above(node: fx.Node) -> set[fx.Node]:
     """The float values that a node comes from, back to the nearest products and anchors."""
-    return reach(node, lambda n: floating(iter(n.all_input_nodes)), lambda n: is_product(n) or rule_name(n) in SOFTMAX)
+    return neighbourhood(
+        node, lambda n: floating(iter(n.all_input_nodes)), lambda n: is_product(n) or rule_name(n) in SOFTMAX
+    )
 
 
 def below(node: fx.Node) -> set[fx.Node]:
     """The float values that come from a node, up to the nearest products and anchors."""
-    return reach(node, lambda n: floating(iter(n.users)), lambda n: is_product(n) or rule_name(n) in SOFTMAX)
+    return neighbourhood(node, lambda n: floating(iter(n.users)), lambda n: is_product(n) or rule_name(n) in SOFTMAX)
 
 
 def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:

@@ -13,7 +13,7 @@ from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
-from flex_inductor.passes.writers.text import Writer
+from flex_inductor.passes.writers.text import TextWriter
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
@@ -31,7 +31,7 @@ def source_of(node: fx.Node) -> str:
     return f"{short}:{frame['line']}, in {frame['function']}: {frame['code'].strip()}"
 
 
-def matched(found: Found) -> str:
+def describe_anchor(found: Found) -> str:
     """What was found, in one line."""
     return f"{rule_name(found.anchor)} {describe(found.anchor.meta['val'])}"
 
@@ -44,7 +44,9 @@ def node_text(node: fx.Node | None) -> str:
 
 def decision(name: str, stage: Stage) -> Decision:
     """What became of a site, at the end of the pipeline."""
-    found = functools.partial(Decision, site=name, source=source_of(stage.found.anchor), matched=matched(stage.found))
+    found = functools.partial(
+        Decision, site=name, source=source_of(stage.found.anchor), matched=describe_anchor(stage.found)
+    )
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
         return found(
@@ -56,14 +58,14 @@ def decision(name: str, stage: Stage) -> Decision:
     shown = stage.operator == "flex_attention"  # SDPA leaves no block out
     return found(
         verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
-        sparsity=stage.sparsity.described() if shown else "", block_map=picture(stage.sparsity) if shown else (),
+        sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
         notes=stage.notes,
     )  # fmt: skip
 
 
 def mods(site: Site) -> tuple[str, str]:
     """score_mod and mask_mod as text. The raw score already has the scale applied."""
-    writer = Writer(site.at)
+    writer = TextWriter(site.at)
     score = writer.text(site.score)
     if site.scale != 1.0:
         score = f"{score}  # score scaled by {site.scale:.6g}"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import fx
 
-from flex_inductor.decisions import Operator
+from flex_inductor.decisions import Replacement
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.site import Candidate, Declined, Site
@@ -71,7 +71,7 @@ class Sparse(Parted):
 class Decided(Sparse):
     """operator: what the attention becomes. kernel: who computes it, if that is flex_attention."""
 
-    operator: Operator
+    operator: Replacement
     kernel: Kernel
 
 

@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
-from flex_inductor.passes.decide import decided
+from flex_inductor.passes.decide import decide_site
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.result import locate
 from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.lift.step import lifted
+from flex_inductor.passes.lift.step import lift_site
 from flex_inductor.passes.program.expand import expand
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.normalize import normalize as as_aten
@@ -29,7 +29,7 @@ from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.run import Pipeline, Program, State
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.sparsity.share import Sparsity
-from flex_inductor.passes.split.step import parted
+from flex_inductor.passes.split.step import part_site
 from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage, onward
 
 
@@ -53,7 +53,7 @@ def find(state: State) -> State:
 
 def lift(state: State) -> State:
     def step(stage: Located, program: Program) -> Lifted:
-        site, zeroed = lifted(stage.candidate, program.storage, stage.result.node.meta["position"])
+        site, zeroed = lift_site(stage.candidate, program.storage, stage.result.node.meta["position"])
         return onward(stage, Lifted, site=site, zeroed=zeroed)
 
     return state.each(Located, step)
@@ -61,7 +61,7 @@ def lift(state: State) -> State:
 
 def split(state: State) -> State:
     def step(stage: Lifted, program: Program) -> Parted:
-        return onward(stage, Parted, site=parted(stage.site, stage.zeroed, program.aten, stage.result.trains))
+        return onward(stage, Parted, site=part_site(stage.site, stage.zeroed, program.aten, stage.result.trains))
 
     return state.each(Lifted, step)
 
@@ -77,7 +77,7 @@ def decide(state: State) -> State:
     """Leaves what the device cannot do, and what does not pay."""
 
     def step(stage: Sparse, program: Program) -> Decided:
-        operator, kernel = decided(stage.site, stage.result, stage.sparsity, state.backend)
+        operator, kernel = decide_site(stage.site, stage.result, stage.sparsity, state.backend)
         return onward(stage, Decided, operator=operator, kernel=kernel)
 
     return state.each(Sparse, step)

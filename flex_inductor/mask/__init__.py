@@ -8,7 +8,21 @@ rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or 
 """
 
 from flex_inductor.mask.blocks import LARGEST, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import BOUND, LIMIT, POSITIONS, B, H, K, Q, Where, Wrapped, holds, load, normal, reach
+from flex_inductor.mask.formula import (
+    BOUND,
+    LIMIT,
+    POSITIONS,
+    B,
+    H,
+    K,
+    Q,
+    Where,
+    Wrapped,
+    abs_bound,
+    holds,
+    load,
+    normal,
+)
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges
@@ -36,6 +50,7 @@ __all__ = [
     "Span",
     "Where",
     "Wrapped",
+    "abs_bound",
     "analyse",
     "axes",
     "holds",
@@ -44,5 +59,4 @@ __all__ = [
     "loops",
     "normal",
     "ranges",
-    "reach",
 ]

@@ -16,7 +16,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, normal, plain, reach, size
+from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, abs_bound, normal, plain, size
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
 LARGEST = 1 << 62
@@ -39,14 +39,14 @@ def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: 
         return nothing(rows, cols, f"more than {LIMIT} terms")
     intervals = Intervals(rows, cols, pool)
     small = bounded(mask, wide, pool)
-    if reach(mask) > LARGEST:
+    if abs_bound(mask) > LARGEST:
         return nothing(rows, cols, "its numbers may not fit into 64 bits")
     try:
         mask = normal(plain(mask))
         full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
     except RecursionError:
         return nothing(rows, cols, "sympy did not come to an end")
-    if reach(mask) > LARGEST:
+    if abs_bound(mask) > LARGEST:
         return nothing(rows, cols, "its numbers may not fit into 64 bits")
     full = sympy.And(full, small, inside(rows), inside(cols))
     some = sympy.And(sympy.Or(some, sympy.Not(small)), rows.occupied, cols.occupied)

@@ -73,7 +73,7 @@ def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
     return sympy.Ge(load(name, *at), 1)
 
 
-def reach(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND) -> int:
+def abs_bound(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND) -> int:
     """What the absolute values of the numbers in an expression stay within. bound: what those of its symbols do; those
     of its loads stay within BOUND."""
     if expr.is_Integer:
@@ -82,7 +82,7 @@ def reach(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND)
         return BOUND
     if not expr.args:
         return bound if isinstance(bound, int) else bound(expr)
-    parts = [reach(a, bound) for a in expr.args]
+    parts = [abs_bound(a, bound) for a in expr.args]
     if isinstance(expr, sympy.Add):
         found = sum(parts)
     elif isinstance(expr, sympy.Mul):

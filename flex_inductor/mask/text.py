@@ -17,7 +17,7 @@ Q_LEN, KV_LEN = (sympy.Symbol(name, integer=True, positive=True) for name in ("Q
 """The numbers of queries and keys, where they are not known."""
 
 FUNCTIONS = (FloorDiv, Max, Min, Mod, PythonMod, Where, sympy.Abs)
-LONGEST = 2000
+LONGEST_TEXT = 2000
 NAMES = {
     **{f.__name__: f for f in FUNCTIONS},
     **{s.name: s for s in (*POSITIONS, Q_LEN, KV_LEN)},
@@ -28,23 +28,23 @@ NAMES = {
 }
 
 
-class Writer(StrPrinter):
+class FormulaPrinter(StrPrinter):
     """Every function by its name: torch's print themselves as Python operators, which to sympy are others."""
 
     printmethod = None
 
 
-def written(formula: sympy.Basic) -> str | None:
+def format_formula(formula: sympy.Basic) -> str | None:
     """The text of a formula; None for one that has none: of other symbols, of loads, or too long."""
-    text: str = Writer().doprint(formula)
-    if len(text) > LONGEST or formula.free_symbols - set(NAMES.values()):
+    text: str = FormulaPrinter().doprint(formula)
+    if len(text) > LONGEST_TEXT or formula.free_symbols - set(NAMES.values()):
         return None
     try:
-        return text if read(text) == formula else None
+        return text if parse_formula(text) == formula else None
     except Exception:  # something in it is none of our names
         return None
 
 
-def read(text: str) -> sympy.Basic:
+def parse_formula(text: str) -> sympy.Basic:
     """The formula that was written. Raises NameError for what was not."""
     return sympy.sympify(eval(text, {"__builtins__": {}}, NAMES))

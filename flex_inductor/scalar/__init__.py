@@ -13,7 +13,7 @@ from flex_inductor.scalar.bounds import LONGEST, Bounds, wrapped
 from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
 from flex_inductor.scalar.operators import NEGATED, OPERATORS, Operator, known_of
 from flex_inductor.scalar.ranges import range_of, within
-from flex_inductor.scalar.rewrite import build, substitute
+from flex_inductor.scalar.rewrite import construct, substitute
 from flex_inductor.scalar.terms import (
     FALSE,
     TRUE,
@@ -46,13 +46,13 @@ __all__ = [
     "Expr",
     "Leaf",
     "Operator",
-    "build",
     "cases",
     "cast",
     "children",
     "clamp",
     "compare",
     "const",
+    "construct",
     "differentiable",
     "from_cases",
     "has_gradient",

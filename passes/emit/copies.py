@@ -30,18 +30,18 @@ TERMS = 64
 SHARE = 32
 """Copies have at most this part of the number of scores."""
 
-Part = tuple[sympy.Expr, sympy.Expr]
+Copies = tuple[sympy.Expr, sympy.Expr]
 """A number that tells scores apart, and how many of it there are."""
 
 
-def copied_over(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]) -> tuple[Part, ...]:
+def copies_of(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]) -> tuple[Copies, ...]:
     """What a load's buffer is copied for. number: what a size is now."""
     buffer, index = load.args
     varying = [size_expr(n) for n, i in zip(buffer.meta["val"].shape, index) if i.free_symbols & at.sizes.keys()]
     scores, entries = (math.prod(map(number, sizes)) for sizes in (at.sizes.values(), varying))
     over = []
     for position in (p for p in (at.b, at.h, at.q, at.k) if p not in index and at.size(p) != 1):
-        for part in parts(position, at.size(position)):
+        for part in choices(position, at.size(position)):
             if entries * TERMS < scores and entries * number(part[1]) * SHARE <= scores:
                 over.append(part)
                 entries *= number(part[1])
@@ -49,12 +49,12 @@ def copied_over(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]
     return tuple(over)
 
 
-def parts(position: sympy.Symbol, size: sympy.Expr) -> tuple[Part, Part]:
+def choices(position: sympy.Symbol, size: sympy.Expr) -> tuple[Copies, Copies]:
     """A position by itself, and blocks of it."""
     return (position, size), (FloorDiv(position, TERMS), FloorDiv(size + TERMS - 1, TERMS))
 
 
-def copied(make: Materialiser, value: fx.Node, capture: Capture) -> fx.Node:
+def expand_copies(make: Materialiser, value: fx.Node, capture: Capture) -> fx.Node:
     """A captured tensor as a view with entries of their own, in float32: that is what its gradient is added up in."""
     gone = {d for d, _ in capture.selected}
     own = [size_expr(n) for d, n in enumerate(capture.node.meta["val"].shape) if d not in gone]

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, devices, scalar
-from flex_inductor.passes.emit.copies import copied, copied_over
+from flex_inductor.passes.emit.copies import copies_of, expand_copies
 from flex_inductor.passes.emit.operands import dtype_of, operands
 from flex_inductor.passes.emit.result import Result, rebuild
 from flex_inductor.passes.emit.sinks import beside
@@ -57,7 +57,7 @@ def score_of(site: Site) -> Expr:
     return score
 
 
-def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
+def raise_low_scores(score: Expr, at: Coordinates, device: torch.device) -> Expr:
     """log2(e) times finfo.min is -inf, and a row of nothing else would be 0 where eager gives the mean of the values.
     Where a score may be that low, a finite fill in it or what it reads for every key, it is raised as little as that
     takes; -inf stays."""
@@ -131,7 +131,7 @@ class Emitter:
     def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
         """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
         device, dtype, training = result.node.meta["val"].device, dtype_of(site), result.trains
-        site = self.levelled(self.with_rows(site, device), device)
+        site = self.subtract_level(self.with_rows(site, device), device)
         sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
         site = replace(site, extra=()) if sinks else site
         call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
@@ -140,9 +140,9 @@ class Emitter:
             logsumexp = self.make.call(compat.getitem, call, 1)
             out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return self.finished(out, site, result), note
+        return self.finish(out, site, result), note
 
-    def finished(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
+    def finish(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
         """What a call gave, (b, h, q, e), as the result's value."""
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
@@ -151,13 +151,13 @@ class Emitter:
         changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
         if result.trains and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
             out = self.make.call(aten.clone.default, out)
-        return self.laid_out(out, result.strides) if needs_strides(result.node) else out
+        return self.restore_layout(out, result.strides) if needs_strides(result.node) else out
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
         """The call of flex_attention. logsumexp: whether that is read."""
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
-        score, mask = within_range(score_of(site), at, device), mask_of(site)
+        score, mask = raise_low_scores(score_of(site), at, device), mask_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, training)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
         options = compat.kernel_options(device.type, logsumexp)
@@ -199,7 +199,7 @@ class Emitter:
             return replace(site, mask=None, keep=None)
         return replace(site, mask=logical_or(site.mask, scalar.logical_not(alive)), keep=None)
 
-    def levelled(self, site: Site, device: torch.device) -> Site:
+    def subtract_level(self, site: Site, device: torch.device) -> Site:
         """A site whose rows have a score near zero: softmax does not change when a whole row moves."""
         if site.level is None:
             return site
@@ -209,9 +209,9 @@ class Emitter:
         score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
         return replace(site, score=score, extra=tuple(extra), level=None)
 
-    def laid_out(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
+    def restore_layout(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
         """The value in the memory layout of the original: the order of its strides."""
-        strides = [heads.magnitude(size_expr(n)) for n in wanted]
+        strides = [heads.order_of(size_expr(n)) for n in wanted]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
             return self.make.call(aten.contiguous.default, out)
@@ -229,7 +229,7 @@ class Emitter:
             site.at,
             with_score,
             wide=bounds.beyond(expr, columns_of(site)),
-            over=lambda load: copied_over(load, site.at, number) if load.args[0] in gradients else (),
+            over=lambda load: copies_of(load, site.at, number) if load.args[0] in gradients else (),
         )
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")
@@ -248,7 +248,7 @@ class Emitter:
         """The captured tensors and sizes, in the order of the placeholders."""
         nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
         for key, place in writer.captured.tensors.items():
-            if key.is_number and writer.lifted(key.node):
+            if key.is_number and writer.is_vector(key.node):
                 nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
         nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
@@ -263,7 +263,7 @@ class Emitter:
         for dim, place in reversed(key.selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
         if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
-            value = copied(self.make, value, key)
+            value = expand_copies(self.make, value, key)
         return value
 
 

@@ -17,7 +17,7 @@ import sympy
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.layout import Arrangement, Axis, arrange, natural
+from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined, Operand, Site
@@ -40,9 +40,9 @@ def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, 
     at = site.at
     sizes = {**at.sizes, wanted.channel: wanted.channels}
     source = natural(wanted.operand, [wanted.row, wanted.channel], storage, sizes)
-    heads = Axis(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
-    rows, channels = Axis(wanted.row, at.size(wanted.row)), Axis(wanted.channel, wanted.channels)
-    return source, arrange(source, [Axis(at.b, at.size(at.b)), heads, rows, channels], sizes)
+    heads = Dim(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
+    rows, channels = Dim(wanted.row, at.size(wanted.row)), Dim(wanted.channel, wanted.channels)
+    return source, arrange(source, [Dim(at.b, at.size(at.b)), heads, rows, channels], sizes)
 
 
 def dtype_of(site: Site) -> torch.dtype:
@@ -54,7 +54,7 @@ def dtype_of(site: Site) -> torch.dtype:
     return dtype
 
 
-def view(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
+def apply_arrangement(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
     """Carries an arrangement out."""
     for dim, place in reversed(how.selected):
         x = make.call(aten.select.int, x, dim, make.size(place))
@@ -93,7 +93,7 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
         source, how = arrangement(wanted, site, storage)
         if how is None:
             raise Declined("an operand of the attention is no view of a tensor", source.node)
-        node = view(make, make.value(source.node), how)
+        node = apply_arrangement(make, make.value(source.node), how)
         if source.node.meta["val"].dtype != dtype_of(site):
             node = make.call(aten.to.dtype, node, dtype_of(site))
         nodes.append(node)

@@ -21,10 +21,10 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.emit.emitter import Emitter
-from flex_inductor.passes.emit.operands import dtype_of, operands, view
+from flex_inductor.passes.emit.operands import apply_arrangement, dtype_of, operands
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
-from flex_inductor.passes.lift.layout import Axis, arrange
+from flex_inductor.passes.lift.layout import Dim, arrange
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.site import Coordinates, Operand, Site
 from flex_inductor.passes.split.rows import ABSORBS
@@ -57,11 +57,11 @@ class SdpaEmitter(Emitter):
         assert form is not None
         query, key, value = operands(self.make, site, self.storage)
         device = result.node.meta["val"].device
-        shown = self.shown(form, site, device)
+        shown = self.show(form, site, device)
         read = query
         if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # scores of 0
             read = self.make.call(aten.where.ScalarOther, shown.alive, query, 0.0)
-        seen = self.cleared(key, form.cleared, site.at, device) if form.cleared is not None else key
+        seen = self.clear(key, form.cleared, site.at, device) if form.cleared is not None else key
         out = self.make.call(
             torch._C._nn.scaled_dot_product_attention, read, seen, value, attn_mask=shown.mask, is_causal=form.causal,
             scale=site.scale, enable_gqa=bool(site.group != 1),
@@ -70,9 +70,9 @@ class SdpaEmitter(Emitter):
             out = self.make.call(aten.where.ScalarOther, shown.alive, out, 0.0)
         if form.lost in (Lost.ABSORBED, Lost.LOW):
             out = self.make.call(torch.add, out, self.first_order(site, query, key, value, shown))
-        return self.finished(out, site, result), said(form, site.at)
+        return self.finish(out, site, result), describe_form(form, site.at)
 
-    def shown(self, form: Form, site: Site, device: torch.device) -> Shown:
+    def show(self, form: Form, site: Site, device: torch.device) -> Shown:
         """The mask of a call, and its rows."""
         call, given = self.make.call, form.given
         if given is None:
@@ -88,7 +88,7 @@ class SdpaEmitter(Emitter):
         mask = scalar.logical_or(given, scalar.logical_not(rows))
         return Shown(self.whole(mask, site.at, device), self.whole(rows, site.at, device))
 
-    def cleared(self, key: fx.Node, kept: Expr, at: Coordinates, device: torch.device) -> fx.Node:
+    def clear(self, key: fx.Node, kept: Expr, at: Coordinates, device: torch.device) -> fx.Node:
         """The keys, those that no query sees being zeros."""
         call, seen = self.make.call, self.whole(kept, at, device)
         if at.q in scalar.positions(kept):
@@ -139,20 +139,20 @@ class WholeWriter(ModWriter):
         super().__init__(at, False, wide=wide)
         self.at, self.make = at, make
 
-    def read(self, x: Expr) -> fx.Node:
+    def capture(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         at, used = self.at, scalar.positions(x)
         places = (at.b, at.h, at.q, at.k)
         shape = [at.size(s) if s in used else sympy.S.One for s in places]
-        how = arrange(Operand(buffer, index), [Axis(s, n) for s, n in zip(places, shape)], at.sizes)
+        how = arrange(Operand(buffer, index), [Dim(s, n) for s, n in zip(places, shape)], at.sizes)
         if how is None or any(e.has(scalar.Atom) for e in index):
-            return super().read(x)
-        whole = view(self.make, self.make.value(buffer), how)
+            return super().capture(x)
+        whole = apply_arrangement(self.make, self.make.value(buffer), how)
         self.make.keep(whole, buffer.meta["val"].dtype, shape)
-        return super().read(Expr("load", (whole, ()), x.dtype))
+        return super().capture(Expr("load", (whole, ()), x.dtype))
 
 
-def said(form: Form, at: Coordinates) -> str:
+def describe_form(form: Form, at: Coordinates) -> str:
     """What the mask of the call is, in words."""
     given = form.given
     if given is None:

@@ -25,11 +25,11 @@ aten = torch.ops.aten
 
 HALF = 0.5
 """The share that bernoulli_ keeps where none is given."""
-Found = tuple[fx.Node, Dropout]
+Dropped = tuple[fx.Node, Dropout]
 """Of which numbers some are dropped, and how."""
 
 
-def dropout(node: fx.Node) -> Found | None:
+def dropout(node: fx.Node) -> Dropped | None:
     """What an operator drops; None if it does nothing of the kind."""
     if rule_name(node) == "getitem":
         return _native(*node.args)
@@ -39,7 +39,7 @@ def dropout(node: fx.Node) -> Found | None:
     return _noise(*factors) or _noise(*factors[::-1])
 
 
-def _native(drawn: fx.Node, which: int) -> Found | None:
+def _native(drawn: fx.Node, which: int) -> Dropped | None:
     if drawn.target is not aten.native_dropout.default or which != 0:
         return None
     if any(user.args[1] != 0 and user.users for user in drawn.users):  # the choice is read
@@ -48,7 +48,7 @@ def _native(drawn: fx.Node, which: int) -> Found | None:
     return (source, Dropout(p, drawn)) if train and 0 < p < 1 else None
 
 
-def _noise(source: fx.Node, noise: fx.Node) -> Found | None:
+def _noise(source: fx.Node, noise: fx.Node) -> Dropped | None:
     """Zeros and 1 / keep, of which one goes to every number."""
     shapes = [[size_expr(n) for n in x.meta["val"].shape] for x in (source, noise)]
     if rule_name(noise) != "div" or len({*map(len, shapes)}) > 1 or not all(map(same, *shapes)):

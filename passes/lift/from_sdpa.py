@@ -41,7 +41,7 @@ def is_plain(candidate: Candidate) -> bool:
     return arguments(candidate.anchor)["attn_mask"] is None
 
 
-def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
+def has_coarse_gradients(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
     """Whether an anchor is a call whose backward pass works from a log-sum-exp, which has no bits left for rows of
     nothing but low numbers: eager's gradients of these are too large by the number of keys (torch 2.13, CPU, but for
     masks that want a gradient themselves)."""
@@ -52,7 +52,7 @@ def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
     return known is None or not known.meta["example_value"].requires_grad
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> Site:
+def site_from_call(candidate: Candidate, storage: Storage, until: int) -> Site:
     """The site of a call; raises Declined."""
     call = candidate.anchor
     args = arguments(call)

@@ -46,7 +46,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Lifted:
+class Round:
     """What one round of lifting finds."""
 
     value: Operand
@@ -57,15 +57,15 @@ class Lifted:
     unshifted: bool
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
     """The site of a candidate, its score not yet parted, and the condition under which probabilities are kept.
 
     until: the position in the program at which the attention will run. Raises Declined."""
     outer, row = position("c"), position("m")
     first = view_of(candidate, outer, row)
-    found = lift(candidate, first, storage, until)
-    other_readers.check([d.args[0] for d in found.dots], candidate.result)
-    plan = heads.plan(
+    found = lift_round(candidate, first, storage, until)
+    other_readers.check_private([d.args[0] for d in found.dots], candidate.result)
+    split = heads.split_heads(
         heads.Operands(
             [d.args[1] for d in found.dots],
             [d.args[2] for d in found.dots],
@@ -78,13 +78,13 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         )
     )
     keys = {first.key: first.sizes[first.key]}
-    index = tuple(e.xreplace({outer: plan.outer, row: plan.row}) for e in first.index)
-    sizes = {**plan.sizes, **keys, first.channel: first.sizes[first.channel]}
-    exact = lift(candidate, View(index, plan.q, first.key, first.channel, sizes), storage, until)
+    index = tuple(e.xreplace({outer: split.outer, row: split.row}) for e in first.index)
+    sizes = {**split.sizes, **keys, first.channel: first.sizes[first.channel]}
+    exact = lift_round(candidate, View(index, split.q, first.key, first.channel, sizes), storage, until)
     site = Site(
         candidate=candidate,
-        at=Coordinates(plan.b, plan.h, plan.q, first.key, {**plan.sizes, **keys}),
-        group=plan.group,
+        at=Coordinates(split.b, split.h, split.q, first.key, {**split.sizes, **keys}),
+        group=split.group,
         products=tuple(d.args[1:] for d in exact.dots),
         value=exact.value,
         channel=first.channel,
@@ -92,8 +92,8 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         score=exact.score,
         extra=exact.extra,
         unshifted=exact.unshifted,
-        merged=plan.merged,
-        row_first=plan.row_first,
+        merged=split.merged,
+        row_first=split.row_first,
         dropout=exact.weights.dropout,
     )
     return site, exact.weights.kept
@@ -115,7 +115,7 @@ def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> Vie
     return View(index, row, key, channel, sizes)
 
 
-def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lifted:
+def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -> Round:
     """Probabilities, then scores, in the given coordinates."""
     result = product(candidate.result, rule_name(candidate.result), view.index)
     swap = {result.inner: view.inner if view.inner is not None else view.key}
@@ -130,7 +130,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
         order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
         if order is not None:
-            return lift(candidate, replace(view, inner=order), storage, until)
+            return lift_round(candidate, replace(view, inner=order), storage, until)
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
@@ -143,7 +143,7 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     check_scores(candidate, dots_of(merged), found.extra)
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
-    return Lifted(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
+    return Round(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
 
 
 def dots_of(score: Expr) -> tuple[Expr, ...]:

@@ -22,7 +22,7 @@ from flex_inductor.scalar.indices import Sizes, position, same
 
 
 @dataclass(frozen=True)
-class Plan:
+class HeadSplit:
     """outer, row: the product's batch and row positions in terms of b, h and q.
 
     group: query heads to a key head. merged: heads that are merged into the rows, and whether the row comes before
@@ -61,7 +61,7 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
             for d in (d for ds in digits(source, o.sizes) or () for d in ds if d.symbol == symbol):
                 units |= {d.unit, sympy.cancel(d.unit * d.size)}
     whole = o.sizes[symbol]
-    ladder = sorted((u for u in units if not same(u, whole)), key=magnitude)
+    ladder = sorted((u for u in units if not same(u, whole)), key=order_of)
     steps = [*ladder, whole]
     parts = [sympy.cancel(b / a) for a, b in pairwise(steps)]
     if any(sympy.denom(p) != 1 for p in parts):
@@ -69,29 +69,29 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
     return [p for p in reversed(parts) if p != 1] or [whole]
 
 
-def magnitude(unit: sympy.Expr) -> float:
+def order_of(unit: sympy.Expr) -> float:
     """Orders sizes, those that are not known as if they were large."""
     return float(unit.subs(dict.fromkeys(unit.free_symbols, 7919)))
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """One part of batch and heads: a position of its own."""
 
     symbol: sympy.Symbol
     size: sympy.Expr
 
 
-def parts_of(sizes: Sequence[sympy.Expr]) -> tuple[list[Part], sympy.Expr]:
+def parts_of(sizes: Sequence[sympy.Expr]) -> tuple[list[Piece], sympy.Expr]:
     """Parts of the given sizes, and the number that they are the digits of."""
-    parts = [Part(position("p"), n) for n in sizes]
+    parts = [Piece(position("p"), n) for n in sizes]
     number: sympy.Expr = sympy.S.Zero
     for part in parts:
         number = sympy.expand(number * part.size + part.symbol)
     return parts, number
 
 
-def absent(parts: Sequence[Part], operand: Operand, o: Operands, outer: sympy.Expr) -> set[sympy.Symbol]:
+def absent(parts: Sequence[Piece], operand: Operand, o: Operands, outer: sympy.Expr) -> set[sympy.Symbol]:
     """The parts that an operand, followed up to where it comes from, does not vary with."""
     sizes = {**o.sizes, **{p.symbol: p.size for p in parts}}
     moved = Operand(operand.node, tuple(e.xreplace({o.outer: outer}) for e in operand.index))
@@ -100,11 +100,11 @@ def absent(parts: Sequence[Part], operand: Operand, o: Operands, outer: sympy.Ex
     return {p.symbol for p in parts} - present
 
 
-def product_of(parts: Sequence[Part]) -> sympy.Expr:
+def product_of(parts: Sequence[Piece]) -> sympy.Expr:
     return sympy.Mul(*(p.size for p in parts))
 
 
-def plan(o: Operands) -> Plan:
+def split_heads(o: Operands) -> HeadSplit:
     """Cuts batch, heads and groups apart."""
     outer_sizes = cuts([*o.queries, *o.keys, o.value], o.outer, o)
     row_sizes = cuts(o.queries, o.row, o)
@@ -122,7 +122,9 @@ def plan(o: Operands) -> Plan:
     return _numbered(outer_parts, upper, groups, rows, row_first)
 
 
-def _numbered(outer_parts: list[Part], upper: list[Part], groups: int, rows: sympy.Expr, row_first: bool) -> Plan:
+def _numbered(
+    outer_parts: list[Piece], upper: list[Piece], groups: int, rows: sympy.Expr, row_first: bool
+) -> HeadSplit:
     """b, h and q, given how many of the last parts are groups."""
     parts = [*outer_parts, *upper]
     heads = groups
@@ -136,4 +138,4 @@ def _numbered(outer_parts: list[Part], upper: list[Part], groups: int, rows: sym
     outer = b * size_own + (FloorDiv(h, inner) if inner != 1 else h) if own else b
     low = h if inner == size_h else Mod(h, inner)
     row = (q * inner + low if row_first else low * rows + q) if upper else q
-    return Plan(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)
+    return HeadSplit(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)

@@ -133,7 +133,7 @@ def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, s
 
 
 @dataclass(frozen=True)
-class Axis:
+class Dim:
     """One dimension of the wanted tensor: the positions symbol // unit."""
 
     symbol: sympy.Symbol
@@ -157,7 +157,7 @@ class Arrangement:
     shape: tuple[sympy.Expr, ...]
 
 
-def arrange(operand: Operand, axes: Sequence[Axis], sizes: Sizes) -> Arrangement | None:
+def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement | None:
     """The view of the operand whose dimensions are the axes; None if there is none."""
     found = digits(operand, sizes)
     if found is None:
@@ -191,7 +191,7 @@ def _rank(unit: sympy.Expr) -> tuple[int, int]:
     return (-symbols, -int(unit.as_coeff_Mul()[0]))
 
 
-def _levels(mine: Sequence[Digit], axis: Axis) -> list[tuple[bool, sympy.Expr]] | None:
+def _levels(mine: Sequence[Digit], axis: Dim) -> list[tuple[bool, sympy.Expr]] | None:
     """(present, size) of the digits that make up an axis, the absent ones included."""
     levels: list[tuple[bool, sympy.Expr]] = []
     top = axis.size * axis.unit

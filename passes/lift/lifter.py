@@ -31,7 +31,7 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift import precision
 from flex_inductor.passes.lift.writes import written_region
 from flex_inductor.passes.program.operators import rule_name
-from flex_inductor.passes.program.storage import Storage, Write, written
+from flex_inductor.passes.program.storage import Storage, Write, written_args_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import Sizes, size_expr, writable
@@ -155,7 +155,7 @@ class Lifter:
     def _value(self, node: fx.Node, index: Index, at: int) -> Expr:
         if len(self.path) > DEEPEST:
             raise NoRule
-        for target in written(node):  # an in-place operator returns what it wrote to
+        for target in written_args_of(node):  # an in-place operator returns what it wrote to
             return self.lift(target, index, at)
         writes = self.storage.writes(node, node.meta["position"], at)
         if len(writes) > MAX_WRITES:

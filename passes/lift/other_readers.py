@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from flex_inductor.passes.program.normalize import opaque
-from flex_inductor.passes.program.storage import written
+from flex_inductor.passes.program.storage import written_args_of
 from flex_inductor.passes.program.walk import reachable
 from flex_inductor.passes.site import Declined
 
@@ -22,7 +22,9 @@ def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
 
 def is_dead(node: fx.Node) -> bool:
     """Whether nothing that matters comes of a node."""
-    return not any(n.target is opaque or any(True for _ in written(n)) for n in reachable([node], lambda n: n.users))
+    return not any(
+        n.target is opaque or any(True for _ in written_args_of(n)) for n in reachable([node], lambda n: n.users)
+    )
 
 
 def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
@@ -36,14 +38,14 @@ def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
     """The first of some products that nothing but this attention reads; the first of all if there is none."""
     for product in products:
         try:
-            check([product], result)
+            check_private([product], result)
             return product
         except Declined:
             continue
     return products[0]
 
 
-def check(products: list[fx.Node], result: fx.Node) -> None:
+def check_private(products: list[fx.Node], result: fx.Node) -> None:
     """Raises Declined when the chain has a reader outside."""
     inside = chain(products, result)
     for node in sorted(inside, key=lambda n: n.meta["position"]):

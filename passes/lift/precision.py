@@ -35,7 +35,7 @@ def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | No
         return scalar.cast(x, dtype)
     if is_integer(x.dtype) and not scalar.within(bounds.of(scalar.integer(x)), scalar.range_of(torch.int64)):
         return None
-    exact = as_loaded(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
+    exact = is_load(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
     if torch.float64 in (dtype, x.dtype) and not exact:
         return None
     return None if strict and dtype in LOW else scalar.cast(x, dtype)
@@ -55,22 +55,22 @@ def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
     return scalar.cast(x, dtype) if torch.iinfo(dtype).bits >= NARROWEST else None
 
 
-def as_loaded(x: Expr) -> bool:
+def is_load(x: Expr) -> bool:
     """Whether x is an element of a buffer, in the buffer's dtype."""
     return x.op == "load" and x.args[0].meta["val"].dtype == x.dtype
 
 
-def rounds(value: Expr, strict: bool) -> bool:
+def is_rounded(value: Expr, strict: bool) -> bool:
     """Whether arithmetic gives a number of a dtype in which its formula is not computed."""
     concerned = value.dtype == torch.float64 or (strict and value.dtype in LOW)
     return concerned and scalar.cases(value) is None and not any(n.op == "dot" for n in scalar.walk(value))
 
 
-def decided(x: Expr, number: Expr) -> bool:
+def is_decided(x: Expr, number: Expr) -> bool:
     """Whether a comparison of x with a number comes out the same however x is rounded on the way."""
     if not number.is_const or not abs(number.value) <= SMALL:
         return False
-    if number.value == 0 and x.op in ("add", "sub") and all(as_loaded(a) or is_whole(a) for a in x.args):
+    if number.value == 0 and x.op in ("add", "sub") and all(is_load(a) or is_whole(a) for a in x.args):
         return len({a.dtype for a in (x, *x.args)}) == 1  # such a sum is rounded to zero only if it is zero
     moved = shift(x)
     return moved is not None and moved <= SMALL

@@ -10,18 +10,18 @@ from flex_inductor.passes.site import Candidate, Site
 from flex_inductor.scalar import Expr
 
 
-def lifted(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+def lift_site(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
     """The site, its score not yet parted, and the condition under which the probabilities are kept after the softmax.
 
     until: the position in the program at which the attention will run. Raises Declined."""
-    site, kept = build(candidate, storage, until)
-    return build(candidate, storage, until) if specialise(site) else (site, kept)  # sizes are other expressions now
+    site, kept = site_of(candidate, storage, until)
+    return site_of(candidate, storage, until) if specialise(site) else (site, kept)  # sizes are other expressions now
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+def site_of(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
     if find.is_sdpa(candidate.anchor):
-        return from_sdpa.build(candidate, storage, until), None
-    return from_softmax.build(candidate, storage, until)
+        return from_sdpa.site_from_call(candidate, storage, until), None
+    return from_softmax.site_from_softmax(candidate, storage, until)
 
 
 def specialise(site: Site) -> bool:

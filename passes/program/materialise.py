@@ -19,7 +19,7 @@ from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from flex_inductor import compat
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar.indices import size_expr
 
@@ -68,7 +68,7 @@ class Materialiser:
     def make(self, node: fx.Node) -> fx.Node:
         target: Any = node.target
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
-        if node.op != "call_function" or target is opaque or random or any(True for _ in written(node)):
+        if node.op != "call_function" or target is opaque or random or any(True for _ in written_args_of(node)):
             raise Declined("a value inside an operator is needed, and cannot be computed again", node)
         if self.is_stale(node):
             raise Declined("a value inside an operator is needed, and what it was made of is written to", node)

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
-from flex_inductor.passes.program.effects import may_write, memory_of
+from flex_inductor.passes.program.effects import may_write_to, memory_of
 from flex_inductor.passes.program.walk import reachable
 
 aten = torch.ops.aten
@@ -162,7 +162,7 @@ class Normalizer:
         self.result = AtenGraph(fx.Graph())
         self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
-        self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
+        self.autocasts: dict[fx.Node, Any] = {}  # autocast regions that are open
         self.functorch_depth = 0
         self.transformed: set[fx.Node] = set()  # under functorch transforms
 
@@ -170,7 +170,7 @@ class Normalizer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(compat.no_autocast_cache())
-            stack.callback(self.leave_regions)
+            stack.callback(self.leave_autocast)
             stack.enter_context(compat.sdpa_seen_by(self.whole))
             stack.enter_context(self.fake_mode)
             if any(isinstance(n.meta.get("example_value"), torch.SymInt) for n in self.gm.graph.nodes):
@@ -251,13 +251,13 @@ class Normalizer:
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
         if read or results:
-            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written(node)
+            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written_values(node)
         return value
 
-    def written(self, node: fx.Node) -> list[fx.Node]:
+    def written_values(self, node: fx.Node) -> list[fx.Node]:
         """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
         it comes from."""
-        touched = may_write(node)
+        touched = may_write_to(node)
         if node in self.transformed:
             inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731
             touched = list(reachable(touched, inside))
@@ -270,18 +270,18 @@ class Normalizer:
             self.recorder.grad = self.recorder.differentiable and bool(node.args[0])
             return True
         if node.target is torch.amp.autocast_mode._enter_autocast:
-            self.regions[node] = torch.autocast(*node.args)
-            self.regions[node].__enter__()
+            self.autocasts[node] = torch.autocast(*node.args)
+            self.autocasts[node].__enter__()
             return True
         if node.target is torch.amp.autocast_mode._exit_autocast:
-            self.regions.pop(node.args[0]).__exit__(None, None, None)
+            self.autocasts.pop(node.args[0]).__exit__(None, None, None)
             return True
         return False
 
-    def leave_regions(self) -> None:
+    def leave_autocast(self) -> None:
         """A graph may end inside a region (after a graph break), or fail there."""
-        while self.regions:
-            self.regions.popitem()[1].__exit__(None, None, None)
+        while self.autocasts:
+            self.autocasts.popitem()[1].__exit__(None, None, None)
 
     def in_functorch(self, node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from flex_inductor.passes.lift.writes import same_view
-from flex_inductor.passes.program.effects import by_schema, memory_of
+from flex_inductor.passes.program.effects import memory_of, written_by_schema
 from flex_inductor.passes.program.normalize import AtenGraph
 
 
@@ -29,10 +29,10 @@ class Write:
         return self.node.meta["position"]
 
 
-def written(node: fx.Node) -> Iterator[fx.Node]:
+def written_args_of(node: fx.Node) -> Iterator[fx.Node]:
     """The arguments that an operator writes to, by its schema, and those that an opaque one may write to."""
     yield from node.meta.get("writes", ())
-    yield from by_schema(node.target, node.args, node.kwargs)
+    yield from written_by_schema(node.target, node.args, node.kwargs)
 
 
 class Storage:
@@ -44,7 +44,7 @@ class Storage:
         self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
         for node in aten_graph.graph.nodes:
             self.sharing[self.memory(node)].append(node)
-            for target in written(node):
+            for target in written_args_of(node):
                 self._writes[self.memory(target)].append(Write(node, target))
 
     def memory(self, node: fx.Node) -> int | None:

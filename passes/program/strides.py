@@ -17,31 +17,31 @@ from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.program.walk import reachable
 
-VIEWS_IN_PLACE = {"view", "view_as", "stride", "as_strided", "is_contiguous"}
+ASK_FOR_STRIDES = {"view", "view_as", "stride", "as_strided", "is_contiguous"}
 """What a Dynamo graph calls that asks for strides, or fails on some."""
 
 
 def needs_strides(value: fx.Node) -> bool:
     """Whether anything that notices strides is reached from a value of the ATen graph."""
-    return any(map(notices, reachable(value.users, handed_on)))
+    return any(map(is_stride_sensitive, reachable(value.users, inheritors)))
 
 
-def handed_on(node: fx.Node) -> Iterable[fx.Node]:
+def inheritors(node: fx.Node) -> Iterable[fx.Node]:
     """The values whose strides may follow from a node's."""
-    return () if makes_its_own(node) else node.users
+    return () if has_own_strides(node) else node.users
 
 
-def makes_its_own(node: fx.Node) -> bool:
+def has_own_strides(node: fx.Node) -> bool:
     copies = rule_name(node) == "clone" and node.kwargs.get("memory_format") == torch.contiguous_format
     return copies or rule_name(node) in FACTORS
 
 
-def notices(node: fx.Node) -> bool:
+def is_stride_sensitive(node: fx.Node) -> bool:
     """Opaque is what leaves the graph, too."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return random or node.target is opaque or asks(node.meta["origin"])
+    return random or node.target is opaque or asks_for_strides(node.meta["origin"])
 
 
-def asks(origin: fx.Node) -> bool:
+def asks_for_strides(origin: fx.Node) -> bool:
     name = origin.target if isinstance(origin.target, str) else getattr(origin.target, "__name__", "")
-    return name in VIEWS_IN_PLACE
+    return name in ASK_FOR_STRIDES

@@ -20,7 +20,7 @@ from torch import fx
 
 from flex_inductor import compat, devices, mask, scalar
 from flex_inductor.mask.tensors.evaluate import Evaluator
-from flex_inductor.mask.tensors.lists import ordered_by
+from flex_inductor.mask.tensors.lists import list_blocks_by
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Coordinates, Declined
@@ -147,7 +147,7 @@ class BlockMaps:
     def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:
         """Computes formulas in the graph."""
         buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
-        buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
+        buffers |= {name: function_of(x, at, self.reads) for name, x in former.computed.items()}
         grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
@@ -163,9 +163,9 @@ class BlockMaps:
         partial = call(operator.and_, some, call(torch.logical_not, full))
 
         def by_query(table: fx.Node) -> Any:
-            return ordered_by(call, table, counts[1], grid.device)
+            return list_blocks_by(call, table, counts[1], grid.device)
 
         def by_key(table: fx.Node) -> Any:
-            return ordered_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
+            return list_blocks_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
 
         return compat.block_lists(by_query, partial, full, by_key if training else None)

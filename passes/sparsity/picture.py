@@ -22,7 +22,7 @@ SHOWN = 64
 
 def picture(sparsity: Sparsity) -> tuple[str, ...]:
     """The lines; none without a mask."""
-    if not sparsity.masked:
+    if not sparsity.is_masked:
         return ()
     most, least = (pooled(coded(tables)) for tables in sparsity.ends)
     cells = torch.where(most == least, most, UNKNOWN)

@@ -20,7 +20,7 @@ from sympy.core.relational import Relational
 
 from flex_inductor import compat, devices, mask
 from flex_inductor.mask.tensors.evaluate import Evaluator
-from flex_inductor.mask.text import KV_LEN, Q_LEN, written
+from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import TRUE
@@ -50,7 +50,7 @@ class Sparsity:
         return cls(site, devices.of(value.device).width(site.mask is not None), value)
 
     @property
-    def masked(self) -> bool:
+    def is_masked(self) -> bool:
         return self.site.mask is not None
 
     @functools.cached_property
@@ -64,12 +64,12 @@ class Sparsity:
         return mask.normal(self.formula)
 
     @functools.cached_property
-    def text(self) -> str | None:
+    def formula_text(self) -> str | None:
         """The formula as text, if it reads nothing but sizes and positions: all that a kernel needs to work out its
         loops by itself."""
         at = self.site.at
         lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
-        return written(self.formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
+        return format_formula(self.formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
 
     @functools.cached_property
     def ends(self) -> tuple[Tables, Tables]:
@@ -92,11 +92,11 @@ class Sparsity:
     @property
     def attended(self) -> float:
         """The share of blocks that are expected to be attended."""
-        return self.shares[0] * (DOCUMENTS if packed(self.normal) else 1) if self.masked else 1.0
+        return self.shares[0] * (DOCUMENTS if has_documents(self.normal) else 1) if self.is_masked else 1.0
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """The sparsity in words."""
-        if not self.masked:
+        if not self.is_masked:
             return "no mask: every block is full"
         at, (some, full) = self.site.at, self.shares
         data = sorted({f.func.__name__ for f in self.normal.atoms(AppliedUndef)})
@@ -107,7 +107,7 @@ class Sparsity:
         return "; ".join(t for t in told if t)
 
 
-def packed(formula: sympy.Basic) -> bool:
+def has_documents(formula: sympy.Basic) -> bool:
     """Whether what is known of queries decides together with what is known of keys: ids of documents."""
     return any(
         r.has(mask.Q) and r.has(mask.K) and not any(f.has(mask.Q) and f.has(mask.K) for f in r.atoms(AppliedUndef))

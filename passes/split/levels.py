@@ -26,7 +26,7 @@ from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.passes.writers.bounds import Reach
+from flex_inductor.passes.writers.bounds import AbsBounds
 from flex_inductor.scalar import (
     FALSE,
     OPERATORS,
@@ -72,8 +72,8 @@ class Limits:
             return TRUE
         if not has_raw(x):
             return self._asked(x, limit, below)
-        if x.op in RULES:
-            return RULES[x.op](self, x, limit, below)
+        if x.op in BOUND_RULES:
+            return BOUND_RULES[x.op](self, x, limit, below)
         return FALSE
 
     def _asked(self, x: Expr, limit: float, below: bool) -> Expr:
@@ -90,7 +90,7 @@ class Limits:
         if x.op == "const":
             return abs(float(x.value))
         if scalar.is_integer(x.dtype):
-            return float(Reach(self.at).of(x)) if not scalar.has_load(x) else None
+            return float(AbsBounds(self.at).of(x)) if not scalar.has_load(x) else None
         if x.op == "dot":
             return self.raw
         if x.op == "load":
@@ -128,7 +128,7 @@ def _quotient(a: float, b: float) -> float:
     return a / b if b else math.inf
 
 
-Rule = Callable[[Limits, Expr, float, bool], Expr]
+BoundRule = Callable[[Limits, Expr, float, bool], Expr]
 
 
 def _sum(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
@@ -177,7 +177,7 @@ def _nonnegative(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     return TRUE if below else FALSE
 
 
-RULES: Mapping[str, Rule] = {
+BOUND_RULES: Mapping[str, BoundRule] = {
     **dict.fromkeys(("add", "sub"), _sum),
     "mul": _product,
     "div": _ratio,

@@ -25,7 +25,7 @@ ABSORBS, ABSORBED = -1e30, 1e28
 to be below the other."""
 
 STEEP = 16.0
-"""Factors of the raw scores beyond this leave too few bits for gradients: see `levelled`."""
+"""Factors of the raw scores beyond this leave too few bits for gradients: see `keep_level`."""
 
 EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
 UNCERTAIN_ROWS = "rows may lose all keys: the finite fill stays in score_mod"
@@ -37,7 +37,7 @@ def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
     return bool(mask.keeps_a_key(Former(at).formula(hidden), *axes) == sympy.true)
 
 
-def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
+def apply_mask(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
     """The site with its mask apart, for all rows or for those that provably keep a key far above the fill."""
     apart = replace(site, score=found.score, mask=found.mask)
     finite = [f for f in found.fills if f > -math.inf]
@@ -66,7 +66,7 @@ def hides(found: Masked, limits: Limits, limit: float) -> bool:
     return replace(limits, loaded=loaded).at_most(found.hidden, limit) == scalar.TRUE
 
 
-def levelled(site: Site) -> Site:
+def keep_level(site: Site) -> Site:
     """In training: the site with the level of rows that may have nothing near zero. Beside large numbers their
     log-sum-exp, from which the backward pass computes the probabilities, has no bits left for the scores."""
     if steepness(site.score) > STEEP:
@@ -81,7 +81,7 @@ def levelled(site: Site) -> Site:
     return replace(site, level=found) if low or high else site
 
 
-def floored(site: Site) -> Site:
+def apply_floor(site: Site) -> Site:
     """The site with -inf for scores whose exponential is zero, where a row may be made of them: eager divides by their
     sum."""
     dtype = torch.finfo(site.score.dtype)

@@ -21,7 +21,7 @@ def pull_scale(x: Expr) -> tuple[Expr, float]:
     return x, 1.0
 
 
-def scaled(site: Site) -> Site:
+def move_scale(site: Site) -> Site:
     """The site with the factors at its raw score in `scale`."""
     scales: list[float] = []
 

@@ -25,11 +25,11 @@ def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
 
 def beyond(expr: Expr, at: Coordinates) -> bool:
     """Whether integers in an expression may need more than 32 bits, in which mods are traced on every device."""
-    reach = Reach(at)
-    return any(reach.of(x) > mask.BOUND for x in scalar.walk(expr))
+    largest = AbsBounds(at)
+    return any(largest.of(x) > mask.BOUND for x in scalar.walk(expr))
 
 
-class Reach:
+class AbsBounds:
     """What the absolute values of integers stay within. at: the positions that they are made of."""
 
     def __init__(self, at: Coordinates) -> None:
@@ -43,15 +43,15 @@ class Reach:
 
     def find(self, x: Expr) -> int:
         if x.op == "index":
-            return mask.reach(x.args[0], self.symbol)
+            return mask.abs_bound(x.args[0], self.symbol)
         if x.op == "load":
             buffer, places = x.args
             inside = math.prod(map(length, map(size_expr, buffer.meta["val"].shape)))
-            return max([inside, *(mask.reach(p, self.symbol) for p in places)])
+            return max([inside, *(mask.abs_bound(p, self.symbol) for p in places)])
         if not scalar.is_integer(x.dtype):
             return 0
-        reach = known_of(x.op).reach
-        return mask.BOUND + 1 if reach is None else reach([self.of(a) for a in x.args if isinstance(a, Expr)])
+        bound = known_of(x.op).abs_bound
+        return mask.BOUND + 1 if bound is None else bound([self.of(a) for a in x.args if isinstance(a, Expr)])
 
     def symbol(self, s: sympy.Symbol) -> int:
         if not isinstance(s, Atom):

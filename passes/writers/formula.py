@@ -19,24 +19,24 @@ from flex_inductor.mask import B, H, K, Q, Where, Wrapped, load
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, Leaf, is_integer, known_of
 
-NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
+WITHIN_BOUND = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 """What has no values beyond mask.BOUND."""
 
 
 @dataclass
 class Former:
-    """Forms the formula of a mask. buffers, opaque: what the functions in it stand for, by name. wide: the names of
+    """Forms the formula of a mask. buffers, computed: what the functions in it stand for, by name. wide: the names of
     those that may give large integers."""
 
     at: Coordinates
     buffers: dict[str, Leaf] = field(default_factory=dict)
-    opaque: dict[str, Expr] = field(default_factory=dict)
+    computed: dict[str, Expr] = field(default_factory=dict)
     wide: set[str] = field(default_factory=set)
     memo: dict[Expr, sympy.Basic] = field(default_factory=dict)
 
     def leaves(self) -> set[Leaf]:
         """All values that the formula reads."""
-        inside = (n for x in self.opaque.values() for n in scalar.walk(x) if n.op == "load")
+        inside = (n for x in self.computed.values() for n in scalar.walk(x) if n.op == "load")
         return {*self.buffers.values(), *(n.args[0] for n in inside)}
 
     @property
@@ -80,16 +80,16 @@ class Former:
     def load(self, x: Expr) -> sympy.Expr:
         buffer, index = x.args
         name = self.name(self.buffers, buffer, str(buffer))
-        return self.noted(load(name, *map(self.integer, index)), x)
+        return self.note_wide(load(name, *map(self.integer, index)), x)
 
     def value(self, x: Expr) -> sympy.Expr:
         """What only the expression itself knows, as a function of its positions."""
-        name = self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}")
-        return self.noted(load(name, *(self.positions[p] for p in places_of(x, self.at))), x)
+        name = self.name(self.computed, x, f"{x.op}_{len(self.computed)}")
+        return self.note_wide(load(name, *(self.positions[p] for p in places_of(x, self.at))), x)
 
-    def noted(self, value: sympy.Expr, x: Expr) -> sympy.Expr:
+    def note_wide(self, value: sympy.Expr, x: Expr) -> sympy.Expr:
         """The value of a function, which is wide if x is."""
-        if x.dtype not in NARROW:
+        if x.dtype not in WITHIN_BOUND:
             self.wide.add(value.func.__name__)
         return value
 
@@ -97,7 +97,7 @@ class Former:
         for name, known in table.items():
             if known is thing or (isinstance(thing, Expr) and known == thing):
                 return name
-        taken = self.buffers.keys() | self.opaque.keys()
+        taken = self.buffers.keys() | self.computed.keys()
         name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
         table[name] = thing
         return name

@@ -47,7 +47,7 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if is_integer(dtype) else torch.promote_types(dtype, torch.float32)
 
 
-def narrow(x: Expr) -> list[Expr]:
+def same_dtype_loads(x: Expr) -> list[Expr]:
     """The arguments of a comparison of integers that are loaded in one narrow dtype, which need not be widened."""
     loads = [n.args[0].expr for n in x.args if n.op == "index" and isinstance(n.args[0], Atom)]
     alike = len({n.dtype for n in loads}) == 1 and all(n.op == "load" for n in loads)
@@ -166,7 +166,7 @@ class ModWriter:
     def function(self, x: Expr) -> Any:
         """An operator; a number on the left of one that wants a tensor there changes sides."""
         row = OPERATORS[x.op]
-        args = [self.memory(a) for a in narrow(x)] or [self.value(a) for a in x.args]
+        args = [self.memory(a) for a in same_dtype_loads(x)] or [self.value(a) for a in x.args]
         if not any(map(self.is_tensor, args)):
             args[0] = self.constant(args[0], x.args[0].dtype)
         if row.tensors:
@@ -194,10 +194,10 @@ class ModWriter:
         """What a buffer holds, in its own dtype."""
         key = ("memory", x)
         if key not in self.memo:
-            self.memo[key] = self.read(x)
+            self.memo[key] = self.capture(x)
         return self.memo[key]
 
-    def read(self, x: Expr) -> fx.Node:
+    def capture(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
         key = Capture(buffer, selected, self.over(x))
@@ -205,13 +205,13 @@ class ModWriter:
             self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
         value = self.captured.tensors[key]
         places = [self.integer(i) for i in (*(o for o, _ in key.over), *(i for i in index if not self.is_fixed(i)))]
-        if not places and self.lifted(buffer):
+        if not places and self.is_vector(buffer):
             places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
         return value
 
-    def lifted(self, buffer: fx.Node) -> bool:
+    def is_vector(self, buffer: fx.Node) -> bool:
         """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads
         only."""
         return self.score is not None and buffer.meta["val"].dtype.is_floating_point

@@ -26,7 +26,7 @@ def function_of(x: Expr, at: Coordinates, reads: Reads) -> Callable[[Evaluator, 
 
     def compute(evaluator: Evaluator, places: Sequence[Any]) -> Any:
         writer = ModWriter(at, False)
-        module = writer.finish(x, "opaque", lambda captured: set())
+        module = writer.finish(x, "value", lambda captured: set())
         given = dict(zip(places_of(x, at), places))
         unused = places[0] if places else evaluator.tensor(sympy.S.Zero)
         positions = [given.get(p, unused) for p in (at.b, at.h, at.q, at.k)]

@@ -9,7 +9,7 @@ from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, known_of
 
 
-class Writer:
+class TextWriter:
     """Text of expressions over the four positions, which are written b, h, q, k."""
 
     def __init__(self, at: Coordinates) -> None:

@@ -20,18 +20,18 @@ MOST_RUNS = 6
 TILE = 1 << 18
 
 
-def ordered(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def list_blocks(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers (..., rows) and blocks (..., rows, columns), int32, of a boolean table (..., rows, columns)."""
     flat = table.reshape(-1, table.shape[-1])
     blocks = torch.empty(flat.shape, dtype=torch.int32, device=table.device)
     step = max(1, TILE // flat.shape[1])
     for start in range(0, len(flat), step):
-        blocks[start : start + step] = listed(flat[start : start + step])
+        blocks[start : start + step] = list_rows(flat[start : start + step])
     numbers = flat.view(torch.uint8).sum(-1, dtype=torch.int32)  # several times faster than of booleans
     return numbers.view(table.shape[:-1]), blocks.view(table.shape)
 
 
-def listed(rows: torch.Tensor) -> torch.Tensor:
+def list_rows(rows: torch.Tensor) -> torch.Tensor:
     """The columns of each row, the chosen ones first."""
     row, starts, stops = runs(rows)
     numbers = torch.bincount(row, minlength=len(rows))
@@ -84,7 +84,7 @@ def from_runs(starts: torch.Tensor, stops: torch.Tensor, columns: int) -> torch.
     return torch.where(place < number, chosen, behind)
 
 
-def ordered_by(call: Callable[..., Any], table: Any, columns: Any, device: torch.device) -> tuple[Any, Any]:
+def list_blocks_by(call: Callable[..., Any], table: Any, columns: Any, device: torch.device) -> tuple[Any, Any]:
     """The same by functions that are called through `call`, which may add them to a graph: no sizes that depend on
     data. Places behind a row's number hold any block."""
     numbers = call(torch.sum, table, -1, dtype=torch.int32)

@@ -63,7 +63,7 @@ def integer_power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     return lifter.cast(scalar.index(value), dtype)
 
 
-def scaled(op: str) -> Rule:
+def add_scaled(op: str) -> Rule:
     """x + value * a * b, or x + value * a / b"""
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "rsub": computed(reverse_sub),
     "div": computed(divide),
     "pow": computed(power),
-    "addcmul": computed(scaled("mul")),
-    "addcdiv": computed(scaled("div")),
+    "addcmul": computed(add_scaled("mul")),
+    "addcdiv": computed(add_scaled("div")),
     "lerp": computed(lerp),
 }

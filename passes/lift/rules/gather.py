@@ -14,7 +14,7 @@ from flex_inductor.passes.lift.rules.views import argument, source_of
 from flex_inductor.scalar import Expr, integer
 
 
-def read(
+def look_up(
     lifter: Lifter, source: fx.Node, at_index: Sequence[sympy.Expr], looked_up: Sequence[sympy.Expr], at: int
 ) -> Expr:
     """An element at a computed index. A negative one counts from the end, which only a load knows."""
@@ -64,7 +64,7 @@ def advanced(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     common, rest = at_index[first : first + width], iter(at_index[:first] + at_index[first + width :])
     looked_up = {d: integer(lifter.arg(places[d], common, at)) for d in where}
     own = tuple(looked_up[d] if d in looked_up else next(rest) for d in range(source.meta["val"].dim()))
-    return read(lifter, source, own, list(looked_up.values()), at)
+    return look_up(lifter, source, own, list(looked_up.values()), at)
 
 
 RULES: dict[str, Rule] = {

@@ -14,11 +14,11 @@ from flex_inductor.passes.lift.rules.views import argument, shape_of, source_of
 from flex_inductor.scalar import Expr, clamp, compare, index
 from flex_inductor.scalar.indices import below, size_expr
 
-Part = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
+Segment = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
 """start, length and element (by position inside) of one part of a joined dimension."""
 
 
-def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Part], dtype: torch.dtype) -> Expr:
+def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Segment], dtype: torch.dtype) -> Expr:
     """The element at a place of parts that lie side by side."""
     reached = [p for p in parts if not _before(lifter, place, p) and not _behind(lifter, place, p)] or list(parts[-1:])
     *most, last = reached
@@ -29,7 +29,7 @@ def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Part], dtype: t
     return result
 
 
-def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: torch.dtype) -> Expr:
+def _element(lifter: Lifter, place: sympy.Expr, part: Segment, sure: bool, dtype: torch.dtype) -> Expr:
     start, length, element = part
     own = sympy.expand(place - start)
     value = element(own)
@@ -49,12 +49,12 @@ def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[
     return scalar.substitute(value, lambda e: e.xreplace({symbol: inside}))
 
 
-def _before(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
+def _before(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
     """Whether the place is known to lie before a part."""
     return below(place, part[0], lifter.sizes) if part[0] != 0 else False
 
 
-def _behind(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
+def _behind(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
     return sympy.expand(place - part[0] - part[1]).is_nonnegative is True
 
 
@@ -79,7 +79,7 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     def element_of(tensor: fx.Node) -> Callable[[sympy.Expr], Expr]:
         return lambda own: lifter.lift(tensor, rest, at)
 
-    parts: list[Part] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
+    parts: list[Segment] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
     return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
 
 

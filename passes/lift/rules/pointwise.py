@@ -46,7 +46,7 @@ def computed(rule: Rule) -> Rule:
 
     def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         value = rule(lifter, node, at_index, at)
-        if precision.rounds(value, lifter.strict):
+        if precision.is_rounded(value, lifter.strict):
             raise NoRule
         return value
 
@@ -148,7 +148,7 @@ def compared(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> tuple[E
     a, b = (lifter.arg(x, at_index, at) for x in given)
     if dtype.is_floating_point:
         near = lifter.cast(a, dtype), lifter.cast(b, dtype)
-        if precision.decided(*near) or precision.decided(*near[::-1]):
+        if precision.is_decided(*near) or precision.is_decided(*near[::-1]):
             return near
         a, b = (lifter.exact(x, at_index, at) for x in given)
     return lifter.strictly.cast(a, dtype), lifter.strictly.cast(b, dtype)

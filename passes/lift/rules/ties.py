@@ -25,7 +25,7 @@ def extreme(op: str) -> Rule:
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
         value = plain(lifter, node, index, at)
-        if value.op != op or not flows(lifter, value):
+        if value.op != op or not needs_gradient(lifter, value):
             return value
         for number, x in (value.args, value.args[::-1]):
             if number.is_const and abs(number.value) < HIGH:
@@ -43,7 +43,7 @@ def halfway(x: Expr, number: float) -> Expr:
 def clamp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     value = pointwise.RULES["clamp"](lifter, node, index, at)
     tensors = [b for b in pointwise.bounds(node) if isinstance(b, fx.Node)]
-    if not tensors or value.op not in INSIDE or not flows(lifter, value):
+    if not tensors or value.op not in INSIDE or not needs_gradient(lifter, value):
         return value
     if len(tensors) == 2:  # whose gradients hang on their order
         raise NoRule
@@ -55,7 +55,7 @@ INSIDE = {"maximum": "ge", "minimum": "le"}
 """The extremes that bound a value, and what holds inside of the bound."""
 
 
-def flows(lifter: Lifter, value: Expr) -> bool:
+def needs_gradient(lifter: Lifter, value: Expr) -> bool:
     """Whether gradients may flow through a value."""
     return lifter.grad and value.dtype.is_floating_point and scalar.has_gradient(value)
 

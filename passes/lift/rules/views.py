@@ -176,7 +176,7 @@ def converted(lifter: Lifter, x: Any, index: Index, at: int, dtype: torch.dtype)
     """An argument in another dtype."""
     value = lifter.arg(x, index, at)
     if value.dtype.is_floating_point and not dtype.is_floating_point:
-        near = dtype == torch.bool and precision.decided(value, scalar.const(0, value.dtype))
+        near = dtype == torch.bool and precision.is_decided(value, scalar.const(0, value.dtype))
         value = value if near else lifter.exact(x, index, at)
     return lifter.cast(value, dtype)
 
