@@ -1,7 +1,8 @@
-"""decide: what a site becomes, and by which kernel. Asked before the graph is touched: what cannot be lowered must not
-be rewritten.
+"""decide: which operator a site becomes, and which kernel computes it.
 
-Declines: what no kernel computes, and what would not pay.
+This is decided before the graph is touched, because a call that has no lowering must not be emitted.
+
+Declines: sites that no kernel can compute, and rewrites that would be slower than what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flex_inductor.request import Instead, Kernel, Request
 
 
 def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Replacement, Kernel]:
-    """What the attention becomes, and who computes it. Raises Declined."""
+    """The operator that the attention becomes, and its kernel. Raises Declined."""
     anchor = site.candidate.anchor
     request = request_of(site, result, sparsity)
     if result.product.meta["autocast"] and request.dtype == torch.float32:
@@ -38,7 +39,7 @@ def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend
 
 
 def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
-    """What there is to know of a site to say who computes it."""
+    """Everything about a site that the choice of a kernel depends on."""
     value, at = result.node.meta["val"], site.at
     called = find.is_sdpa(site.candidate.anchor)
     return Request(
@@ -60,7 +61,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
 
 
 def instead(site: Site, result: Result) -> Instead | None:
-    """What a call of SDPA would be given for a site."""
+    """The kind of mask that an SDPA call for this site would be given; None if SDPA cannot express the site."""
     form = form_of(site, result.trains, result.product.meta["autocast"])
     if form is None:
         return None

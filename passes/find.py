@@ -1,13 +1,13 @@
-"""find: where in the graph is an attention?
+"""find: where in the graph is there an attention?
 
     scores = bmm(q, kT) ... _softmax(scores) ... bmm(probabilities, v)
 
 A site is anchored on the operator that makes the probabilities: a softmax, its spelled-out forms (`exp(s) /
-sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between it and its
-products is not looked at here. An anchor that no product feeds, or that feeds none, is no attention: a classifier, a
-router.
+sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between the anchor and
+the two matrix products is left to lifting. An anchor without a product before it or after it is no attention, but a
+classifier or a router.
 
-Declines: operators that run a whole layer natively; probabilities that several products read, or none directly.
+Declines: operators that run a whole layer natively; probabilities that are read by several products, or by none.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CARRIES = {
     "bernoulli",
     "detach",
 }
-"""Operators besides views that probabilities may pass on their way to the values."""
+"""Operators that may lie between the softmax and the product with the values. Views may too."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An anchor, and the site it makes, or why it makes none."""
+    """An anchor, and its candidate, or the reason why it is none."""
 
     anchor: fx.Node
     site: Candidate | Declined
@@ -60,7 +60,7 @@ def is_sdpa(node: fx.Node) -> bool:
 def neighbourhood(
     start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], stop: Callable[[fx.Node], bool]
 ) -> set[fx.Node]:
-    """All nodes from start on; those at which it stops are included, not passed."""
+    """All nodes that steps from start lead to. Where `stop` holds the walk ends; that node is included."""
     seen: set[fx.Node] = set()
     todo = [start]
     while todo:
@@ -73,7 +73,7 @@ def neighbourhood(
 
 
 def floating(nodes: Iterator[fx.Node]) -> Iterator[fx.Node]:
-    """Nodes that carry floating-point values, as scores and probabilities do."""
+    """Those of the nodes that have floating-point values, as scores and probabilities have."""
     for node in nodes:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype.is_floating_point):
@@ -115,7 +115,7 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
 
 
 def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
-    """The products that read the probabilities, with the operand that they are."""
+    """The products that read the probabilities, and which operand of each they are."""
     found: dict[tuple[fx.Node, int], None] = {}
     todo, seen = [anchor], {anchor}
     while todo:
@@ -146,7 +146,7 @@ def find(aten_graph: AtenGraph) -> list[Found]:
 
 
 def candidate(anchor: fx.Node) -> Candidate | Declined | None:
-    """The site of an anchor; None where it is no attention at all."""
+    """The candidate of an anchor, or why it is declined; None where there is no attention at all."""
     if rule_name(anchor) in NATIVE:
         return Declined("one native operator runs the whole layer", anchor)
     if is_sdpa(anchor):

@@ -1,4 +1,4 @@
-"""What the passes found, as decisions for people to read."""
+"""The decision records of sites, in words that a reader of the model understands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def source_of(node: fx.Node) -> str:
 
 
 def describe_anchor(found: Found) -> str:
-    """What was found, in one line."""
+    """The anchor's operator, shape and dtype."""
     return f"{rule_name(found.anchor)} {describe(found.anchor.meta['val'])}"
 
 
@@ -43,7 +43,7 @@ def node_text(node: fx.Node | None) -> str:
 
 
 def decision(name: str, stage: Stage) -> Decision:
-    """What became of a site, at the end of the pipeline."""
+    """The decision record of a site at the end of the pipeline."""
     found = functools.partial(
         Decision, site=name, source=source_of(stage.found.anchor), matched=describe_anchor(stage.found)
     )

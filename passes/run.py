@@ -1,6 +1,6 @@
 """The engine: takes a graph, and the bodies of its higher-order operators, through the pipeline.
 
-It takes the time of each step, says which one failed if one does, and never changes the given graph.
+It measures the time of each step, names the step that fails, and works on a copy of the given graph.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ S = TypeVar("S", bound=Stage)
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend answers about a request: why it is not lowered, which kernel computes it, and whether SDPA is
-    better."""
+    """What the passes ask a backend about a site: may it be lowered, by which kernel, and is SDPA better?"""
 
     refuse: Refusal
     choose: Choice
@@ -39,7 +38,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph as ATen operators, and what its values share memory with."""
+    """A graph as ATen operators, and which of its values share memory."""
 
     aten: AtenGraph
     storage: Storage
@@ -47,8 +46,10 @@ class Program:
 
 @dataclass(frozen=True)
 class State:
-    """What the passes know of one graph. program: None where nothing in the graph can be attention. sites: how far each
-    has come."""
+    """What the passes know about one graph.
+
+    gm: the graph that is rewritten. program: None where the graph holds no tensors, and so no attention. sites: each at
+    the stage that it has reached."""
 
     gm: fx.GraphModule
     backend: Backend
@@ -76,7 +77,7 @@ Pipeline = Sequence[tuple[str, Step]]
 
 
 class PassFailed(Exception):
-    """A pass raised what it should not: its name, and the exception as the cause."""
+    """A pass raised an unexpected exception. name: the pass; the exception itself is the `__cause__`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -84,13 +85,13 @@ class PassFailed(Exception):
 
 
 Observer = Callable[[str, State], None]
-"""Is told of every step that was taken, with the state behind it."""
+"""Called after every step with its name and the state that it returned."""
 _observers: contextvars.ContextVar[tuple[Observer, ...]] = contextvars.ContextVar("observers", default=())
 
 
 @contextlib.contextmanager
 def watch(observer: Observer) -> Iterator[None]:
-    """Has an observer told of all steps inside the block; what it raises counts as the step's own failure."""
+    """Calls an observer after each step inside the block. An exception of the observer counts as the step's own."""
     token = _observers.set((*_observers.get(), observer))
     try:
         yield
@@ -100,9 +101,10 @@ def watch(observer: Observer) -> Iterator[None]:
 
 @dataclass
 class Run:
-    """One walk through a pipeline.
+    """One run of a pipeline over a graph and the bodies inside it.
 
-    seconds: the time of each step, decisions: one a site, of all graphs. changed: whether anything was rewritten."""
+    seconds: the time spent in each step. decisions: one for each site of all graphs. changed: whether any site was
+    rewritten."""
 
     pipeline: Pipeline
     backend: Backend
@@ -126,7 +128,7 @@ class Run:
         return copy
 
     def take(self, name: str, step: Step, state: State) -> State:
-        """One step. Raises PassFailed."""
+        """Runs one step and its observers. Raises PassFailed."""
         start = time.perf_counter()
         try:
             state = step(state)

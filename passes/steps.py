@@ -1,13 +1,13 @@
-"""The steps of the pipeline: each is a function of the state before it.
+"""The steps of the pipeline. Each takes the state that the step before it returned.
 
-normalize   Dynamo graph            -> ATen operators, and who shares memory with whom
-find        softmaxes and calls     -> candidates, and the values that they stand for
-lift        candidates              -> sites: an element of the score, written out
-split       score                   -> mask, and the arithmetic that is left
-sparsity    mask                    -> its formula: which blocks are needed
-decide      all that is known       -> what the attention becomes, or why it is left
-emit        site                    -> a call in the Dynamo graph
-clean       what the call replaced  -> gone
+normalize   makes a view of the Dynamo graph as ATen operators, and notes which values share memory
+find        looks for softmaxes between two matrix products, and for SDPA calls
+lift        writes an element of the scores out as an expression of (b, h, q, k)
+split       separates the mask from the score arithmetic
+sparsity    analyses the mask: which blocks of scores are needed
+decide      chooses the operator and the kernel, or declines
+emit        puts the call into the Dynamo graph
+clean       removes what only the replaced attention needed
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def sparsity(state: State) -> State:
 
 
 def decide(state: State) -> State:
-    """Leaves what the device cannot do, and what does not pay."""
+    """Declines what the device cannot compute, and what would be slower."""
 
     def step(stage: Sparse, program: Program) -> Decided:
         operator, kernel = decide_site(stage.site, stage.result, stage.sparsity, state.backend)

@@ -1,9 +1,10 @@
-"""Ranges of blocks as loops: every block that a row of blocks may attend once, in order, those that are full apart.
+"""Ranges of blocks as loops of a kernel. Together they visit every block that a row of blocks may attend once, in
+order.
 
-    causal, blocks of 64, row i   ->   [0, i) full, [i, i + 1) masked
+    k < 300   ->   [0, 2) full, [2, 3) masked
 
-A kernel runs the loops one after the other, the full ones without the code of the mask. The spans of a union may
-overlap and lie in any order; a loop begins where the one before has ended.
+Loops over full blocks are run without the code of the mask. The spans of a union may overlap and lie in any order; a
+loop begins where the one before it ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flex_inductor.mask.ranges import Ranges, Span
 
 @dataclass(frozen=True)
 class Loop:
-    """Blocks start <= x < stop; none if stop <= start. masked: whether the mask decides about their scores."""
+    """The blocks start <= x < stop; none if stop <= start. masked: whether the mask must be evaluated in them."""
 
     start: sympy.Expr
     stop: sympy.Expr
@@ -36,7 +37,7 @@ class SpanBlocks:
 
 
 def loops(ranges: Ranges) -> tuple[Loop, ...]:
-    """The loops of a row of blocks. Bounds are numbers of blocks, formulas of the number of the row."""
+    """The loops of a row of blocks. Bounds are numbers of blocks, as formulas of the number of the row."""
     parts = at_most_two([SpanBlocks(*pair) for pair in zip(ranges.blocks, ranges.full)])
     cursor: sympy.Expr = sympy.S.Zero
     found: list[Loop] = []
@@ -47,7 +48,7 @@ def loops(ranges: Ranges) -> tuple[Loop, ...]:
 
 
 def three(part: SpanBlocks, cursor: sympy.Expr) -> Iterable[Loop]:
-    """A masked loop, a full one, a masked one, none of them before the cursor."""
+    """A masked loop, a full one, and a masked one again. None begins before the cursor."""
     start = Max(cursor, part.blocks.start)
     stop = part.blocks.stop
     begin = clip(part.full.start, start, stop)
@@ -60,7 +61,7 @@ def clip(x: sympy.Expr, low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
 
 
 def at_most_two(parts: list[SpanBlocks]) -> list[SpanBlocks]:
-    """At most two parts: of more, all but the first become one, whose blocks all are masked."""
+    """At most two parts. If there are more, all but the first become one part, without full blocks."""
     if len(parts) < 3:
         return parts
     first, *rest = parts
@@ -69,7 +70,7 @@ def at_most_two(parts: list[SpanBlocks]) -> list[SpanBlocks]:
 
 
 def in_order(parts: list[SpanBlocks]) -> list[SpanBlocks]:
-    """The part that begins first, first: where that is not known, each bound is chosen when the loop is run."""
+    """The parts in the order in which they begin. If that is not known, the kernel chooses each bound at run time."""
     if len(parts) < 2:
         return parts
     first, second = parts

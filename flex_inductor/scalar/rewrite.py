@@ -1,4 +1,4 @@
-"""Expressions made anew, through the constructors that fold."""
+"""Rebuilds expressions with changed parts, through the constructors that fold."""
 
 from __future__ import annotations
 

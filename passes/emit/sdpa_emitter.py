@@ -1,11 +1,11 @@
-"""to_sdpa: a site becomes a call of scaled_dot_product_attention, in the Dynamo graph.
+"""emit: replaces a site by a call of scaled_dot_product_attention in the Dynamo graph.
 
-    attn = torch.matmul(p, v)   ->   attn = scaled_dot_product_attention(q, k, v, attn_mask=where(pad[b, k], 0, -inf))
+`attn = torch.matmul(p, v)` becomes `attn = scaled_dot_product_attention(q, k, v, attn_mask=pad[:, None, None])`.
 
-The mask is computed for the positions that it varies with: a padding mask for (batch, key). What the mask reads stays
-as it is where a view of it has the right shape.
+The mask is computed for the positions that it varies with; a padding mask for (batch, key). A tensor that the mask
+reads is used as it is where a view of it has the right shape.
 
-Declines: as emit does.
+Declines: operands that are no view of a tensor, and values that cannot be computed again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Shown:
-    """A mask as the call is given it. alive: which rows keep a key. equal: the keys that a row without any attends,
-    None for all of them."""
+    """The mask of a call. alive: which rows keep a key. equal: the keys that other rows attend to, None for all
+    keys."""
 
     mask: fx.Node | None = None
     alive: fx.Node | None = None
@@ -59,7 +59,7 @@ class SdpaEmitter(Emitter):
         device = result.node.meta["val"].device
         shown = self.show(form, site, device)
         read = query
-        if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # scores of 0
+        if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # so that their scores are 0
             read = self.make.call(aten.where.ScalarOther, shown.alive, query, 0.0)
         seen = self.clear(key, form.cleared, site.at, device) if form.cleared is not None else key
         out = self.make.call(
@@ -73,7 +73,7 @@ class SdpaEmitter(Emitter):
         return self.finish(out, site, result), describe_form(form, site.at)
 
     def show(self, form: Form, site: Site, device: torch.device) -> Shown:
-        """The mask of a call, and its rows."""
+        """The mask of a call, and which rows keep a key under it."""
         call, given = self.make.call, form.given
         if given is None:
             return Shown()
@@ -89,15 +89,17 @@ class SdpaEmitter(Emitter):
         return Shown(self.whole(mask, site.at, device), self.whole(rows, site.at, device))
 
     def clear(self, key: fx.Node, kept: Expr, at: Coordinates, device: torch.device) -> fx.Node:
-        """The keys, those that no query sees being zeros."""
+        """The keys, with zeros in place of those that no query sees."""
         call, seen = self.make.call, self.whole(kept, at, device)
         if at.q in scalar.positions(kept):
             seen = call(aten.any.dim, seen, -2, True)
         return call(aten.where.ScalarOther, call(torch.transpose, seen, -1, -2), key, 0.0)
 
     def first_order(self, site: Site, query: fx.Node, key: fx.Node, value: fx.Node, shown: Shown) -> fx.Node:
-        """Zero, with the gradients that scores have in rows without keys: where all of them are 0, softmax(s) @ v is
-        its own first order in s, `mean(v) + s @ (v - mean(v)) / keys`, and s is made of queries and keys."""
+        """A value of zero whose gradients are those of rows without keys.
+
+        The scores s of such a row are all 0, where softmax(s) @ v is `mean(v) + s @ (v - mean(v)) / keys` to the first
+        order. The gradients are those of the second term, with s as the product of query and keys."""
         call = self.make.call
         if shown.equal is None:
             centred = call(torch.sub, value, call(torch.mean, value, -2, keepdim=True))
@@ -117,7 +119,7 @@ class SdpaEmitter(Emitter):
         return call(aten.where.ScalarSelf, shown.alive, 0.0, nothing)
 
     def whole(self, x: Expr, at: Coordinates, device: torch.device) -> fx.Node:
-        """An expression as a tensor (b, h, q, k), of size one where it does not vary."""
+        """An expression as a tensor (b, h, q, k), of size one in dimensions that it does not vary with."""
         writer = WholeWriter(at, self.make, wide=bounds.beyond(x, at))
         module = writer.finish(x, "attn_mask", lambda captured: set())
         lines = [self.line(at, dim, device, scalar.positions(x)) for dim in range(4)]
@@ -133,7 +135,7 @@ class SdpaEmitter(Emitter):
 
 
 class WholeWriter(ModWriter):
-    """Writes an expression for all positions at once: what can be read as a view is."""
+    """Writes an expression for all positions at once. Buffers are read as a view where one has the right shape."""
 
     def __init__(self, at: Coordinates, make: Materialiser, wide: bool) -> None:
         super().__init__(at, False, wide=wide)
@@ -153,7 +155,7 @@ class WholeWriter(ModWriter):
 
 
 def describe_form(form: Form, at: Coordinates) -> str:
-    """What the mask of the call is, in words."""
+    """The mask of the call in words."""
     given = form.given
     if given is None:
         return "is_causal" if form.causal else "no mask"

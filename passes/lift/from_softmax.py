@@ -1,10 +1,10 @@
-"""sites: from an anchor to a site that is understood, in the coordinates (b, h, q, k).
+"""Sites of a softmax between two matrix products.
 
-Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands
-found there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the
-score.
+The scores are lifted twice. The first round is in the coordinates of the product with the values (batch, row, key); the
+operands found there show how batch and heads were merged. The second round is in the coordinates (b, h, q, k) of
+flex_attention, and gives the score.
 
-Declines: softmax over anything but the keys, a score without a product of queries and keys, scores or
+Declines: a softmax over another dimension than the keys, scores that are no product of queries and keys, scores or
 probabilities that something else reads, scores that depend on statistics of themselves.
 """
 
@@ -33,9 +33,10 @@ from flex_inductor.scalar.indices import Sizes, position, size_expr
 
 @dataclass(frozen=True)
 class View:
-    """Coordinates of the product with the values: the index of its result, and what the positions mean.
+    """Coordinates in which the product with the values is lifted.
 
-    inner: the number of a key in the order of the product, where that is not the key itself."""
+    index: of an element of the result, made of row, channel and a batch position. inner: where the values number the
+    keys in another order than the softmax does, the values' number of `key`; else None."""
 
     index: tuple[sympy.Expr, ...]
     row: sympy.Symbol
@@ -47,7 +48,7 @@ class View:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of lifting finds."""
+    """What one round of lifting finds. extra: the scores of columns without values. dots: the raw scores in `score`."""
 
     value: Operand
     score: Expr
@@ -58,7 +59,7 @@ class Round:
 
 
 def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
-    """The site of a candidate, its score not yet parted, and the condition under which probabilities are kept.
+    """The site of a candidate, and the condition under which probabilities are kept after the softmax, if any are not.
 
     until: the position in the program at which the attention will run. Raises Declined."""
     outer, row = position("c"), position("m")
@@ -100,7 +101,7 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
 
 
 def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
-    """The coordinates of the product itself."""
+    """The coordinates of the product with the values itself."""
     node, name = candidate.result, rule_name(candidate.result)
     if name not in ("mm", "bmm"):
         raise Declined(f"the product with the values is a {name}", node)
@@ -116,7 +117,7 @@ def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> Vie
 
 
 def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -> Round:
-    """Probabilities, then scores, in the given coordinates."""
+    """Lifts the probabilities back to the softmax, then the scores that go into it."""
     result = product(candidate.result, rule_name(candidate.result), view.index)
     swap = {result.inner: view.inner if view.inner is not None else view.key}
     factors = [Operand(o.node, tuple(e.xreplace(swap) for e in o.index)) for o in (result.left, result.right)]
@@ -137,7 +138,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
         others = set(products) - {other_readers.most_private(products, candidate.result)}
-        lifter = replace(lifter, leaves=frozenset(others), memo={})  # these are computed as they were, and loaded
+        lifter = replace(lifter, leaves=frozenset(others), memo={})  # the program computes these, and they are loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
     check_scores(candidate, dots_of(merged), found.extra)
@@ -154,7 +155,7 @@ def dots_of(score: Expr) -> tuple[Expr, ...]:
 def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
     if not dots:
         raise Declined("the scores are no product of queries and keys", candidate.anchor)
-    if len(dots) > 1:  # a score_mod is given one score, that of its own query and key
+    if len(dots) > 1:  # a score_mod is given one raw score, that of its own query and key
         raise Declined("the scores of one pair of query and key are made of those of others", dots[1].args[0])
     for column in extra:
         if dots_of(column):

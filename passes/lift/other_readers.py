@@ -1,5 +1,7 @@
-"""Whether anything but the attention reads the scores or the probabilities. If so they are computed anyway, and a
-rewrite would compute them twice, or lose a gradient's second path."""
+"""Does anything besides the attention read the scores or the probabilities?
+
+If so the program computes them anyway. A rewrite would compute them twice, and would lose a second path of gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ from flex_inductor.passes.site import Declined
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
-    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together
-    would take time quadratic in their number."""
+    """The nodes that depend on some products, up to the position of the result. Looking further would make the time
+    quadratic in the number of sites."""
     last = result.meta["position"]
     return reachable(products, lambda n: (u for u in n.users if u.meta["position"] <= last))
 
 
 def is_dead(node: fx.Node) -> bool:
-    """Whether nothing that matters comes of a node."""
+    """Whether a node's value never leaves the graph and is never written anywhere."""
     return not any(
         n.target is opaque or any(True for _ in written_args_of(n)) for n in reachable([node], lambda n: n.users)
     )
@@ -35,7 +37,7 @@ def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
 
 
 def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
-    """The first of some products that nothing but this attention reads; the first of all if there is none."""
+    """The first of the products that only this attention reads; the first of all if there is no such."""
     for product in products:
         try:
             check_private([product], result)
@@ -46,7 +48,7 @@ def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
 
 
 def check_private(products: list[fx.Node], result: fx.Node) -> None:
-    """Raises Declined when the chain has a reader outside."""
+    """Raises Declined if anything outside of the attention reads its scores or probabilities."""
     inside = chain(products, result)
     for node in sorted(inside, key=lambda n: n.meta["position"]):
         for user in node.users:

@@ -1,11 +1,11 @@
-"""What may a Dynamo node write to that is not seen as ATen operators?
+"""Which memory may an opaque node write to? That is a Dynamo node whose ATen operators are not seen.
 
     checkpoint(body, x, mask)       the inputs whose memory an operator of the body writes to
-    x.copy_(t) under vmap           all that x may be made of
+    x.copy_(t) under vmap           everything that x may be made of
     a kernel, an unknown function   all of its arguments
 
-Whoever is not known to write is known not to: torch marks what writes by its name, by `out=` or by `inplace=`, and
-operators by their schema.
+torch marks functions that write: operators by their schema, others by their name (`add_`), by `out=` or by `inplace=`.
+A function of torch without such a mark writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEEPS_STATISTICS = frozenset({"batch_norm", "instance_norm"})
 
 
 def memory_of(value: Any) -> int | None:
-    """What identifies a tensor's memory."""
+    """A number that identifies a tensor's memory; None for a tensor without memory of its own."""
     if not isinstance(value, torch.Tensor):
         return None
     try:
@@ -39,12 +39,12 @@ def memory_of(value: Any) -> int | None:
 
 
 def memories(node: fx.Node) -> set[int | None]:
-    """The memory of a Dynamo node's values, None for what has none of its own."""
+    """The memory of each of a Dynamo node's values; None for a value without memory of its own."""
     return {memory_of(x) for x in tree_leaves(node.meta.get("example_value")) if isinstance(x, torch.Tensor)}
 
 
 def written_by_schema(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[fx.Node]:
-    """The arguments that an operator writes to."""
+    """The arguments that an operator writes to, by its schema."""
     schema = getattr(target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -74,8 +74,9 @@ def may_write_to(node: fx.Node) -> list[fx.Node]:
 
 
 def written_by_bodies(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a higher-order operator that its bodies may write to; all of them if it has none to look at. What
-    the backward of an autograd.Function writes to are gradients."""
+    """The inputs of a higher-order operator that its bodies may write to; all inputs if its bodies are not known.
+
+    Of an autograd.Function only the forward body counts, because its backward writes to gradients."""
     if node.target is compat.flex_attention_hop:
         return []
     name, inputs = getattr(node.target, "_name", ""), node.all_input_nodes

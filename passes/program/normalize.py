@@ -1,16 +1,18 @@
 """normalize: the Dynamo graph, seen as ATen operators.
 
-    s = torch.softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, bmm, view, mul, _softmax
+    softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, expand, view, bmm, _unsafe_view, mul, _softmax
 
-The program itself is not replaced. Each Dynamo node is run on fake tensors under a recorder, and the few hundred ATen
-operators below autograd that it comes down to are written into a second graph, for finding and lifting only; `origin`
-and `value_of` lead back. Rewrites are made in the Dynamo graph, so whatever is not attention (autograd.Function,
-autocast, checkpoint, vmap, random numbers, metadata) reaches Inductor exactly as it would without us.
+The Dynamo graph stays. Each of its nodes is run on fake tensors under a recorder, which writes the ATen operators below
+autograd into a second graph, for finding and lifting only. `origin` and `value_of` lead from there to the Dynamo graph.
+Rewrites are made in the Dynamo graph, so everything that is not attention (autograd.Function, autocast, checkpoint,
+vmap, random numbers, metadata) reaches Inductor exactly as it would without this backend.
 
-Higher-order operators are opaque here; the bodies of those that merely run their body are analysed as graphs of their
-own (`bodies`). What runs under functorch transforms is opaque too. SDPA calls stay whole.
+Opaque nodes stand for Dynamo nodes that are not seen as ATen operators: higher-order operators, what runs under
+functorch transforms, and nodes that cannot be run, which keep the value that Dynamo found for them. The bodies of
+higher-order operators that merely run their body are analysed as graphs of their own (`bodies`). SDPA calls are
+recorded as one operator.
 
-Declines: nothing. A node that cannot be run becomes opaque, with the value Dynamo had found for it.
+Declines: nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ aten = torch.ops.aten
 
 
 def opaque(*args: Any) -> None:
-    """Stands for whatever is not seen as ATen operators: its arguments are read, its results are leaves."""
+    """The target of opaque nodes: they read their arguments, and their results are leaves."""
 
 
 @dataclass
@@ -151,7 +153,7 @@ VIEWS_IN_PLACE = {
     aten.as_strided_.default: aten.as_strided.default,
     aten.detach_.default: aten.detach.default,
 }
-"""The views that operators make in place of a tensor: they write nothing, and the tensor has another shape."""
+"""Operators that change the shape of a tensor in place, and the views that they make. They write to no memory."""
 
 
 class Normalizer:
@@ -162,7 +164,7 @@ class Normalizer:
         self.result = AtenGraph(fx.Graph())
         self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
-        self.autocasts: dict[fx.Node, Any] = {}  # autocast regions that are open
+        self.autocasts: dict[fx.Node, Any] = {}  # the autocast regions that are open
         self.functorch_depth = 0
         self.transformed: set[fx.Node] = set()  # under functorch transforms
 
@@ -246,7 +248,7 @@ class Normalizer:
         return result
 
     def unseen(self, node: fx.Node) -> Any:
-        """An opaque node: it reads its arguments, and has the value that Dynamo found."""
+        """Records an opaque node: it reads its arguments, and has the value that Dynamo found."""
         read = [x for n in node.all_input_nodes for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
@@ -255,8 +257,8 @@ class Normalizer:
         return value
 
     def written_values(self, node: fx.Node) -> list[fx.Node]:
-        """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
-        it comes from."""
+        """The ATen nodes of the tensors that an opaque node may write to. A write to a tensor under a functorch
+        transform may reach everything that the tensor was made of."""
         touched = may_write_to(node)
         if node in self.transformed:
             inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731

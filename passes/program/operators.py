@@ -8,8 +8,8 @@ SOFTMAX = {"_softmax", "_safe_softmax"}
 
 
 def rule_name(node: fx.Node) -> str:
-    """The name by which rules know an operator: its overloads and its in-place form are one. An operator of somebody
-    else's keeps its namespace: his `add` is another."""
+    """The name of an operator in the tables of rules: `add` for all overloads of add and for add_. An operator of
+    another namespace than ATen's keeps its namespace, because its `add` may mean anything."""
     packet = getattr(node.target, "_overloadpacket", None)
     if packet is not None and getattr(node.target, "namespace", "aten") != "aten":
         return str(packet)

@@ -1,12 +1,9 @@
-"""levels: how low, and how high, may a score be?
+"""How low, and how high, may a score be?
 
-    at_least(0.25 * dot + bias[h, k], -1e8)   ->   bias[h, k] >= -5e7      a condition that proves it
-    level(0.25 * dot + bias[h, k])            ->   bias[h, k]              the score without its raw scores
-
-A fill hides a key where the row has a key whose score is far above it, and every other score that the fill was added
-to is not far above zero. Neither is known by itself: a second mask may be among what is added, as a constant or as a
-tensor. So both are proved, from constants and sizes where these suffice, else by conditions on what is loaded, which
-are asked at run time.
+A fill hides a key if the row has another key whose score is far above the fill, and if the fill is not added to a score
+far above zero. The score itself may break either: it may hold a second mask, as a constant or as a tensor. So both are
+proved. Where constants and sizes do not suffice, the proof is a condition on what is loaded, which is evaluated at run
+time: `0.25 * dot + bias[h, k] >= -1e8` holds where `bias[h, k] >= -5e7` does.
 
 Taken for granted: raw scores, which are products of activations, are within RAW of zero.
 """
@@ -41,14 +38,14 @@ from flex_inductor.scalar import (
 )
 
 RAW = 1e6
-"""What the absolute values of raw scores are taken to stay within."""
+"""The bound of the absolute values of raw scores that is taken for granted."""
 BLURS = 256.0
-"""Rows whose scores are all further from zero than this have too coarse a log-sum-exp for the backward pass."""
+"""In rows whose scores are all further from zero than this, the log-sum-exp is too coarse for the backward pass."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the parts of a score stay within: raw scores, and numbers that are loaded (None: not known)."""
+    """Bounds of the absolute values in a score. raw: of raw scores. loaded: of loaded numbers, None if not known."""
 
     at: Coordinates
     raw: float = RAW
@@ -66,7 +63,7 @@ class Limits:
         return logical_and(self.at_least(x, -limit), self.at_most(x, limit))
 
     def beyond(self, x: Expr, limit: float, below: bool) -> Expr:
-        """A condition under which x is no further from zero than limit, on the side below or above it."""
+        """A condition under which x >= -limit, if `below`, else under which x <= limit. FALSE if none is known."""
         most = self.magnitude(x)
         if most is not None and most <= limit:
             return TRUE
@@ -77,7 +74,8 @@ class Limits:
         return FALSE
 
     def _asked(self, x: Expr, limit: float, below: bool) -> Expr:
-        """A question for run time. A product with a position asks nothing where that is zero."""
+        """The comparison itself, for run time. A product with a position is zero where the position is, and needs no
+        further condition there."""
         bound = const(-limit if below else limit, torch.float32)
         asked = compare("ge" if below else "le", scalar.cast(x, torch.float32), bound)
         for factor in x.args if x.op == "mul" else ():
@@ -86,7 +84,7 @@ class Limits:
         return asked
 
     def magnitude(self, x: Expr) -> float | None:
-        """What the absolute value of x stays within, whatever is loaded; None if that is not known."""
+        """A bound of the absolute value of x whatever is loaded; None if none is known."""
         if x.op == "const":
             return abs(float(x.value))
         if scalar.is_integer(x.dtype):
@@ -118,7 +116,7 @@ def _carries_products() -> frozenset[str]:
 
 
 def is_product(node: object) -> bool:
-    """Whether a value is a matrix product, or elements of one: of the size of a raw score."""
+    """Whether a value is a matrix product, or elements of one, and so within the bound of raw scores."""
     while isinstance(node, fx.Node) and rule_name(node) in _carries_products():
         node = node.args[0]
     return isinstance(node, fx.Node) and rule_name(node) in FACTORS and FACTORS[rule_name(node)] == 0
@@ -187,11 +185,12 @@ BOUND_RULES: Mapping[str, BoundRule] = {
     **dict.fromkeys(("detach", "float"), _same),
     **{row.name: _nonnegative for row in OPERATORS.values() if row.nonnegative},
 }
-"""Conditions for operators on raw scores."""
+"""How a bound of an operator's result follows from bounds of its arguments."""
 
 
 def level(x: Expr) -> Expr:
-    """A score with 0 for its raw scores: what makes a whole row low, or high."""
+    """A score with 0 for its raw scores: `bias[h, k]` for `0.25 * dot + bias[h, k]`. It tells whether a row is low or
+    high as a whole."""
     if x.op == "dot":
         return const(0, x.dtype)
     if not has_raw(x):
@@ -205,7 +204,7 @@ def level(x: Expr) -> Expr:
 
 
 def steepness(x: Expr) -> float:
-    """By how much a score changes with its raw scores, as far as constants tell."""
+    """The factor by which a score changes with its raw scores, as far as it is constant."""
     if not has_raw(x):
         return 0.0
     factor = 1.0

@@ -1,7 +1,7 @@
-"""The step split: a site's score becomes mask, arithmetic and scale, as far as exactness allows.
+"""The step split: separates mask, arithmetic and scale of a site's score, as far as exactness allows.
 
-Declines: probabilities that are masked after the softmax in another way than the scores; rows of low numbers whose
-gradients only the original has.
+Declines: probabilities that are masked after the softmax in another way than the scores, and rows of low numbers for
+which only the original program has the gradients of eager.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from flex_inductor.passes.split.scale import move_scale
 from flex_inductor.scalar import Expr
 
 SAFE = {"_safe_softmax", "scaled_dot_product_attention"}
-"""What gives 0 for a row whose scores are all -inf."""
+"""The operators that give 0 for a row whose scores are all -inf."""
 
 
 def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: bool) -> Site:
-    """The site with its mask apart.
+    """The site with its mask separate from its score. Raises Declined.
 
-    zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
-    training: whether gradients flow, for which the log-sum-exp of a row must not be far from zero."""
+    zeroed: the condition under which probabilities are kept after the softmax, None for always. training: whether
+    gradients flow; then the log-sum-exp of a row must not be far from zero."""
     anchor = site.candidate.anchor
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:

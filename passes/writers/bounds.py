@@ -1,7 +1,7 @@
-"""Do the integers of a score or a mask fit into 32 bits? On CUDA kernels count positions in 32 bits; the program counts
-in 64, and where more than 32 may be needed the mods must too.
+"""Do the integers of a score or a mask fit into 32 bits?
 
-    q * S + k, S = 65536   ->   no
+Kernels on CUDA count positions in 32 bits, and the program counts in 64. Where an integer may need more than 32 bits
+(`q * 65536 + k` of 65536 queries), the mods must count in 64 bits as well.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from flex_inductor.scalar.indices import size_expr
 
 
 def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
-    """Whether integers that are computed in an expression may be too large for a device, the places in memory that it
-    reads included."""
+    """Whether integers in an expression, the places in memory that it reads included, may be too large for a device."""
     return devices.of(device).narrow and beyond(expr, at)
 
 
 def beyond(expr: Expr, at: Coordinates) -> bool:
-    """Whether integers in an expression may need more than 32 bits, in which mods are traced on every device."""
+    """Whether integers in an expression may need more than 32 bits. Mods are traced with 32 bits on every device."""
     largest = AbsBounds(at)
     return any(largest.of(x) > mask.BOUND for x in scalar.walk(expr))
 
 
 class AbsBounds:
-    """What the absolute values of integers stay within. at: the positions that they are made of."""
+    """Bounds of the absolute values of integers. at: the positions that they are made of."""
 
     def __init__(self, at: Coordinates) -> None:
         self.longest = {p: length(n) for p, n in at.sizes.items()}

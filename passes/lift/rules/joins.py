@@ -1,4 +1,7 @@
-"""Operators that put tensors side by side: case distinctions on the position."""
+"""Operators that put tensors side by side, as case distinctions on the position.
+
+s + cat([s.new_zeros(S, 4), s.new_ones(S, S - 4)], -1)   ->   score + where(k < 4, 0, 1)
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from flex_inductor.scalar import Expr, clamp, compare, index
 from flex_inductor.scalar.indices import below, size_expr
 
 Segment = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
-"""start, length and element (by position inside) of one part of a joined dimension."""
+"""One part of a joined dimension: its start, its length, and its element by position inside the part."""
 
 
 def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Segment], dtype: torch.dtype) -> Expr:
-    """The element at a place of parts that lie side by side."""
+    """The element at a place in a dimension that is made of parts side by side."""
     reached = [p for p in parts if not _before(lifter, place, p) and not _behind(lifter, place, p)] or list(parts[-1:])
     *most, last = reached
     result = _element(lifter, place, last, len(reached) == 1, dtype)
@@ -39,8 +42,8 @@ def _element(lifter: Lifter, place: sympy.Expr, part: Segment, sure: bool, dtype
 
 
 def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[[], Expr]) -> Expr:
-    """An element at `own`, which may lie outside of a part, with all that it loads from inside: raw scores stay those
-    of their own query and key. clamped: the element at the nearest place inside."""
+    """An element at `own`, a place that may lie outside of its part, with its loads moved inside the tensors that they
+    read. Raw scores stay those of their own query and key. clamped: the element at the nearest place inside."""
     symbols = [s for s in own.free_symbols if sympy.expand(own - s).is_Integer]
     if len(symbols) != 1:
         return clamped()
@@ -50,7 +53,7 @@ def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[
 
 
 def _before(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
-    """Whether the place is known to lie before a part."""
+    """Whether the place is known to lie before a part, whatever the position."""
     return below(place, part[0], lifter.sizes) if part[0] != 0 else False
 
 
