@@ -20,8 +20,8 @@ from torch import fx
 
 from flex_inductor.passes.lift.rules.products import FACTORS
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.normalize import AtenGraph
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.operators import SOFTMAX, called, rule_name
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
@@ -131,6 +131,12 @@ def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
     return list(found)
 
 
+def _first_step(anchor: fx.Node) -> str:
+    """What the probabilities go through instead, in words."""
+    users = [n for n in anchor.users if n.target is not opaque]
+    return f": they go through {called(users[0])}" if users else ""
+
+
 def _moves(node: fx.Node) -> bool:
     return rule_name(node) in INDEX_MAPS
 
@@ -155,7 +161,7 @@ def candidate(anchor: fx.Node) -> Candidate | Declined | None:
         return None
     products = results(anchor)
     if not products:
-        return Declined("the probabilities reach no product with values directly", anchor)
+        return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
     if len(products) > 1:
         return Declined(f"{len(products)} products read the probabilities", products[1][0])
     return Candidate(anchor, *products[0])

@@ -9,7 +9,8 @@ from torch import fx
 
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.operators import called, rule_name
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
@@ -37,8 +38,12 @@ def describe_anchor(found: Found) -> str:
 
 
 def node_text(node: fx.Node | None) -> str:
+    """A node as people look for it in a graph. An opaque node is shown as the node of the model that it stands for."""
     if node is None:
         return ""
+    if node.target is opaque:
+        origin = node.meta["origin"]
+        return "the output of the graph" if origin.op == "output" else f"{origin.name} = {called(node)}"
     return f"{node.name} = {rule_name(node) or node.op} {describe(node.meta.get('val'))}"
 
 

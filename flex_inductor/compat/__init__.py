@@ -9,6 +9,7 @@ import contextlib
 import functools
 import operator
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -329,6 +330,23 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
             continue
         shape_env.evaluate_expr(sympy.Eq(symbol, hint_of(shape_env, symbol)))
     return True
+
+
+def stored_attributes() -> dict[str, str]:
+    """The values that the function being compiled stores in attributes: names of nodes, and `self.attn` for each. Only
+    for messages: empty where Dynamo does not tell."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        stored = InstructionTranslator.current_tx().output.side_effects.store_attr_mutations
+        found = {}
+        for owner, attributes in stored.items():
+            source = owner.source.name() if callable(owner.source.name) else owner.source.name
+            place = ".".join(re.findall(r"\['(\w+)'\]", source))
+            found.update({value.as_proxy().node.name: f"{place}.{name}" for name, value in attributes.items()})
+        return found
+    except Exception:  # private data, of which every release may change the form
+        return {}
 
 
 UNKNOWN_SIZE = 4096

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
+from flex_inductor.passes.find import above, is_product
 from flex_inductor.passes.lift import heads, other_readers
 from flex_inductor.passes.lift.dropout import WITH_DROPOUT
 from flex_inductor.passes.lift.lifter import Lifter
@@ -24,7 +25,7 @@ from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.rules.products import product
 from flex_inductor.passes.lift.scores import drop_statistics, merge_dots
 from flex_inductor.passes.lift.softmax import Weights, columns, dimension, reordered, weights_of
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
 from flex_inductor.scalar import Expr
@@ -65,7 +66,7 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
     outer, row = position("c"), position("m")
     first = view_of(candidate, outer, row)
     found = lift_round(candidate, first, storage, until)
-    other_readers.check_private([d.args[0] for d in found.dots], candidate.result)
+    other_readers.check_private([d.args[0] for d in found.dots], candidate)
     split = heads.split_heads(
         heads.Operands(
             [d.args[1] for d in found.dots],
@@ -98,6 +99,17 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
         dropout=exact.weights.dropout,
     )
     return site, exact.weights.kept
+
+
+def _without_product(candidate: Candidate, score: Expr) -> tuple[str, fx.Node]:
+    """Why there is no raw score in a score, and at which node: what became of the product of queries and keys."""
+    why = "the scores are no product of queries and keys"
+    for leaf in (x.args[0] for x in scalar.walk(score) if x.op == "load"):
+        if is_product(leaf) and any(map(is_product, above(leaf))):
+            return f"{why}: they are mixed by {article(called(leaf))}", leaf
+        if any(map(is_product, above(leaf))):
+            return f"{why}: they go through {called(leaf)}", leaf
+    return why, candidate.anchor
 
 
 def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
@@ -141,7 +153,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
         lifter = replace(lifter, leaves=frozenset(others), memo={})  # the program computes these, and they are loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
-    check_scores(candidate, dots_of(merged), found.extra)
+    check_scores(candidate, merged, found.extra)
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
     return Round(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
@@ -152,9 +164,11 @@ def dots_of(score: Expr) -> tuple[Expr, ...]:
     return tuple(sorted((x for x in scalar.walk(score) if x.op == "dot"), key=lambda x: x.args[0].meta["position"]))
 
 
-def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
+def check_scores(candidate: Candidate, score: Expr, extra: tuple[Expr, ...]) -> None:
+    """Raises Declined for scores that no score_mod computes."""
+    dots = dots_of(score)
     if not dots:
-        raise Declined("the scores are no product of queries and keys", candidate.anchor)
+        raise Declined(*_without_product(candidate, score))
     if len(dots) > 1:  # a score_mod is given one raw score, that of its own query and key
         raise Declined("the scores of one pair of query and key are made of those of others", dots[1].args[0])
     for column in extra:

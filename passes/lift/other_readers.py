@@ -9,10 +9,12 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.operators import called
 from flex_inductor.passes.program.storage import written_args_of
 from flex_inductor.passes.program.walk import reachable
-from flex_inductor.passes.site import Declined
+from flex_inductor.passes.site import Candidate, Declined
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
@@ -38,19 +40,31 @@ def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
 
 def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
     """The first of the products that only this attention reads; the first of all if there is no such."""
-    for product in products:
-        try:
-            check_private([product], result)
-            return product
-        except Declined:
-            continue
-    return products[0]
+    return next((p for p in products if outside([p], result) is None), products[0])
 
 
-def check_private(products: list[fx.Node], result: fx.Node) -> None:
-    """Raises Declined if anything outside of the attention reads its scores or probabilities."""
+def outside(products: list[fx.Node], result: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """A value between the products and the result, and a node outside of the attention that reads it; None for none."""
     inside = chain(products, result)
     for node in sorted(inside, key=lambda n: n.meta["position"]):
         for user in node.users:
             if user not in inside and user is not result and not is_dead(user):
-                raise Declined("the scores or probabilities are also read elsewhere", user)
+                return node, user
+    return None
+
+
+def check_private(products: list[fx.Node], candidate: Candidate) -> None:
+    """Raises Declined if anything outside of the attention reads its scores or probabilities."""
+    found = outside(products, candidate.result)
+    if found is not None:
+        value, reader = found
+        made = value.meta["position"] >= candidate.anchor.meta["position"]
+        raise Declined(f"the {'probabilities' if made else 'scores'} are {use_of(value, reader)}", reader)
+
+
+def use_of(value: fx.Node, reader: fx.Node) -> str:
+    """What a reader does with a value, in words."""
+    if reader.target is not opaque or reader.meta["origin"].op != "output":
+        return f"also read by {called(reader)}"
+    attribute = compat.stored_attributes().get(value.meta["origin"].name)
+    return "returned, or read after this graph" if attribute is None else f"stored in {attribute}"

@@ -19,11 +19,11 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.find import above
+from flex_inductor.passes.find import above, results
 from flex_inductor.passes.lift.layout import number
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
 from flex_inductor.passes.lift.rules.views import argument
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
 from flex_inductor.passes.site import Declined, Dropout, Operand
 from flex_inductor.scalar import Expr, const
 from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_expr
@@ -123,7 +123,10 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     dim = dimension(softmax)
     entry = join(index[dim])
     offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
-    if offset.free_symbols & lifter.sizes.keys() or any(key in i.free_symbols for d, i in enumerate(index) if d != dim):
+    others = [d for d, i in enumerate(index) if d != dim and key in i.free_symbols]
+    if others and dim == len(index) - 1:
+        raise Declined(_mixed(softmax, others[0]), softmax)
+    if others or offset.free_symbols & lifter.sizes.keys():
         raise Declined("the softmax runs over another dimension than the keys", softmax)
     size = size_expr(source.meta["val"].shape[dim])
     behind = sympy.expand(size - offset - lifter.sizes[key])
@@ -133,6 +136,13 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     whole = replace(lifter, store=False, memo={})  # a shift must be written out in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
+
+
+def _mixed(softmax: fx.Node, dim: int) -> str:
+    """What happens to probabilities that a product sums over another dimension than the keys."""
+    heads = dim == len(softmax.meta["val"].shape) - 3
+    readers = [called(product) for product, _ in results(softmax)]
+    return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
 
 
 def subtracts_logsumexp(anchor: fx.Node) -> bool:

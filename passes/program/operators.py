@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 SOFTMAX = {"_softmax", "_safe_softmax"}
@@ -15,3 +16,17 @@ def rule_name(node: fx.Node) -> str:
         return str(packet)
     name = packet.__name__ if packet is not None else getattr(node.target, "__name__", "")
     return name.removesuffix("_") if not name.startswith("_") and not name.endswith("__") else name
+
+
+def called(node: fx.Node) -> str:
+    """What the model calls the operation that an ATen node is part of: `einsum`, or `mine.twist` for an operator of the
+    user's own."""
+    target = (node.meta.get("origin") or node).target
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(target).removesuffix(".default").removeprefix("aten.")
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+def article(name: str) -> str:
+    """A name with its article: an einsum, a matmul."""
+    return f"{'an' if name[:1] in 'aeio' else 'a'} {name}"
