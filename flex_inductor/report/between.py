@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flex_inductor.passes import State, watch
 from flex_inductor.passes.records import mods
-from flex_inductor.passes.stages import Decided, Emitted, Ended, Located, Stage
+from flex_inductor.passes.stages import Decided, Emitted, Ended, Located, Sparse, Stage
 
 
 @dataclass
@@ -66,6 +66,8 @@ def describe(stage: Stage) -> str:
         known["score"], known["mask"] = mods(site)
         known["sizes"] = ", ".join(f"{s.name}={n}" for s, n in site.at.sizes.items())
         known["group"], known["notes"] = str(site.group), "; ".join(site.notes)
+    if isinstance(stage, Sparse):
+        known |= {"formula": str(stage.sparsity.normal), "sparsity": stage.sparsity.describe()}
     if isinstance(stage, Decided):
         known |= {"operator": stage.operator, "kernel": stage.kernel.note}
     if isinstance(stage, Emitted):
