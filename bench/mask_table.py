@@ -59,7 +59,7 @@ def by_formula(mask_mod: Any, sizes: Any, widths: Any, exact: Any) -> dict[str, 
     """What the formula alone tells, against the mask itself."""
     blocks = exact.some.numel()
     try:
-        found = MaskBlocks.read(mask_mod, sizes, widths, CPU).map()
+        found = MaskBlocks.of_mask_mod(mask_mod, sizes, widths, CPU).map()
     except Declined:
         return {"formula": "none", "open": blocks, "blocks": blocks, "unsound": 0}
     some, full = found.some.expand_as(exact.some), found.full.expand_as(exact.full)

@@ -21,7 +21,7 @@ from torch import fx
 log = logging.getLogger("flex_inductor.decisions")
 
 Verdict = Literal["rewritten", "declined"]
-Operator = Literal["flex_attention", "scaled_dot_product_attention"]
+Replacement = Literal["flex_attention", "scaled_dot_product_attention"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Decision:
     verdict: Verdict
     source: str
     matched: str
-    operator: Operator | Literal[""] = ""
+    operator: Replacement | Literal[""] = ""
     reason: str = ""
     node: str = ""
     score_mod: str = ""

@@ -23,7 +23,7 @@ from torch.utils._sympy.functions import Where as TorchWhere
 from flex_inductor import mask
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.stock import Stock
-from flex_inductor.mask.text import KV_LEN, Q_LEN, read
+from flex_inductor.mask.text import KV_LEN, Q_LEN, parse_formula
 
 MOST_LOOPS = 6
 """The kernel has the code of every loop: registers and instructions have an end."""
@@ -51,7 +51,7 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     text: the formula of the mask. lengths: numbers of queries and keys, as sympy expressions; by name in the kernel
     where they are not known. tile: queries and keys in a block. Raises Stock where there is no closed form."""
     known = {s: sympy.sympify(n) for s, n in zip((Q_LEN, KV_LEN), lengths) if sympy.sympify(n).is_Integer}
-    formula = read(text).xreplace(known)
+    formula = parse_formula(text).xreplace(known)
     axes = mask.axes(Q_LEN.xreplace(known), KV_LEN.xreplace(known), tile)
     rows, cols = axes[::-1] if by_key else axes
     ranges = mask.ranges(formula, rows, cols)
@@ -82,10 +82,10 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
 def fits(expressions: Sequence[sympy.Basic], known: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
     """Whether all numbers in expressions fit into 32 bits, given the lengths that are known. Raises Stock where they
     may not even fit into 64."""
-    if max(map(mask.reach, expressions)) > mask.LARGEST:
+    if max(map(mask.abs_bound, expressions)) > mask.LARGEST:
         raise Stock("the numbers in the mask may be too large")
     longest = max(map(int, known.values())) if len(known) == 2 else mask.BOUND
-    return all(mask.reach(e, longest) < mask.BOUND for e in expressions)
+    return all(mask.abs_bound(e, longest) < mask.BOUND for e in expressions)
 
 
 def listed(columns: int, width: int) -> Bounds:

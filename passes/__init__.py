@@ -2,8 +2,8 @@
 
     normalize -> find -> lift -> split -> sparsity -> decide -> emit -> clean
 
-`steps` has the pipeline, a function a step; `run` the engine that takes a graph through it; `stages` what is known of a
-site behind each step. A stage is a file here, or a folder.
+`steps` holds the pipeline, one function for each step; `run` the engine that takes a graph through it; `stages` the
+types of what is known about a site after each step. Every stage of the pipeline is a file or a folder here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ __all__ = ["PassFailed", "State", "copy_of", "rewrite", "watch"]
 
 
 def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs, prefer: Preference = never) -> GraphReport:
-    """Rewrites all attention of a Dynamo graph that may be; raises PassFailed. The report's `after` is the new graph,
-    or gm itself if nothing was changed."""
+    """Rewrites the attention of a Dynamo graph wherever the backend allows it. Raises PassFailed.
+
+    The report's `after` is the new graph, or gm itself if nothing was rewritten."""
     run = Run(steps.PIPELINE, Backend(refuse, choose, prefer))
     with deep():
         after = run.rewrite(gm)

@@ -1,9 +1,9 @@
-"""clean: takes away what only the replaced attention needed: scores, masks, the writes that built them.
+"""clean: removes what only the replaced attention needed: scores, masks, and the writes that built them.
 
-Only what the replaced values come from is looked at, so assertions and everything else without readers stay. A write is
-needed as long as anybody reads its memory.
+Only nodes that the replaced values were computed from are candidates, so assertions and other nodes without users stay.
+A write is needed as long as anything reads the memory that it writes to.
 
-Declines: nothing; what may have an effect stays.
+Declines: nothing. Nodes that may have a side effect stay.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import fx
 
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable
 
 
@@ -29,7 +29,7 @@ def by_origin(aten_graph: AtenGraph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def has_effect(operators: Iterable[fx.Node]) -> bool:
-    """Whether operators do anything beyond their results and writes: draw random numbers, or what is not known."""
+    """Whether any of these operators draws random numbers, or is opaque, so that its side effects are not known."""
     return any(
         n.target is opaque or torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in operators
     )
@@ -38,20 +38,22 @@ def has_effect(operators: Iterable[fx.Node]) -> bool:
 def clean(
     graph: fx.Graph, aten_graph: AtenGraph, storage: Storage, replaced: Mapping[fx.Node, Result], drawn: list[fx.Node]
 ) -> None:
-    """Erases what nothing reads any more, among what the replaced results come from. replaced: results by the values
-    that are there instead. drawn: what drew random numbers that nobody wants now."""
+    """Erases the nodes that nothing reads any more, among those that the replaced results were computed from.
+
+    replaced: from each new value to the result that it replaces. drawn: the nodes that drew the random numbers of
+    dropout, which the new calls draw themselves."""
     operators = by_origin(aten_graph)
     gone = {*drawn, *(result.dynamo for result in replaced.values())}
     candidates = reachable(gone, lambda n: n.all_input_nodes)
     of_value: dict[fx.Node, set[fx.Node]] = defaultdict(set)
     writers: dict[fx.Node, set[fx.Node]] = defaultdict(set)  # by a Dynamo node whose memory they write to
     for node in aten_graph.graph.nodes:
-        for target in (*written(node), *node.meta.get("reshapes", ())):
+        for target in (*written_args_of(node), *node.meta.get("reshapes", ())):
             for alias in storage.aliases(target):
                 of_value[alias].add(node.meta["origin"])
                 writers[alias.meta["origin"]].add(node.meta["origin"])
     candidates |= {w for node in list(candidates) for w in writers[node]}
-    for value, result in replaced.items():  # what was written to the one is now written to the other
+    for value, result in replaced.items():  # writes to the old result are writes to its replacement now
         writers[value] |= of_value[result.node]
     candidates = {n for n in candidates if n.op.startswith("call") and (n in gone or not has_effect(operators[n]))}
     live = {n for n in graph.nodes if n not in candidates}

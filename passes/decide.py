@@ -1,7 +1,8 @@
-"""decide: what a site becomes, and by which kernel. Asked before the graph is touched: what cannot be lowered must not
-be rewritten.
+"""decide: which operator a site becomes, and which kernel computes it.
 
-Declines: what no kernel computes, and what would not pay.
+This is decided before the graph is touched, because a call that has no lowering must not be emitted.
+
+Declines: sites that no kernel can compute, and rewrites that would be slower than what is there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sympy
 import torch
 
 from flex_inductor import compat, scalar
-from flex_inductor.decisions import Operator
+from flex_inductor.decisions import Replacement
 from flex_inductor.passes.emit.operands import dtype_of
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
@@ -21,8 +22,8 @@ from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.request import Backend, Instead, Kernel, Request
 
 
-def decided(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Operator, Kernel]:
-    """What the attention becomes, and who computes it. Raises Declined."""
+def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Replacement, Kernel]:
+    """The operator that the attention becomes, and its kernel. Raises Declined."""
     anchor = site.candidate.anchor
     request = request_of(site, result, sparsity)
     if result.product.meta["autocast"] and request.dtype == torch.float32:
@@ -37,7 +38,7 @@ def decided(site: Site, result: Result, sparsity: Sparsity, backend: Backend) ->
 
 
 def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
-    """What there is to know of a site to say who computes it."""
+    """Everything about a site that the choice of a kernel depends on."""
     value, at = result.node.meta["val"], site.at
     called = is_sdpa(site.candidate.anchor)
     return Request(
@@ -54,12 +55,12 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         reads=reads_scores(site),
         dropout=site.dropout is not None,
         instead=instead(site, result),
-        mask=sparsity.text if site.keep is None else None,  # which rows keep a key is known when the graph runs
+        mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 
 
 def instead(site: Site, result: Result) -> Instead | None:
-    """What a call of SDPA would be given for a site."""
+    """The kind of mask that an SDPA call for this site would be given; None if SDPA cannot express the site."""
     form = form_of(site, result.trains, result.product.meta["autocast"])
     if form is None:
         return None

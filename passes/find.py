@@ -1,13 +1,13 @@
-"""find: where in the graph is an attention?
+"""find: where in the graph is there an attention?
 
     scores = bmm(q, kT) ... _softmax(scores) ... bmm(probabilities, v)
 
 A site is anchored on the operator that makes the probabilities: a softmax, its spelled-out forms (`exp(s) /
-sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between it and its
-products is not looked at here. An anchor that no product feeds, or that feeds none, is no attention: a classifier, a
-router.
+sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA call. What lies between the anchor and
+the two matrix products is left to lifting. An anchor without a product before it or after it is no attention, but a
+classifier or a router.
 
-Declines: operators that run a whole layer natively; probabilities that several products read, or none directly.
+Declines: operators that run a whole layer natively; probabilities that are read by several products, or by none.
 """
 
 from __future__ import annotations
@@ -18,32 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.normalize import AtenGraph
-from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, is_product, is_sdpa, rule_name
+from flex_inductor.passes.lift.other_readers import results
+from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.walk import above, below
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
 NATIVE = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
-CARRIES = {
-    "_to_copy",
-    "clone",
-    "native_dropout",
-    "getitem",
-    "mul",
-    "masked_fill",
-    "where",
-    "div",
-    "bernoulli",
-    "detach",
-}
-"""Operators besides views that probabilities may pass on their way to the values."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An anchor, and the site it makes, or why it makes none."""
+    """An anchor, and its candidate, or the reason why it is none."""
 
     anchor: fx.Node
     site: Candidate | Declined
@@ -71,25 +58,10 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
             return
 
 
-def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
-    """The products that read the probabilities, with the operand that they are."""
-    found: dict[tuple[fx.Node, int], None] = {}
-    todo, seen = [anchor], {anchor}
-    while todo:
-        node = todo.pop(0)
-        for user in node.users:
-            if is_product(user):
-                first = FACTORS[rule_name(user)]
-                factors = user.args[first : first + 2]
-                found.update({(user, i): None for i, factor in enumerate(factors) if factor is node})
-            elif user not in seen and (rule_name(user) in CARRIES or _moves(user)):
-                seen.add(user)
-                todo.append(user)
-    return list(found)
-
-
-def _moves(node: fx.Node) -> bool:
-    return rule_name(node) in INDEX_MAPS
+def _first_step(anchor: fx.Node) -> str:
+    """What the probabilities go through instead, in words."""
+    users = [n for n in anchor.users if n.target is not opaque]
+    return f": they go through {called(users[0])}" if users else ""
 
 
 def find(aten_graph: AtenGraph) -> list[Found]:
@@ -103,7 +75,7 @@ def find(aten_graph: AtenGraph) -> list[Found]:
 
 
 def candidate(anchor: fx.Node) -> Candidate | Declined | None:
-    """The site of an anchor; None where it is no attention at all."""
+    """The candidate of an anchor, or why it is declined; None where there is no attention at all."""
     if rule_name(anchor) in NATIVE:
         return Declined("one native operator runs the whole layer", anchor)
     if is_sdpa(anchor):
@@ -112,7 +84,7 @@ def candidate(anchor: fx.Node) -> Candidate | Declined | None:
         return None
     products = results(anchor)
     if not products:
-        return Declined("the probabilities reach no product with values directly", anchor)
+        return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
     if len(products) > 1:
         return Declined(f"{len(products)} products read the probabilities", products[1][0])
     return Candidate(anchor, *products[0])

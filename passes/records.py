@@ -1,4 +1,4 @@
-"""What the passes found, as decisions for people to read."""
+"""The decision records of sites, in words that a reader of the model understands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import fx
 
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.operators import called, rule_name
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
-from flex_inductor.passes.writers.text import Writer
+from flex_inductor.passes.writers.text import TextWriter
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
@@ -31,20 +32,26 @@ def source_of(node: fx.Node) -> str:
     return f"{short}:{frame['line']}, in {frame['function']}: {frame['code'].strip()}"
 
 
-def matched(found: Found) -> str:
-    """What was found, in one line."""
+def describe_anchor(found: Found) -> str:
+    """The anchor's operator, shape and dtype."""
     return f"{rule_name(found.anchor)} {describe(found.anchor.meta['val'])}"
 
 
 def node_text(node: fx.Node | None) -> str:
+    """A node as people look for it in a graph. An opaque node is shown as the node of the model that it stands for."""
     if node is None:
         return ""
+    if node.target is opaque:
+        origin = node.meta["origin"]
+        return "the output of the graph" if origin.op == "output" else f"{origin.name} = {called(node)}"
     return f"{node.name} = {rule_name(node) or node.op} {describe(node.meta.get('val'))}"
 
 
 def decision(name: str, stage: Stage) -> Decision:
-    """What became of a site, at the end of the pipeline."""
-    found = functools.partial(Decision, site=name, source=source_of(stage.found.anchor), matched=matched(stage.found))
+    """The decision record of a site at the end of the pipeline."""
+    found = functools.partial(
+        Decision, site=name, source=source_of(stage.found.anchor), matched=describe_anchor(stage.found)
+    )
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
         return found(
@@ -56,14 +63,14 @@ def decision(name: str, stage: Stage) -> Decision:
     shown = stage.operator == "flex_attention"  # SDPA leaves no block out
     return found(
         verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
-        sparsity=stage.sparsity.described() if shown else "", block_map=picture(stage.sparsity) if shown else (),
+        sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
         notes=stage.notes,
     )  # fmt: skip
 
 
 def mods(site: Site) -> tuple[str, str]:
     """score_mod and mask_mod as text. The raw score already has the scale applied."""
-    writer = Writer(site.at)
+    writer = TextWriter(site.at)
     score = writer.text(site.score)
     if site.scale != 1.0:
         score = f"{score}  # score scaled by {site.scale:.6g}"

@@ -1,6 +1,6 @@
 """The engine: takes a graph, and the bodies of its higher-order operators, through the pipeline.
 
-It takes the time of each step, says which one failed if one does, and never changes the given graph.
+It measures the time of each step, names the step that fails, and works on a copy of the given graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Stage)
 
 @dataclass(frozen=True)
 class Program:
-    """A graph as ATen operators, and what its values share memory with."""
+    """A graph as ATen operators, and which of its values share memory."""
 
     aten: AtenGraph
     storage: Storage
@@ -37,8 +37,10 @@ class Program:
 
 @dataclass(frozen=True)
 class State:
-    """What the passes know of one graph. program: None where nothing in the graph can be attention. sites: how far each
-    has come."""
+    """What the passes know about one graph.
+
+    gm: the graph that is rewritten. program: None where the graph holds no tensors, and so no attention. sites: each at
+    the stage that it has reached."""
 
     gm: fx.GraphModule
     backend: Backend
@@ -66,7 +68,7 @@ Pipeline = Sequence[tuple[str, Step]]
 
 
 class PassFailed(Exception):
-    """A pass raised what it should not: its name, and the exception as the cause."""
+    """A pass raised an unexpected exception. name: the pass; the exception itself is the `__cause__`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -74,13 +76,13 @@ class PassFailed(Exception):
 
 
 Observer = Callable[[str, State], None]
-"""Is told of every step that was taken, with the state behind it."""
+"""Called after every step with its name and the state that it returned."""
 _observers: contextvars.ContextVar[tuple[Observer, ...]] = contextvars.ContextVar("observers", default=())
 
 
 @contextlib.contextmanager
 def watch(observer: Observer) -> Iterator[None]:
-    """Has an observer told of all steps inside the block; what it raises counts as the step's own failure."""
+    """Calls an observer after each step inside the block. An exception of the observer counts as the step's own."""
     token = _observers.set((*_observers.get(), observer))
     try:
         yield
@@ -90,9 +92,10 @@ def watch(observer: Observer) -> Iterator[None]:
 
 @dataclass
 class Run:
-    """One walk through a pipeline.
+    """One run of a pipeline over a graph and the bodies inside it.
 
-    seconds: the time of each step, decisions: one a site, of all graphs. changed: whether anything was rewritten."""
+    seconds: the time spent in each step. decisions: one for each site of all graphs. changed: whether any site was
+    rewritten."""
 
     pipeline: Pipeline
     backend: Backend
@@ -116,7 +119,7 @@ class Run:
         return copy
 
     def take(self, name: str, step: Step, state: State) -> State:
-        """One step. Raises PassFailed."""
+        """Runs one step and its observers. Raises PassFailed."""
         start = time.perf_counter()
         try:
             state = step(state)

@@ -12,14 +12,14 @@ from flex_inductor.scalar import Expr
 
 
 class Declined(Exception):
-    """A site is left as it is: the reason, and the node at which it became clear."""
+    """A site is left as it is. reason: why, in words. node: the node at which that became clear."""
 
     def __init__(self, reason: str, node: fx.Node | None = None) -> None:
         super().__init__(reason)
         self.reason, self.node = reason, node
 
     def at(self, node: fx.Node) -> Declined:
-        """The same at a node, if it has none yet."""
+        """The same refusal, at the given node if it has none yet."""
         return self if self.node is not None else Declined(self.reason, node)
 
 
@@ -72,7 +72,7 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Dropout:
-    """p: the share of the probabilities that are dropped. drawn: the operator that draws the random numbers."""
+    """Dropout of the probabilities. p: the share that is dropped. drawn: the operator that draws the random numbers."""
 
     p: float
     drawn: fx.Node
@@ -80,20 +80,27 @@ class Dropout:
 
 @dataclass(frozen=True)
 class Site:
-    """A softmax attention, understood.
+    """An attention that is understood: its operands, its score and its mask at the four positions.
 
-    products: (queries, keys, inner position, inner size) whose inner products add up to the raw score, `dot` in score.
-    value: the value operand; channel is the position of its last dimension in the wanted view.
-    score: the lifted score. mask: the keys that may be attended, None for all. keep: a key such that the mask holds for
-    rows that have one, all others attending to every key; None where it holds for all rows. level: the score without
-    its raw scores, whose greatest value is to be taken from rows that have nothing near zero; None where there is no
-    such row, or no need.
-    replaces: whether something stood in place of scores, where the mask or its fill is now, and was not added.
-    extra: scores of columns beyond the keys. unshifted: whether exponentials are taken of the scores as they are, not
-    less the greatest of their row. dropout: of the probabilities, None for none.
-    dtype: that operands are rounded to (by a call under autocast); None where they keep theirs.
-    group: query heads that share a key head. merged: heads that the product had merged into its rows; row_first:
-    whether they come behind the row there.
+    group: how many query heads share a key head.
+    products: (queries, keys, inner position, inner size). The inner products add up to the raw score, which is `dot` in
+        expressions.
+    value: the values; channel, channels: the position in their last dimension, and its size.
+    score: the lifted score.
+    merged: how many heads the product with the values had merged into its rows; row_first: whether the number of the
+        row was the more significant part.
+    extra: scores of columns beyond the keys, which have no values (attention sinks).
+    unshifted: whether the program takes exponentials of the scores without subtracting the maximum of the row.
+    mask: which keys may be attended; None for all.
+    keep: a condition on keys. The mask holds for rows in which some key fulfils it; other rows attend to all keys. None
+        where the mask holds for all rows.
+    level: the score with 0 for its raw scores. Its maximum over a row is subtracted where it is far from zero, so that
+        the log-sum-exp stays precise. None where that is not needed.
+    replaces: whether the model replaced hidden scores by a fill (`masked_fill`), and did not add the fill to them.
+    dropout: of the probabilities; None for none.
+    dtype: what the call rounds its operands to (under autocast); None where they keep their own.
+    scale: the constant factor of the raw scores.
+    notes: what the decision record says besides.
     """
 
     candidate: Candidate

@@ -1,6 +1,8 @@
-"""How far an attention site has come: a type for every stage of the pipeline, each with what the stage before knew.
+"""The stages that a site goes through: one type for each step, which holds what is known after it.
 
-Found -> Located -> Lifted -> Parted -> Sparse -> Decided -> Emitted        or Ended, at any of them
+    find: Located, lift: Lifted, split: Parted, sparsity: Sparse, decide: Decided, emit: Emitted
+
+A site that is declined at any step is Ended.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import fx
 
-from flex_inductor.decisions import Operator
+from flex_inductor.decisions import Replacement
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.site import Candidate, Declined, Site
@@ -23,14 +25,14 @@ T = TypeVar("T", bound="Stage")
 
 @dataclass(frozen=True)
 class Stage:
-    """An anchor on its way."""
+    """A site at some stage. found: its anchor."""
 
     found: Found
 
 
 @dataclass(frozen=True)
 class Ended(Stage):
-    """The site is left as it is. site: as far as it was understood."""
+    """The site was declined. why: the refusal. site: what was understood before, None if nothing was."""
 
     why: Declined
     site: Site | None
@@ -38,7 +40,7 @@ class Ended(Stage):
 
 @dataclass(frozen=True)
 class Located(Stage):
-    """result: the value of the program that is to be replaced."""
+    """A candidate whose result is known. result: the value of the program that the attention will replace."""
 
     candidate: Candidate
     result: Result
@@ -46,8 +48,8 @@ class Located(Stage):
 
 @dataclass(frozen=True)
 class Lifted(Located):
-    """site: its score not yet parted. zeroed: the condition under which the probabilities are kept after the softmax,
-    if they are masked there again."""
+    """A site whose score is written out. zeroed: the condition under which probabilities are kept, where the model
+    masks them once more after the softmax; None where it does not."""
 
     site: Site
     zeroed: Expr | None
@@ -55,35 +57,35 @@ class Lifted(Located):
 
 @dataclass(frozen=True)
 class Parted(Located):
-    """site: with its mask apart."""
+    """A site whose mask is separate from its score."""
 
     site: Site
 
 
 @dataclass(frozen=True)
 class Sparse(Parted):
-    """sparsity: of the mask."""
+    """A site whose mask was analysed."""
 
     sparsity: Sparsity
 
 
 @dataclass(frozen=True)
 class Decided(Sparse):
-    """operator: what the attention becomes. kernel: who computes it, if that is flex_attention."""
+    """A site that will be rewritten. operator: what it becomes. kernel: who computes it, if that is flex_attention."""
 
-    operator: Operator
+    operator: Replacement
     kernel: Kernel
 
 
 @dataclass(frozen=True)
 class Emitted(Decided):
-    """value: what replaced the result. notes: what there is to say about it."""
+    """A site that was rewritten. value: the node that replaced the result. notes: for the decision record."""
 
     value: fx.Node
     notes: tuple[str, ...]
 
 
 def onward(stage: Stage, kind: type[T], **new: Any) -> T:
-    """The next stage: what the one before knew, and what is new."""
+    """The next stage: everything that the one before knew, and the new fields."""
     known = {f.name: getattr(stage, f.name) for f in fields(kind) if f.name not in new}
     return kind(**known, **new)

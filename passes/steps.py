@@ -1,13 +1,13 @@
-"""The steps of the pipeline: each is a function of the state before it.
+"""The steps of the pipeline. Each takes the state that the step before it returned.
 
-normalize   Dynamo graph            -> ATen operators, and who shares memory with whom
-find        softmaxes and calls     -> candidates, and the values that they stand for
-lift        candidates              -> sites: an element of the score, written out
-split       score                   -> mask, and the arithmetic that is left
-sparsity    mask                    -> its formula: which blocks are needed
-decide      all that is known       -> what the attention becomes, or why it is left
-emit        site                    -> a call in the Dynamo graph
-clean       what the call replaced  -> gone
+normalize   makes a view of the Dynamo graph as ATen operators, and notes which values share memory
+find        looks for softmaxes between two matrix products, and for SDPA calls
+lift        writes an element of the scores out as an expression of (b, h, q, k)
+split       separates the mask from the score arithmetic
+sparsity    analyses the mask: which blocks of scores are needed
+decide      chooses the operator and the kernel, or declines
+emit        puts the call into the Dynamo graph
+clean       removes what only the replaced attention needed
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
-from flex_inductor.passes.decide import decided
+from flex_inductor.passes.decide import decide_site
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.result import locate
 from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.lift.step import lifted
+from flex_inductor.passes.lift.step import lift_site
 from flex_inductor.passes.program.expand import expand
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.normalize import normalize as as_aten
@@ -29,7 +29,7 @@ from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.run import Pipeline, Program, State
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.sparsity.share import Sparsity
-from flex_inductor.passes.split.step import parted
+from flex_inductor.passes.split.step import part_site
 from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage, onward
 
 
@@ -53,7 +53,7 @@ def find(state: State) -> State:
 
 def lift(state: State) -> State:
     def step(stage: Located, program: Program) -> Lifted:
-        site, zeroed = lifted(stage.candidate, program.storage, stage.result.node.meta["position"])
+        site, zeroed = lift_site(stage.candidate, program.storage, stage.result.node.meta["position"])
         return onward(stage, Lifted, site=site, zeroed=zeroed)
 
     return state.each(Located, step)
@@ -61,7 +61,7 @@ def lift(state: State) -> State:
 
 def split(state: State) -> State:
     def step(stage: Lifted, program: Program) -> Parted:
-        return onward(stage, Parted, site=parted(stage.site, stage.zeroed, program.aten, stage.result.trains))
+        return onward(stage, Parted, site=part_site(stage.site, stage.zeroed, program.aten, stage.result.trains))
 
     return state.each(Lifted, step)
 
@@ -74,10 +74,10 @@ def sparsity(state: State) -> State:
 
 
 def decide(state: State) -> State:
-    """Leaves what the device cannot do, and what does not pay."""
+    """Declines what the device cannot compute, and what would be slower."""
 
     def step(stage: Sparse, program: Program) -> Decided:
-        operator, kernel = decided(stage.site, stage.result, stage.sparsity, state.backend)
+        operator, kernel = decide_site(stage.site, stage.result, stage.sparsity, state.backend)
         return onward(stage, Decided, operator=operator, kernel=kernel)
 
     return state.each(Sparse, step)

@@ -19,9 +19,9 @@ import torch
 from torch.nn.attention import flex_attention
 
 from flex_inductor import compat, mask
-from flex_inductor.block_mask import read as reader
+from flex_inductor.block_mask.read import lift_mask_mod
 from flex_inductor.mask.tensors.evaluate import Evaluator
-from flex_inductor.mask.tensors.lists import ordered
+from flex_inductor.mask.tensors.lists import list_blocks
 from flex_inductor.passes.lift.lifter import deep
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.writers.formula import Former
@@ -77,7 +77,7 @@ def create_block_mask(
     whole = [x.expand(sizes[0], sizes[1], *x.shape[2:]) for x in (found.some, found.full)]
     partial = whole[0] & ~whole[1] if separate_full_blocks else whole[0]
     full = whole[1] if separate_full_blocks else None
-    return compat.block_mask(ordered, partial, full, widths, mask_mod, (Q_LEN, KV_LEN))
+    return compat.block_mask(list_blocks, partial, full, widths, mask_mod, (Q_LEN, KV_LEN))
 
 
 def block_map(
@@ -85,7 +85,7 @@ def block_map(
 ) -> BlockMap:
     """The exact block map of a mask_mod; of size one in dimensions that it does not vary with."""
     try:
-        return MaskBlocks.read(mask_mod, sizes, widths, device).exact()
+        return MaskBlocks.of_mask_mod(mask_mod, sizes, widths, device).exact()
     except (Declined, NotImplementedError):
         return evaluated(mask_mod, sizes, widths, device)
 
@@ -100,14 +100,14 @@ class MaskBlocks:
     wide: frozenset[str]
 
     @classmethod
-    def read(cls, mask_mod: MaskFunction, sizes: Any, widths: Any, device: torch.device) -> MaskBlocks:
+    def of_mask_mod(cls, mask_mod: MaskFunction, sizes: Any, widths: Any, device: torch.device) -> MaskBlocks:
         """Raises Declined where the mask_mod is not understood."""
         with deep():
-            read = reader.read(mask_mod, sizes, device)
-            former = Former(read.at)
-            formula = former.formula(read.expr)
-        buffers = {name: read.value(node) for name, node in former.buffers.items()}
-        buffers |= {name: function_of(x, read.at, read.reads) for name, x in former.opaque.items()}
+            lifted = lift_mask_mod(mask_mod, sizes, device)
+            former = Former(lifted.at)
+            formula = former.formula(lifted.expr)
+        buffers = {name: lifted.value(node) for name, node in former.buffers.items()}
+        buffers |= {name: function_of(x, lifted.at, lifted.reads) for name, x in former.computed.items()}
         rows, cols = mask.axes(sizes[2], sizes[3], widths)
         return cls(formula, Evaluator(run, int, buffers, rows, cols, device), sizes, frozenset(former.wide))
 

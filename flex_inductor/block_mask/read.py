@@ -22,14 +22,14 @@ from torch.utils._pytree import tree_map
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.normalize import AtenGraph, Recorder
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.writers.graph import ModWriter, Selected
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import numbered, position
 
 aten = torch.ops.aten
-LARGEST = 1 << 24
+LARGEST_BUFFER = 1 << 24
 """The number of elements of the largest buffer that is computed for its own sake."""
 
 
@@ -63,9 +63,9 @@ class MaskMod:
         value = node.meta["val"]
         if node.op == "placeholder" and not isinstance(value, FakeTensor):
             return value
-        if node.op == "placeholder" or any(True for _ in written(node)):
+        if node.op == "placeholder" or any(True for _ in written_args_of(node)):
             raise Declined("the mask reads a value that is gone", node)
-        if isinstance(value, torch.Tensor) and value.numel() > LARGEST:
+        if isinstance(value, torch.Tensor) and value.numel() > LARGEST_BUFFER:
             raise Declined("the mask is made of something as large as itself", node)
         target: Callable[..., Any] = node.target
         convert = lambda x: self.value(x)  # noqa: E731
@@ -91,7 +91,9 @@ def everywhere(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, ...], de
         return mask_mod(*(torch.arange(n, device=device) for n in sizes))
 
 
-def read(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device) -> MaskMod:
+def lift_mask_mod(
+    mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, int, int, int], device: torch.device
+) -> MaskMod:
     """The expression of a mask_mod for (batch, heads, queries, keys). Raises Declined."""
     graph = AtenGraph(fx.Graph())
     recorder = Recorder(graph)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import operator
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -342,6 +343,23 @@ def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.T
     now = [e.xreplace({s: hint_of(shape_env, s) for s in e.free_symbols}) for e in exprs]
     if now[0] == now[1]:
         shape_env.evaluate_expr(sympy.Eq(*exprs))
+
+
+def stored_attributes() -> dict[str, str]:
+    """The values that the function being compiled stores in attributes: names of nodes, and `self.attn` for each. Only
+    for messages: empty where Dynamo does not tell."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        stored = InstructionTranslator.current_tx().output.side_effects.store_attr_mutations
+        found = {}
+        for owner, attributes in stored.items():
+            source = owner.source.name() if callable(owner.source.name) else owner.source.name
+            place = ".".join(re.findall(r"\['(\w+)'\]", source))
+            found.update({value.as_proxy().node.name: f"{place}.{name}" for name, value in attributes.items()})
+        return found
+    except Exception:  # private data, of which every release may change the form
+        return {}
 
 
 UNKNOWN_SIZE = 4096

@@ -90,16 +90,16 @@ def gradients_in_float64(query: Any, key: Any, value: Any, *others: Any) -> Any:
 
 
 CAPTURED = 12
-"""The place of score_mod's buffers among the arguments of flex_attention_backward, and GRADIENTS of theirs among its
-results."""
-GRADIENTS = 3
+"""The place of the score_mod's captured buffers among the arguments of flex_attention_backward."""
+BUFFER_GRADIENTS = 3
+"""The place of their gradients among its results."""
 
 
 def mark_captured(graph: torch.fx.GraphModule) -> None:
     """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when
     it runs (torch 2.13), which a value saved from the forward graph does not."""
     for node in graph.graph.find_nodes(op="call_function", target=flex_attention_backward_hop):
-        results = [u for u in node.users if u.target is getitem and u.args[1] == GRADIENTS]
+        results = [u for u in node.users if u.target is getitem and u.args[1] == BUFFER_GRADIENTS]
         wanted = {u.args[1] for r in results for u in r.users}
         with graph.graph.inserting_before(node):
             buffers = [

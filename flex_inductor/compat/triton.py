@@ -111,7 +111,7 @@ def choose(
     return out
 
 
-GRADIENTS = 5
+FIRST_BUFFER_GRADIENT = 5
 """The place of the captured tensors' gradients among the results of a score_mod's gradient: after those of the score
 and of its position."""
 
@@ -119,7 +119,7 @@ and of its position."""
 def has_captured_gradients(graph: Any) -> bool:
     """Whether anything that the score_mod captures gets a gradient. graph: the subgraph of its gradient."""
     (results,) = next(n for n in graph.graph_module.graph.nodes if n.op == "output").args
-    return any(x is not None for x in results[GRADIENTS:])
+    return any(x is not None for x in results[FIRST_BUFFER_GRADIENT:])
 
 
 def joint(graph: Any, reads: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:

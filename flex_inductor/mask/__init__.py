@@ -1,14 +1,28 @@
 """Masks as mathematics: which blocks of scores are empty, full, or partly attended, worked out with sympy.
 
-    analyse(q >= k, rows, cols)   ->   some: 128*i + 127 >= 128*j      full: 128*i >= 128*j + 127
+    q >= k   ->   some: 128*i - 128*j + 127 >= 0, full: 128*i - 128*j - 127 >= 0
 
-Nothing here knows of graphs or tensors. Masks are sympy Booleans over b, h, q, k and uninterpreted loads (`formula`);
-results are formulas of the block numbers i and j (`interval`, `blocks`), closed-form ranges (`ranges`), and proofs that
-rows keep a key (`rows`). `flex_inductor.grid` computes the results, at once or as nodes of a graph.
-"""
+Nothing here knows of graphs or tensors, but for `tensors`. Masks are sympy Booleans over b, h, q, k and uninterpreted
+loads (`formula`). Results are formulas of the block numbers i and j (`interval`, `blocks`), closed-form ranges
+(`ranges`), loops for kernels (`loops`), and proofs that rows keep a key (`rows`). `tensors` computes the results, at
+once or as nodes of a graph."""
 
 from flex_inductor.mask.blocks import LARGEST, BlockFormula, analyse, axes
-from flex_inductor.mask.formula import BOUND, LIMIT, POSITIONS, B, H, K, Q, Where, Wrapped, holds, load, normal, reach
+from flex_inductor.mask.formula import (
+    BOUND,
+    LIMIT,
+    POSITIONS,
+    B,
+    H,
+    K,
+    Q,
+    Where,
+    Wrapped,
+    abs_bound,
+    holds,
+    load,
+    normal,
+)
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
 from flex_inductor.mask.ranges import Ranges, Span, ranges
@@ -36,6 +50,7 @@ __all__ = [
     "Span",
     "Where",
     "Wrapped",
+    "abs_bound",
     "analyse",
     "axes",
     "holds",
@@ -44,5 +59,4 @@ __all__ = [
     "loops",
     "normal",
     "ranges",
-    "reach",
 ]

@@ -1,10 +1,11 @@
 """Is a block of the mask empty, full, or partly both?
 
-    q >= k   ->   some: 128*i + 127 >= 128*j      full: 128*i >= 128*j + 127
+    q >= k   ->   some: 128*i - 128*j + 127 >= 0, full: 128*i - 128*j - 127 >= 0
 
-Both are sympy Booleans of the block numbers. `full` holds only where every score of the block is attended, `some`
-wherever one is; a block between the two is PARTIAL. Both are sound for every mask, and exact for single comparisons of
-a function of q with one of k, and for what And and Or make of them except where several must hold of one score.
+Both are sympy Booleans of the block numbers. `full` holds only where every score of the block is attended, and `some`
+wherever at least one is; a block for which only `some` holds is PARTIAL. Both are sound for every mask. They are exact
+for a single comparison of a function of q with one of k, and for combinations by And and Or, except where several
+comparisons must hold of one and the same score.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, normal, plain, reach, size
+from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, abs_bound, normal, plain, size
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
 LARGEST = 1 << 62
-"""What numbers may reach: with twice that, int64 wraps around."""
+"""The largest absolute value of numbers in a mask that is analysed. Twice that would not fit into int64."""
 
 
 @dataclass(frozen=True)
 class BlockFormula:
-    """The block map as formulas. full, some: see above. unknown: what could not be analysed, in words."""
+    """The block map as formulas. full, some: see the top of the file. unknown: what could not be analysed, in words."""
 
     full: sympy.Basic
     some: sympy.Basic
@@ -33,20 +34,22 @@ class BlockFormula:
 
 
 def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: Collection[str] = ()) -> BlockFormula:
-    """The block map of a mask. pool: whether buffers of the mask's own size may be reduced over each block. wide: the
-    loads that may give numbers beyond BOUND; blocks in which one does are PARTIAL."""
+    """The block map of a mask.
+
+    pool: whether buffers that are as large as the mask may be reduced over each block. wide: the names of loads that
+    may give numbers beyond BOUND; blocks in which one does are PARTIAL."""
     if size(mask, LIMIT) == LIMIT:
         return nothing(rows, cols, f"more than {LIMIT} terms")
     intervals = Intervals(rows, cols, pool)
     small = bounded(mask, wide, pool)
-    if reach(mask) > LARGEST:
+    if abs_bound(mask) > LARGEST:
         return nothing(rows, cols, "its numbers may not fit into 64 bits")
     try:
         mask = normal(plain(mask))
         full, some = Decider(intervals, True).of(mask), Decider(intervals, False).of(mask)
     except RecursionError:
         return nothing(rows, cols, "sympy did not come to an end")
-    if reach(mask) > LARGEST:
+    if abs_bound(mask) > LARGEST:
         return nothing(rows, cols, "its numbers may not fit into 64 bits")
     full = sympy.And(full, small, inside(rows), inside(cols))
     some = sympy.And(sympy.Or(some, sympy.Not(small)), rows.occupied, cols.occupied)
@@ -54,13 +57,13 @@ def analyse(mask: sympy.Basic, rows: Axis, cols: Axis, pool: bool = True, wide: 
 
 
 def nothing(rows: Axis, cols: Axis, why: str) -> BlockFormula:
-    """What is known of a mask that is not analysed."""
+    """The block map of a mask that is not analysed: every block is PARTIAL."""
     return BlockFormula(sympy.false, sympy.And(rows.occupied, cols.occupied), (f"the mask: {why}",))
 
 
 def bounded(mask: sympy.Basic, wide: Collection[str], pool: bool) -> sympy.Basic:
-    """Whether all that a block loads is within BOUND. Sentinels like the largest int64 are not: differences of them
-    wrap around."""
+    """A condition under which all numbers that a block loads are within BOUND. Sentinels such as the largest int64 are
+    not, and differences of them wrap around."""
     conditions = []
     for load in sorted(mask.atoms(AppliedUndef), key=str):
         if load.func.__name__ not in wide:
@@ -80,7 +83,7 @@ def inside(axis: Axis) -> sympy.Basic:
 
 @dataclass(frozen=True)
 class Decider:
-    """every: decides whether a formula holds for every score of a block; else whether it may hold for any."""
+    """Decides a formula for whole blocks. every: whether it must hold for every score of a block; else for any."""
 
     intervals: Intervals
     every: bool
@@ -98,7 +101,7 @@ class Decider:
         return sympy.false if self.every else sympy.true
 
     def grouped(self, mask: sympy.Basic) -> list[sympy.Basic]:
-        """The parts of a conjunction or disjunction, with those of q alone, and those of k alone, in one."""
+        """The parts of a conjunction or disjunction. Those of q alone become one part, and those of k alone another."""
         parts: dict[object, list[sympy.Basic]] = {}
         for part in mask.args:
             varies = frozenset(part.free_symbols & {Q, K})
@@ -106,23 +109,23 @@ class Decider:
         return [mask.func(*together) for together in parts.values()]
 
     def splits(self, mask: sympy.Basic) -> bool:
-        """Whether a condition on one position comes down to comparisons by ends."""
+        """Whether a condition on one position can be decided comparison by comparison, from the ends of a block."""
         if not isinstance(mask, (sympy.And, sympy.Or)):
             return self.by_ends(mask)
         return isinstance(mask, sympy.Or) != self.every and all(map(self.by_ends, mask.args))
 
     def by_ends(self, mask: sympy.Basic) -> bool:
-        """Whether a comparison of one position is decided by the ends of a block."""
+        """Whether a comparison of one position is decided by the first and the last position of a block."""
         varies = mask.free_symbols & {Q, K}
         if len(varies) != 1 or not isinstance(mask, Relational):
             return False
         (position,) = varies
         if isinstance(mask, sympy.Ge):
             return slope(mask.lhs, position) is not None
-        return not (mask.lhs.diff(position) ** 2 - 1) if mask.lhs.is_polynomial(position) else False
+        return mask.lhs.is_polynomial(position) and mask.lhs.diff(position) in (1, -1)
 
     def line(self, mask: sympy.Basic, position: sympy.Symbol) -> sympy.Basic:
-        """A condition on one position: asked of every position of the block."""
+        """A condition on one position, evaluated at each position of the block."""
         return (Every if self.every else Some)(mask, position)
 
     def comparison(self, mask: Relational) -> sympy.Basic:
@@ -138,7 +141,7 @@ class Decider:
 
 
 def not_below(end: sympy.Expr | None, otherwise: bool) -> sympy.Basic:
-    """end >= 0, or what is to be assumed of an unknown end."""
+    """end >= 0; `otherwise` for an unknown end."""
     return sympy.sympify(otherwise) if end is None else sympy.Ge(end, 0)
 
 

@@ -3,7 +3,7 @@
     (q >= k) & Eq(document(q), document(k))
 
 Integers are made of positions, sizes, `+ - *`, FloorDiv, Mod, Min, Max, Abs, Where, Wrapped and loads. Truth values are
-comparisons of integers under And, Or, Not; a load of a truth value is a load of 0 or 1 (`holds`).
+comparisons of integers, combined by And, Or and Not. A Boolean buffer is loaded as 0 or 1 (`holds`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ B, H, Q, K = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "bh
 """The positions of a score: batch, head, query, key."""
 POSITIONS = frozenset({B, H, Q, K})
 LIMIT = 4000
-"""The size of a formula beyond which it is not analysed: sympy would take seconds."""
+"""Formulas with more nodes are not analysed, because sympy would take seconds."""
 BOUND = 1 << 31
-"""Positions, sizes and nearly all numbers in buffers are within this."""
+"""The bound of positions and sizes, and of nearly all numbers in buffers."""
 ENDLESS = 1 << 256
 
 NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le: sympy.Gt, sympy.Eq: sympy.Ne,
@@ -32,8 +32,8 @@ NEGATED = {sympy.Ge: sympy.Lt, sympy.Lt: sympy.Ge, sympy.Gt: sympy.Le, sympy.Le:
 
 
 class Where(sympy.Function):
-    """Where(condition, a, b): a where the condition holds, else b. sympy's own Piecewise looks into its conditions, and
-    may never come back."""
+    """Where(condition, a, b): a where the condition holds, else b. sympy's own Piecewise simplifies its conditions,
+    which may take forever."""
 
     is_integer = True
 
@@ -45,8 +45,8 @@ class Where(sympy.Function):
 
 
 class Wrapped(sympy.Function):
-    """An integer as int64 has it. Nothing may be concluded of the numbers that it was made of, unless they are known to
-    be small."""
+    """An integer that wraps around as int64 does. It says nothing about the integer before wrapping, unless that is
+    known to be small."""
 
     is_integer = True
 
@@ -59,30 +59,30 @@ class Wrapped(sympy.Function):
 
 
 def plain(mask: sympy.Basic) -> sympy.Basic:
-    """A mask of numbers that do not wrap."""
+    """The mask under the assumption that no number in it wraps around."""
     return mask.replace(Wrapped, lambda number: number)
 
 
 def load(name: str, *at: sympy.Expr | int) -> sympy.Expr:
-    """The integer that a buffer has at a place."""
+    """The integer in a buffer at a place."""
     return sympy.Function(name, integer=True)(*at)
 
 
 def holds(name: str, *at: sympy.Expr | int) -> sympy.Basic:
-    """The truth value that a buffer has at a place."""
+    """The truth value in a buffer at a place."""
     return sympy.Ge(load(name, *at), 1)
 
 
-def reach(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND) -> int:
-    """What the absolute values of the numbers in an expression stay within. bound: what those of its symbols do; those
-    of its loads stay within BOUND."""
+def abs_bound(expr: sympy.Basic, bound: int | Callable[[sympy.Symbol], int] = BOUND) -> int:
+    """A bound of the absolute values of all numbers in an expression. bound: that of its symbols. Loads count as within
+    BOUND."""
     if expr.is_Integer:
         return abs(int(expr))
     if isinstance(expr, AppliedUndef):
         return BOUND
     if not expr.args:
         return bound if isinstance(bound, int) else bound(expr)
-    parts = [reach(a, bound) for a in expr.args]
+    parts = [abs_bound(a, bound) for a in expr.args]
     if isinstance(expr, sympy.Add):
         found = sum(parts)
     elif isinstance(expr, sympy.Mul):
@@ -146,7 +146,7 @@ def _fold_mod(expr: sympy.Expr) -> sympy.Expr:
 
 
 def _conjunction(parts: list[sympy.Basic]) -> sympy.Basic:
-    """And; where it says f(q) == f(k), the other parts may as well read f(q)."""
+    """And. If one part says that f(q) == f(k), the other parts read f(q) in place of f(k)."""
     equal = dict(pair for p in parts for pair in _equation(p))
     if not equal:
         return sympy.And(*parts)
@@ -154,7 +154,7 @@ def _conjunction(parts: list[sympy.Basic]) -> sympy.Basic:
 
 
 def _equation(part: sympy.Basic) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
-    """(f(k), f(q)) if part says that both are equal."""
+    """The pair (f(k), f(q)) if the part says that both are equal."""
     if isinstance(part, sympy.Eq) and isinstance(part.lhs, sympy.Add) and len(part.lhs.args) == 2:
         for a, b in (part.lhs.args, part.lhs.args[::-1]):
             if isinstance(a, AppliedUndef) and a.has(K) and not a.has(Q) and a.xreplace({K: Q}) == -b:

@@ -1,12 +1,11 @@
 """Which values does an integer take over a block of scores? Abstract interpretation with intervals.
 
-    q - k over q-block i and kv-block j of 128   ->   [128*i - 128*j - 127, 128*i - 128*j + 127]
+    q - k   ->   [128*i - 128*j - 127, 128*i - 128*j + 127]
 
-Bounds are sympy expressions of the block numbers i and j. A function of q alone, or of k alone, has its exact least
-and greatest value: by its ends where it is monotone, else as `Least` and `Most`, which are computed from all its values
-in the block. Sums of a function of q and one of k, which is what comparisons come down to, are exact too. Everything
-else is sound: unknown bounds are None.
-"""
+That is for blocks of 128. Bounds are sympy expressions of the numbers of the blocks, i of queries and j of keys. A
+function of q alone, or of k alone, has its exact least and greatest value: at an end of the block if it is monotone,
+else as `Least` and `Most`, which are computed from all of its values in the block. A sum of a function of q and one of
+k, which is what most comparisons amount to, is exact too. Everything else is sound, and unknown bounds are None."""
 
 from __future__ import annotations
 
@@ -46,7 +45,8 @@ class Some(BooleanFunction):
 
 @dataclass(frozen=True)
 class Axis:
-    """Queries or keys: the position, the number of the block, the length, and the length of a block."""
+    """Queries or keys, cut into blocks. position: of one of them. block: the number of its block. length: how many
+    there are. width: the length of a block."""
 
     position: sympy.Symbol
     block: sympy.Symbol
@@ -71,8 +71,8 @@ class Axis:
 
     @property
     def count(self) -> sympy.Expr:
-        """The number of blocks. Where the length is not known one more, which is empty: a number that may be one would
-        have to be known."""
+        """The number of blocks. If the length is not known, one more, which is empty: torch would compile anew for a
+        size that may be one."""
         spare = 0 if self.length.is_Integer else 1
         return FloorDiv(self.length + self.width - 1, self.width) + spare
 
@@ -84,7 +84,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Interval:
-    """All values lie in low..high, ends included; None for an end that is not known."""
+    """The range low..high, ends included, in which all values lie. None for an unknown end."""
 
     low: sympy.Expr | None
     high: sympy.Expr | None
@@ -102,8 +102,7 @@ UNKNOWN = Interval(None, None)
 
 
 def slope(expr: sympy.Expr, position: sympy.Symbol) -> int | None:
-    """1 if expr never falls with the position, -1 if it never rises, 0 if it does not vary, None if that is not
-    known."""
+    """1 if expr never falls as the position grows, -1 if it never rises, 0 if it does not vary, None if not known."""
     if not expr.has(position):
         return 0
     if expr == position:
@@ -126,8 +125,10 @@ def _common(slopes: list[int | None]) -> int | None:
 
 @dataclass
 class Intervals:
-    """Intervals over the blocks of a grid. pool: whether what is loaded at (q, k) may be reduced over each block, which
-    reads all of it. unknown: the expressions of which nothing is known."""
+    """Intervals of expressions over the blocks of a grid.
+
+    pool: whether a buffer that is loaded at (q, k) may be reduced over each block, which reads all of it. unknown: the
+    expressions for which no bounds were found."""
 
     rows: Axis
     cols: Axis
@@ -153,7 +154,7 @@ class Intervals:
         return Interval(*(ends if way >= 0 else ends[::-1]))
 
     def plane(self, expr: sympy.Expr) -> Interval:
-        """A range of something that varies with both positions."""
+        """A range of an expression that varies with both positions."""
         if isinstance(expr, sympy.Add):
             return self.total(expr)
         if isinstance(expr, sympy.Mul):
@@ -174,7 +175,7 @@ class Intervals:
         return UNKNOWN
 
     def total(self, expr: sympy.Add) -> Interval:
-        """A sum: what varies with q alone, and what with k alone, are one function each."""
+        """A sum. All terms that vary with q alone are one function, and all that vary with k alone another."""
         parts: dict[frozenset[sympy.Symbol], list[sympy.Expr]] = {}
         result = Interval(sympy.S.Zero, sympy.S.Zero)
         for term in expr.args:
@@ -203,7 +204,7 @@ class Intervals:
         return Interval(*(None if end is None else FloorDiv(end, divisor) for end in (inner.low, inner.high)))
 
     def remainder(self, value: sympy.Expr, divisor: sympy.Expr) -> Interval:
-        """Between the remainders of both ends where these have one quotient, else anything."""
+        """The remainders of both ends if these have the same quotient, else all remainders."""
         if not divisor.is_positive or divisor.free_symbols & {Q, K}:
             return UNKNOWN
         inner, top = self.of(value), divisor - 1

@@ -1,9 +1,10 @@
-"""Ranges of blocks as loops: every block that a row of blocks may attend once, in order, those that are full apart.
+"""Ranges of blocks as loops of a kernel. Together they visit every block that a row of blocks may attend once, in
+order.
 
-    causal, blocks of 64, row i   ->   [0, i) full, [i, i + 1) masked
+    k < 300   ->   [0, 2) full, [2, 3) masked
 
-A kernel runs the loops one after the other, the full ones without the code of the mask. The spans of a union may
-overlap and lie in any order; a loop begins where the one before has ended.
+Loops over full blocks are run without the code of the mask. The spans of a union may overlap and lie in any order; a
+loop begins where the one before it ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flex_inductor.mask.ranges import Ranges, Span
 
 @dataclass(frozen=True)
 class Loop:
-    """Blocks start <= x < stop; none if stop <= start. masked: whether the mask decides about their scores."""
+    """The blocks start <= x < stop; none if stop <= start. masked: whether the mask must be evaluated in them."""
 
     start: sympy.Expr
     stop: sympy.Expr
@@ -28,7 +29,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Part:
+class SpanBlocks:
     """The blocks of one span of a union, and those of them that are full."""
 
     blocks: Span
@@ -36,40 +37,40 @@ class Part:
 
 
 def loops(ranges: Ranges) -> tuple[Loop, ...]:
-    """The loops of a row of blocks. Bounds are numbers of blocks, formulas of the number of the row."""
-    parts = joined([Part(*pair) for pair in zip(ranges.blocks, ranges.full)])
+    """The loops of a row of blocks. Bounds are numbers of blocks, as formulas of the number of the row."""
+    parts = at_most_two([SpanBlocks(*pair) for pair in zip(ranges.blocks, ranges.full)])
     cursor: sympy.Expr = sympy.S.Zero
     found: list[Loop] = []
-    for part in ordered(parts):
+    for part in in_order(parts):
         found += three(part, cursor)
         cursor = Max(cursor, part.blocks.stop)
     return tuple(loop for loop in found if (loop.stop - loop.start).is_nonpositive is not True)
 
 
-def three(part: Part, cursor: sympy.Expr) -> Iterable[Loop]:
-    """A masked loop, a full one, a masked one, none of them before the cursor."""
+def three(part: SpanBlocks, cursor: sympy.Expr) -> Iterable[Loop]:
+    """A masked loop, a full one, and a masked one again. None begins before the cursor."""
     start = Max(cursor, part.blocks.start)
     stop = part.blocks.stop
-    begin = clipped(part.full.start, start, stop)
-    end = clipped(part.full.stop, begin, stop)
+    begin = clip(part.full.start, start, stop)
+    end = clip(part.full.stop, begin, stop)
     return Loop(start, begin, True), Loop(begin, end, False), Loop(end, stop, True)
 
 
-def clipped(x: sympy.Expr, low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
+def clip(x: sympy.Expr, low: sympy.Expr, high: sympy.Expr) -> sympy.Expr:
     return Max(low, Min(x, high))
 
 
-def joined(parts: list[Part]) -> list[Part]:
-    """At most two parts: of more, all but the first become one, whose blocks all are masked."""
+def at_most_two(parts: list[SpanBlocks]) -> list[SpanBlocks]:
+    """At most two parts. If there are more, all but the first become one part, without full blocks."""
     if len(parts) < 3:
         return parts
     first, *rest = parts
     start, stop = Min(*(p.blocks.start for p in rest)), Max(*(p.blocks.stop for p in rest))
-    return [first, Part(Span(start, stop), Span(start, start))]
+    return [first, SpanBlocks(Span(start, stop), Span(start, start))]
 
 
-def ordered(parts: list[Part]) -> list[Part]:
-    """The part that begins first, first: where that is not known, each bound is chosen when the loop is run."""
+def in_order(parts: list[SpanBlocks]) -> list[SpanBlocks]:
+    """The parts in the order in which they begin. If that is not known, the kernel chooses each bound at run time."""
     if len(parts) < 2:
         return parts
     first, second = parts
@@ -79,8 +80,8 @@ def ordered(parts: list[Part]) -> list[Part]:
     return [chosen(swap, second, first), chosen(swap, first, second)]
 
 
-def chosen(condition: sympy.Basic, a: Part, b: Part) -> Part:
+def chosen(condition: sympy.Basic, a: SpanBlocks, b: SpanBlocks) -> SpanBlocks:
     def span(x: Span, y: Span) -> Span:
         return Span(Where(condition, x.start, y.start), Where(condition, x.stop, y.stop))
 
-    return Part(span(a.blocks, b.blocks), span(a.full, b.full))
+    return SpanBlocks(span(a.blocks, b.blocks), span(a.full, b.full))

@@ -1,12 +1,12 @@
 """Closed-form ranges: which keys does a row attend, and which kv-blocks a q-block?
 
-    (q >= k) & (q - k < 512)   ->   row q: keys [Max(0, q - 511), q + 1)
+    (q >= k) & (q - k < 512)   ->   [Max(0, q - 511), Min(1024, q + 1))
 
-Conjunctions of inequalities are solved for one position, unions stay unions. By the intervals of the ends over a block
-that gives block ranges: those in which anything is attended, and in them those in which everything is. Solved for q
-instead of k, the same gives the transposed ranges, which the backward pass wants.
+Conjunctions of inequalities are solved for k; unions stay unions. The intervals of the ends over a block of rows give
+ranges of blocks: those in which anything is attended, and among them those in which everything is. Solving for q
+instead of k gives the transposed ranges, which the backward pass needs.
 
-What has no such form (a load at the position itself, a remainder) gives None.
+A mask without a closed form (a load at the position itself, a remainder) gives None.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Ranges:
-    """spans: what a row attends, a union. blocks: for each span the blocks that a block of rows may attend. full: those
-    of them that it attends wholly; bounds in numbers of blocks."""
+    """spans: the keys that a row attends, as a union. blocks: for each span, the blocks of keys that a block of rows
+    may attend. full: those of them that it attends wholly. The bounds of `blocks` and `full` are numbers of blocks."""
 
     spans: tuple[Span, ...]
     blocks: tuple[Span, ...]
@@ -61,13 +61,13 @@ def ranges(mask: sympy.Basic, rows: Axis, cols: Axis) -> Ranges | None:
 
 
 def block_bounds(span: Span, rows: Axis, cols: Axis) -> tuple[Span, Span] | None:
-    """The blocks that a span touches for some row of a block, and those that it covers for every row."""
+    """The blocks that a span touches for some row of a block of rows, and those that it covers for every row."""
     intervals = Intervals(rows, cols)
     start, stop = intervals.of(span.start), intervals.of(span.stop)
     if start.low is None or start.high is None or stop.low is None or stop.high is None:
         return None
     count = ceil_div(cols.length, cols.width)
-    any_key = sympy.Lt(start.low, stop.high)  # else a span that is empty, within a block, would still touch that
+    any_key = sympy.Lt(start.low, stop.high)  # an empty span inside of a block touches no block
     touched = Span(
         Max(0, FloorDiv(start.low, cols.width)), Where(any_key, Min(count, ceil_div(stop.high, cols.width)), 0)
     )

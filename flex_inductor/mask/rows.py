@@ -1,8 +1,8 @@
-"""Which rows provably keep a key? Witnesses: the mask at the diagonal, at the first key, at the last.
+"""Which rows are proved to keep a key? Those with a witness: a key that the mask shows, among a few likely ones.
 
-    (q >= k) & holds(pad, b, k)   ->   holds(pad, b, Min(q, K-1)) | holds(pad, b, 0) & (q >= 0) | ...
+    (q >= k) & holds("pad", b, k)   ->   (pad(b, 0) >= 1) | (pad(b, q) >= 1) | ((q >= 1023) & (pad(b, 1023) >= 1))
 
-A row without a witness may still have keys; a row with one has.
+The likely keys are the diagonal, the first key and the last. A row without a witness may still have keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flex_inductor.mask.interval import Axis, Some
 
 
 def keeps_a_key(mask: sympy.Basic, rows: Axis, cols: Axis) -> sympy.Basic:
-    """A condition on b, h and q under which the row has a key. For a mask that does not vary with q it is exact."""
+    """A condition on b, h and q under which the row has a key. It is exact for a mask that does not vary with q."""
     found = sympy.Or(*(mask.xreplace({K: key}) for key in witnesses(rows, cols)))
     if size(found, LIMIT) < LIMIT and normal(found) == sympy.true:
         return sympy.true
@@ -23,7 +23,7 @@ def keeps_a_key(mask: sympy.Basic, rows: Axis, cols: Axis) -> sympy.Basic:
 
 
 def witnesses(rows: Axis, cols: Axis) -> list[sympy.Expr]:
-    """Keys that masks tend to leave to a row."""
+    """The keys that masks are likely to leave to a row."""
     last = cols.length - 1
     offset = cols.length - rows.length
     diagonal = [Q, Q + offset] if offset.is_nonnegative else [Min(Q, last)]

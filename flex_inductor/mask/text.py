@@ -1,6 +1,6 @@
-"""Formulas as text, and back: how the formula of a mask travels with a call to the lowering that wants it.
+"""Formulas as text, and back. As text, the formula of a mask is an option of a call, which the lowering reads.
 
-    And(q >= k, Eq(FloorDiv(q, 100), FloorDiv(k, 100)))   <->   "(q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))"
+    (q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))   ->   (q >= k) & Eq(FloorDiv(q, 100), FloorDiv(k, 100))
 
 A formula that reads tensors has no text.
 """
@@ -14,10 +14,10 @@ from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 from flex_inductor.mask.formula import POSITIONS, Where
 
 Q_LEN, KV_LEN = (sympy.Symbol(name, integer=True, positive=True) for name in ("Q_LEN", "KV_LEN"))
-"""The numbers of queries and keys, where they are not known."""
+"""The numbers of queries and keys, if they are dynamic."""
 
 FUNCTIONS = (FloorDiv, Max, Min, Mod, PythonMod, Where, sympy.Abs)
-LONGEST = 2000
+LONGEST_TEXT = 2000
 NAMES = {
     **{f.__name__: f for f in FUNCTIONS},
     **{s.name: s for s in (*POSITIONS, Q_LEN, KV_LEN)},
@@ -28,23 +28,24 @@ NAMES = {
 }
 
 
-class Writer(StrPrinter):
-    """Every function by its name: torch's print themselves as Python operators, which to sympy are others."""
+class FormulaPrinter(StrPrinter):
+    """Prints every function by its name. torch's functions print themselves as Python operators otherwise, which sympy
+    would read as other functions."""
 
     printmethod = None
 
 
-def written(formula: sympy.Basic) -> str | None:
-    """The text of a formula; None for one that has none: of other symbols, of loads, or too long."""
-    text: str = Writer().doprint(formula)
-    if len(text) > LONGEST or formula.free_symbols - set(NAMES.values()):
+def format_formula(formula: sympy.Basic) -> str | None:
+    """The text of a formula. None if it has loads or other symbols in it, or would be too long."""
+    text: str = FormulaPrinter().doprint(formula)
+    if len(text) > LONGEST_TEXT or formula.free_symbols - set(NAMES.values()):
         return None
     try:
-        return text if read(text) == formula else None
-    except Exception:  # something in it is none of our names
+        return text if parse_formula(text) == formula else None
+    except Exception:  # it has a name in it that is not in NAMES
         return None
 
 
-def read(text: str) -> sympy.Basic:
-    """The formula that was written. Raises NameError for what was not."""
+def parse_formula(text: str) -> sympy.Basic:
+    """The formula of a text that format_formula wrote. Raises NameError for other names."""
     return sympy.sympify(eval(text, {"__builtins__": {}}, NAMES))

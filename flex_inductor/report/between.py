@@ -12,11 +12,11 @@ from pathlib import Path
 
 from flex_inductor.passes import State, watch
 from flex_inductor.passes.records import mods
-from flex_inductor.passes.stages import Decided, Emitted, Ended, Located, Stage
+from flex_inductor.passes.stages import Decided, Emitted, Ended, Located, Sparse, Stage
 
 
 @dataclass
-class Recorder:
+class StepRecorder:
     """The steps that were taken, one graph after the other: names and texts."""
 
     graphs: list[list[tuple[str, str]]] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Recorder:
     def note(self, name: str, state: State) -> None:
         if name == "normalize":
             self.graphs.append([])
-        self.graphs[-1].append((name, text(name, state)))
+        self.graphs[-1].append((name, step_text(name, state)))
 
     def write(self, directory: Path) -> list[Path]:
         """Writes a file a step; returns them in order."""
@@ -38,23 +38,23 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[Recorder]:
+def recorded() -> Iterator[StepRecorder]:
     """Records the steps of all graphs that are compiled inside the block."""
-    recorder = Recorder()
+    recorder = StepRecorder()
     with watch(recorder.note):
         yield recorder
 
 
-def text(name: str, state: State) -> str:
+def step_text(name: str, state: State) -> str:
     """What a step made: the graph that it changed, or how far the sites have come."""
     if name == "normalize":
         return f"{state.program.aten.graph if state.program else 'nothing that could be attention'}\n"
     if name in ("emit", "clean"):
         return str(state.gm.print_readable(print_output=False))
-    return "\n".join(map(described, state.sites)) + "\n"
+    return "\n".join(map(describe, state.sites)) + "\n"
 
 
-def described(stage: Stage) -> str:
+def describe(stage: Stage) -> str:
     """A site in lines, one for each thing that is known of it."""
     known = {"anchor": stage.found.anchor.format_node()}
     if isinstance(stage, Ended):
@@ -66,6 +66,8 @@ def described(stage: Stage) -> str:
         known["score"], known["mask"] = mods(site)
         known["sizes"] = ", ".join(f"{s.name}={n}" for s, n in site.at.sizes.items())
         known["group"], known["notes"] = str(site.group), "; ".join(site.notes)
+    if isinstance(stage, Sparse):
+        known |= {"formula": str(stage.sparsity.normal), "sparsity": stage.sparsity.describe()}
     if isinstance(stage, Decided):
         known |= {"operator": stage.operator, "kernel": stage.kernel.note}
     if isinstance(stage, Emitted):

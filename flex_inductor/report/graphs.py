@@ -35,7 +35,7 @@ def _block_maps(report: GraphReport, stem: Path) -> Iterator[Path]:
 
 
 def _write(report: GraphReport, stem: Path) -> list[Path]:
-    gone, new = regions(report)
+    gone, new = changed_nodes(report)
     sides = {"before": (report.before, gone)}
     if report.after is not report.before:
         sides["after"] = (report.after, new)
@@ -50,7 +50,7 @@ def _write(report: GraphReport, stem: Path) -> list[Path]:
     return written
 
 
-def regions(report: GraphReport) -> tuple[set[str], set[str]]:
+def changed_nodes(report: GraphReport) -> tuple[set[str], set[str]]:
     """Names of the nodes that the rewrite took out, and of those that it put in."""
     before, after = ({n.name for n in module.graph.nodes} for module in (report.before, report.after))
     return before - after, after - before

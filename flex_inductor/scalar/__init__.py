@@ -1,10 +1,10 @@
 """Scalar expressions: the element of a tensor at one position, written out.
 
-The lifter turns tensor programs into these; splitting, sparsity and emission read them. An `Expr` is immutable and
+The lifter turns tensor programs into them; the steps split, sparsity and emit read them. An `Expr` is immutable and
 compares by structure. Constructors fold constants, and distribute operators over `where` with constant branches, so
 that `(1 - mask.float()) * -1e9` becomes `where(mask, 0, -1e9)` and `tril(ones) == 0` becomes `not (q >= k)`.
 
-Integers are sympy expressions (`index`), so that positions can be reasoned about; what sympy cannot know (a loaded
+Integers are sympy expressions (`index`), so that sympy can simplify them; what it cannot know (a loaded
 integer) is an `Atom` in them. Floating-point arithmetic keeps the order in which it was written.
 """
 
@@ -13,7 +13,7 @@ from flex_inductor.scalar.bounds import LONGEST, Bounds, wrapped
 from flex_inductor.scalar.logic import logical_and, logical_not, logical_or, where
 from flex_inductor.scalar.operators import NEGATED, OPERATORS, Operator, known_of
 from flex_inductor.scalar.ranges import range_of, within
-from flex_inductor.scalar.rewrite import build, substitute
+from flex_inductor.scalar.rewrite import construct, substitute
 from flex_inductor.scalar.terms import (
     FALSE,
     TRUE,
@@ -46,13 +46,13 @@ __all__ = [
     "Expr",
     "Leaf",
     "Operator",
-    "build",
     "cases",
     "cast",
     "children",
     "clamp",
     "compare",
     "const",
+    "construct",
     "differentiable",
     "from_cases",
     "has_gradient",

@@ -1,4 +1,4 @@
-"""Elementwise operators that fold: constants, and operators over case distinctions with constant branches."""
+"""Constructors of elementwise operators. They fold constants, and case distinctions whose branches are constant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MAX_CASES = 8  # a case distinction over constants is not spread out beyond this
 
 
 def cases(x: Expr) -> list[tuple[Expr, Expr]] | None:
-    """x as (condition, constant) pairs, disjoint and complete; None if it is no case distinction over constants."""
+    """x as pairs (condition, constant), of which exactly one condition holds; None if it is no such case
+    distinction."""
     if x.op == "index" and isinstance(x.args[0], Atom) and x.args[0].expr.op == "where":
         x = x.args[0].expr
     if x.is_const:
@@ -62,8 +63,8 @@ def pointwise(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
 
 
 def _spreads(op: str, dtype: torch.dtype) -> bool:
-    """Whether an operator goes into the cases of its arguments. In float64, of which every digit may count, only
-    arithmetic does, which all kernels do alike."""
+    """Whether an operator is applied to each case of its arguments. In float64, where every digit may count, only
+    arithmetic is, which all kernels compute alike."""
     return _function(op, dtype) is not None and (dtype != torch.float64 or known_of(op).fold is not None)
 
 
@@ -78,7 +79,7 @@ def _spread(op: str, args: tuple[Expr, ...], spread: list[list[tuple[Expr, Expr]
 
 
 def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
-    """A constant, computed in the dtype in which the program's kernels would, and rounded to its own."""
+    """A constant, computed in the dtype in which the program's kernels compute, and rounded to its own dtype."""
     function = _function(op, dtype)
     if function is None or any(isinstance(v, float) and math.isnan(v) for v in values):
         return None
@@ -89,7 +90,8 @@ def _fold(op: str, values: list[Any], dtype: torch.dtype) -> Expr | None:
 
 
 def _function(op: str, dtype: torch.dtype) -> Callable[..., Any] | None:
-    """What computes an operator's constants of a dtype: of integers and truth values the numbers, else tensors."""
+    """The function that folds constants of a dtype: one of Python numbers for integers and Booleans, else of
+    tensors."""
     row = known_of(op)
     return row.code if dtype.is_floating_point else row.fold
 

@@ -1,11 +1,11 @@
-"""Between which numbers does an integer lie? And what is it in a dtype in which it does not fit?
+"""The range of an integer expression, and its value in a dtype in which it may not fit.
 
-    q - k with 512 of each   ->   -511 .. 511      in uint8   ->   (q - k) % 256
+    q - k   ->   -511 .. 511
 
-An integer expression is exact; what a program computes is that modulo 2**bits. Where the bounds show that both are the
-same the expression stays as it is. Where not, the remainder is written out for narrow dtypes. For int64 it is an atom
-`wrap`, which code computes in int64 and nothing may look into: no sum is known to be larger than one of its terms.
-"""
+That is with 512 queries and keys. An integer expression is exact, and a program computes it modulo 2**bits. If the
+range fits into the dtype, both are the same, and the expression stays as it is. If not, the remainder is written out
+for narrow dtypes: `(q - k) % 256` in uint8. For int64 the value is an atom `wrap`, which code computes in int64, and of
+which nothing else is known: not even that a sum is larger than one of its terms."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from flex_inductor.scalar.ranges import ANY, Range, greatest, least, product, qu
 from flex_inductor.scalar.terms import Atom, Expr, index
 
 LONGEST = 1 << 22
-"""Sizes that are not known stay within this."""
+"""The bound of dynamic sizes that is taken for granted."""
 
 
 class Bounds:
-    """Bounds of index expressions. sizes: the number of values of every position."""
+    """The ranges of integer expressions. sizes: the number of values of every position."""
 
     def __init__(self, sizes: Mapping[sympy.Symbol, sympy.Expr]) -> None:
         self.sizes = sizes
@@ -65,14 +65,14 @@ class Bounds:
         return (0, LONGEST) if s.is_nonnegative else ANY
 
     def atom(self, x: Expr) -> Range:
-        """The bounds of what is no arithmetic to sympy: those of its dtype, if nothing else is known."""
+        """The range of an atom: that of its dtype if nothing else is known."""
         parts = [self.of(a.args[0]) for a in x.args if isinstance(a, Expr) and a.op == "index"]
         bound = known_of(x.op).bound
         return range_of(x.dtype) if bound is None else bound(*parts)
 
 
 def wrapped(e: sympy.Expr, dtype: torch.dtype, bounds: Bounds) -> Expr:
-    """An integer as a program has it in dtype."""
+    """An integer expression as a program computes it in a dtype."""
     limits = range_of(dtype)
     if within(bounds.of(e), limits):
         return index(e)
@@ -87,7 +87,7 @@ def wrapped(e: sympy.Expr, dtype: torch.dtype, bounds: Bounds) -> Expr:
 
 
 def unwrapped(e: sympy.Expr) -> sympy.Expr:
-    """A sum of numbers that were wrapped as one of the numbers themselves: the same modulo 2**64."""
+    """A sum with its wrapped terms replaced by the integers before wrapping, which are the same modulo 2**64."""
     terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(e)]
     return sympy.Add(*(c * (x.expr.args[0].args[0] if is_wrap(x) else x) for c, x in terms))
 

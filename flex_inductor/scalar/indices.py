@@ -1,7 +1,7 @@
-"""Integer index arithmetic on sympy expressions: what view operators do to the position of an element.
+"""Integer arithmetic on indices, as sympy expressions: what view operators do to the index of an element.
 
-Positions are non-negative integer symbols, each with a size (`Sizes`), so `FloorDiv(b*H + h, H)` becomes `b`. Functions
-come from torch's own sympy library, which Inductor prints as well.
+Positions are non-negative integer symbols, each with a size (`Sizes`), so `FloorDiv(b*H + h, H)` becomes `b`. FloorDiv
+and Mod are those of torch's sympy library, for which Inductor can generate code.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _numbers: ContextVar[Iterator[int] | None] = ContextVar("numbers", default=None)
 
 @contextlib.contextmanager
 def numbered() -> Iterator[None]:
-    """Inside, positions are numbered from zero. Sites that are alike then have the same expressions, which sympy need
-    not work out again, and whose masks are seen to be equal."""
+    """Numbers the positions that are made inside the block from zero. Sites that are alike then have equal expressions,
+    so that sympy's caches work, and equal masks are seen to be equal."""
     token = _numbers.set(itertools.count())
     try:
         yield
@@ -49,7 +49,7 @@ def size_expr(size: int | torch.SymInt) -> sympy.Expr:
 
 
 def writable(expr: sympy.Expr) -> bool:
-    """Whether code can be written for an integer: it may hold what view operators make of positions, and powers."""
+    """Whether code can be written for an integer expression."""
     if expr.is_Pow:
         return bool(expr.exp.is_Integer and expr.exp > 0) and writable(expr.base)
     known = expr.is_Integer or expr.is_Symbol or isinstance(expr, (sympy.Add, sympy.Mul, FloorDiv, Mod, PythonMod))
@@ -57,7 +57,7 @@ def writable(expr: sympy.Expr) -> bool:
 
 
 def _exact(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    """A division without a remainder, where that can be seen: view sizes come out as `s * t // s`."""
+    """A division, cancelled if it has no remainder: the sizes of views come out as `s * t // s`."""
     ratio = sympy.cancel(a / b)
     return ratio if sympy.denom(ratio) == 1 else FloorDiv(a, b)
 
@@ -98,7 +98,8 @@ def below(expr: sympy.Expr, limit: sympy.Expr, sizes: Sizes) -> bool:
 
 
 def _parts(expr: sympy.Expr, divisor: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
-    """expr = quotient * divisor + rest, with all terms that divisor divides in the quotient."""
+    """Quotient and rest of expr, with the terms that the divisor divides in the quotient, and all others in the
+    rest."""
     quotient, rest = sympy.S.Zero, sympy.S.Zero
     for term in sympy.Add.make_args(sympy.expand(expr)):
         ratio = term / divisor  # a product over a product: sympy has shortened it already
@@ -189,7 +190,6 @@ def reshape(
 
 
 def modulo(e: sympy.Expr, count: int) -> sympy.Expr:
-    """A sum with its coefficients brought as near to zero as they can be, modulo count: code must be able to write
-    them."""
+    """A sum, modulo count, with coefficients as near to zero as possible, so that they fit into code."""
     terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(e)]
     return sympy.Add(*((int(c) + count // 2) % count * rest - count // 2 * rest for c, rest in terms))

@@ -1,4 +1,4 @@
-"""Truth values and case distinctions."""
+"""Truth values and case distinctions. The constructors simplify where an argument is constant."""
 
 from __future__ import annotations
 

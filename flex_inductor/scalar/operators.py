@@ -55,7 +55,7 @@ class Operator:
 
     formula: what it is to sympy, in the analysis of masks.
     bound: the range of its integers, from the ranges of its arguments.
-    reach: what the absolute values of its integers stay within, from those of its arguments.
+    abs_bound: what the absolute values of its integers stay within, from those of its arguments.
     magnitude: what the absolute value of its result stays within, from those of its arguments.
     most: what it stays within whatever its arguments are.
     nonnegative: whether its result is never negative.
@@ -85,7 +85,7 @@ class Operator:
 
     formula: Callable[..., sympy.Basic] | None = None
     bound: Callable[..., Range] | None = None
-    reach: Callable[[list[int]], int] | None = None
+    abs_bound: Callable[[list[int]], int] | None = None
     magnitude: Callable[..., float] | None = None
     most: float | None = None
     nonnegative: bool = False
@@ -110,7 +110,7 @@ def next_to(a: float) -> float:
     return a + 1
 
 
-def no_reach(parts: list[int]) -> int:
+def no_bound(parts: list[int]) -> int:
     """Of what is computed in 64 bits, as is everything that is made of it."""
     return 0
 
@@ -129,24 +129,24 @@ def unit(*parts: Range) -> Range:
 
 ROWS = (
     Operator("add", lifts="binary", integers=True, fold=operator.add, code=operator.add, infix=("+", 5), neutral=0,
-             commutes=True, reach=sum, magnitude=operator.add),
+             commutes=True, abs_bound=sum, magnitude=operator.add),
     Operator("sub", lifts="binary", integers=True, fold=operator.sub, code=operator.sub, infix=("-", 5), neutral=0,
-             reach=sum, magnitude=operator.add),
+             abs_bound=sum, magnitude=operator.add),
     Operator("mul", lifts="binary", integers=True, fold=operator.mul, code=operator.mul, infix=("*", 6), neutral=1,
-             commutes=True, bound=ranges.product, reach=multiplied, magnitude=operator.mul),
+             commutes=True, bound=ranges.product, abs_bound=multiplied, magnitude=operator.mul),
     Operator("div", code=operator.truediv, infix=("/", 6), neutral=1),
     Operator("floor_divide", lifts="binary", integers=True, steps=True, code=operator.floordiv, rounding="floor",
-             infix=("//", 6), bound=ranges.quotient, reach=one_more),
+             infix=("//", 6), bound=ranges.quotient, abs_bound=one_more),
     Operator("remainder", lifts="binary", integers=True, steps=True, code=operator.mod, infix=("%", 6),
-             bound=ranges.remainder, reach=one_more),
+             bound=ranges.remainder, abs_bound=one_more),
     Operator("fmod", lifts="binary", steps=True, code=torch.fmod, tensors=True),
     Operator("pow", code=operator.pow, infix=("**", 8)),
     Operator("hypot", lifts="binary", code=torch.hypot, tensors=True, nonnegative=True),
     Operator("logaddexp", lifts="binary", code=torch.logaddexp, tensors=True),
     Operator("minimum", lifts="binary", integers=True, rounds=False, fold=min, code=torch.minimum, clamp="max",
-             mirror="minimum", formula=Min, bound=ranges.least, reach=max, magnitude=max),
+             mirror="minimum", formula=Min, bound=ranges.least, abs_bound=max, magnitude=max),
     Operator("maximum", lifts="binary", integers=True, rounds=False, fold=max, code=torch.maximum, clamp="min",
-             mirror="maximum", formula=Max, bound=ranges.greatest, reach=max, magnitude=max),
+             mirror="maximum", formula=Max, bound=ranges.greatest, abs_bound=max, magnitude=max),
 
     comparison("lt", "<", mirror="gt", negation="ge", formula=sympy.Lt,
                facts=("is_negative", "is_nonnegative")),
@@ -163,17 +163,17 @@ ROWS = (
     Operator("and", code=operator.and_, infix=("and", 2), formula=sympy.And, free=True),
     Operator("or", code=operator.or_, infix=("or", 1), formula=sympy.Or, free=True),
     Operator("not", code=torch.logical_not, prefix=("not ", 3), formula=sympy.Not, free=True),
-    Operator("where", code=torch.where, bound=ranges.hull, reach=max, magnitude=max, free=True),
+    Operator("where", code=torch.where, bound=ranges.hull, abs_bound=max, magnitude=max, free=True),
 
     Operator("float", magnitude=same, free=True),
-    Operator("trunc", called="int", reach=no_reach),
-    Operator("wrap", reach=max, free=True),
+    Operator("trunc", called="int", abs_bound=no_bound),
+    Operator("wrap", abs_bound=max, free=True),
     Operator("detach", code=torch.detach, magnitude=same),
 
     Operator("neg", lifts="unary", integers=True, rounds=False, fold=operator.neg, code=operator.neg, prefix=("-", 7),
-             reach=max, magnitude=same),
+             abs_bound=max, magnitude=same),
     Operator("abs", lifts="unary", integers=True, rounds=False, fold=abs, code=torch.abs, formula=sympy.Abs,
-             bound=ranges.absolute, reach=max, magnitude=same, nonnegative=True),
+             bound=ranges.absolute, abs_bound=max, magnitude=same, nonnegative=True),
     Operator("sign", lifts="unary", integers=True, steps=True, code=torch.sign, bound=unit, most=1),
     Operator("relu", lifts="unary", rounds=False, code=torch.relu, magnitude=same, nonnegative=True),
     function("floor", steps=True, magnitude=next_to),

@@ -1,4 +1,4 @@
-"""Ranges of integers: what an operator makes of the ranges of its arguments."""
+"""Ranges of integers: the range of an operator's result from those of its arguments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def product(a: Range, b: Range) -> Range:
 
 
 def quotient(a: Range, b: Range) -> Range:
-    """Of a floor division; by a negative number it is at most as far from zero."""
+    """The range of a floor division. Division by a negative number does not lead further from zero."""
     if b[0] <= 0 or ANY[0] in a or ANY[1] in (*a, *b):
         most = max(map(abs, a))
         return -most, most
@@ -58,7 +58,7 @@ def quotient(a: Range, b: Range) -> Range:
 
 
 def remainder(a: Range, b: Range) -> Range:
-    """Of a floor division: it has the sign of the divisor."""
+    """The range of the remainder of a floor division, which has the sign of the divisor."""
     if a[0] >= 0 and a[1] < b[0]:
         return a
     return min(b[0] + 1, 0), max(b[1] - 1, 0)

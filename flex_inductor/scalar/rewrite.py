@@ -1,4 +1,4 @@
-"""Expressions made anew, through the constructors that fold."""
+"""Rebuilds expressions with changed parts, through the constructors that fold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flex_inductor.scalar.operators import NEGATED
 from flex_inductor.scalar.terms import Atom, Expr, index, integer, is_integer
 
 
-def build(op: str, args: tuple[Any, ...], dtype: torch.dtype) -> Expr:
+def construct(op: str, args: tuple[Any, ...], dtype: torch.dtype) -> Expr:
     """An expression through its folding constructor."""
     if op == "index":
         return index(args[0])
@@ -38,7 +38,7 @@ def substitute(x: Expr, index_map: Callable[[sympy.Expr], sympy.Expr]) -> Expr:
 
     def rebuild(node: Expr) -> Expr:
         if node not in memo:
-            memo[node] = build(node.op, tuple(arg(a) for a in node.args), node.dtype)
+            memo[node] = construct(node.op, tuple(arg(a) for a in node.args), node.dtype)
         return memo[node]
 
     def arg(a: Any) -> Any:

@@ -16,7 +16,7 @@ Leaf = Any  # what a load reads: an FX node to the passes, opaque here
 class Expr:
     """op applied to args, giving a scalar of dtype. Leaves: const, index, load(buffer, index), dot(product, index).
 
-    weight: the length of the expression written out, what it has several times counted as often."""
+    weight: the number of terms of the expression written out, with shared terms counted as often as they occur."""
 
     op: str
     args: tuple[Any, ...]
@@ -49,12 +49,12 @@ class Expr:
 
     @property
     def value(self) -> Any:
-        """The number that a constant is."""
+        """The value of a constant."""
         return int(self.args[0]) if self.op == "index" else self.args[0]
 
 
 class Atom(sympy.Symbol):
-    """An integer that sympy knows nothing about but that it is `expr`."""
+    """An integer symbol that stands for an expression which sympy cannot look into."""
 
     __slots__ = ("expr",)
     expr: Expr
@@ -102,7 +102,7 @@ def index(expr: sympy.Expr | int) -> Expr:
 
 
 def integer(expr: Expr) -> sympy.Expr:
-    """An integer expression as sympy sees it."""
+    """An integer expression as a sympy expression; an atom if it is none."""
     if expr.op == "index":
         return expr.args[0]
     return Atom(expr)
@@ -115,7 +115,8 @@ def load(buffer: Leaf, at: tuple[sympy.Expr, ...], dtype: torch.dtype) -> Expr:
 
 
 def clamp(place: sympy.Expr, size: sympy.Expr) -> sympy.Expr:
-    """A place inside a tensor, whatever is meant by it: loads outside must not happen even where they are not used."""
+    """The nearest place inside a dimension of a tensor. A load outside must not happen even where its value is not
+    used."""
     low = Expr("maximum", (index(place), index(0)), torch.int64)
     return Atom(Expr("minimum", (index(Atom(low)), index(size - 1)), torch.int64))
 
@@ -148,12 +149,12 @@ def has_load(x: Expr) -> bool:
 
 
 def has_gradient(x: Expr) -> bool:
-    """Whether gradients could flow through x: it reads floating-point numbers."""
+    """Whether gradients could flow through x, because it reads floating-point numbers."""
     return any(node.op in ("load", "dot", "probabilities") and node.dtype.is_floating_point for node in walk(x))
 
 
 def differentiable(x: Expr) -> set[Leaf]:
-    """The buffers through whose elements gradients flow: not those that are only compared, or detached."""
+    """The buffers to whose elements gradients flow; not those that are only compared, or detached."""
     found, todo, seen = set(), [x], {x}
     while todo:
         node = todo.pop()

@@ -1,11 +1,9 @@
-"""copies: gradients of captured tensors are short sums.
+"""copies: keeps the gradients of captured tensors precise.
 
-    slopes[h]   ->   copies[b, h, q, k // 64]      of slopes.float(), expanded to (B, H, Q, K / 64)
-
-Every score adds a term to the gradient of what its score_mod loads. A parameter of a few numbers would collect all of
-them, one after the other: more than float32 can add up. So it is captured as a view with an entry of its own for every
-batch, head, query or part of the keys, as many as it takes for short sums. The gradient of the view is then summed as
-every other tensor is.
+Every score adds a term to the gradient of each number that its score_mod loads. The gradient of a parameter with few
+numbers would be a sum of all these terms, one after the other, which is longer than float32 can add up. So `slopes[h]`
+is captured as `copies[b, h, q, k // 64]`, a view of `slopes.float()` that is expanded to (B, H, Q, K / 64): as many
+copies as it takes for short sums. The gradient of the view is then summed as that of any expanded tensor.
 """
 
 from __future__ import annotations
@@ -26,22 +24,22 @@ from flex_inductor.scalar.indices import size_expr
 
 aten = torch.ops.aten
 TERMS = 64
-"""The number of terms up to which a sum counts as short."""
+"""The most terms of a short sum."""
 SHARE = 32
-"""Copies have at most this part of the number of scores."""
+"""Copies have at most one number for so many scores."""
 
-Part = tuple[sympy.Expr, sympy.Expr]
-"""A number that tells scores apart, and how many of it there are."""
+Copies = tuple[sympy.Expr, sympy.Expr]
+"""An index by which copies are told apart, and the number of its values."""
 
 
-def copied_over(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]) -> tuple[Part, ...]:
-    """What a load's buffer is copied for. number: what a size is now."""
+def copies_of(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]) -> tuple[Copies, ...]:
+    """The indices for which the buffer of a load gets copies. number: the present value of a size."""
     buffer, index = load.args
     varying = [size_expr(n) for n, i in zip(buffer.meta["val"].shape, index) if i.free_symbols & at.sizes.keys()]
     scores, entries = (math.prod(map(number, sizes)) for sizes in (at.sizes.values(), varying))
     over = []
     for position in (p for p in (at.b, at.h, at.q, at.k) if p not in index and at.size(p) != 1):
-        for part in parts(position, at.size(position)):
+        for part in choices(position, at.size(position)):
             if entries * TERMS < scores and entries * number(part[1]) * SHARE <= scores:
                 over.append(part)
                 entries *= number(part[1])
@@ -49,13 +47,13 @@ def copied_over(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]
     return tuple(over)
 
 
-def parts(position: sympy.Symbol, size: sympy.Expr) -> tuple[Part, Part]:
-    """A position by itself, and blocks of it."""
+def choices(position: sympy.Symbol, size: sympy.Expr) -> tuple[Copies, Copies]:
+    """The two ways to copy for a position: for each of its values, or for blocks of them."""
     return (position, size), (FloorDiv(position, TERMS), FloorDiv(size + TERMS - 1, TERMS))
 
 
-def copied(make: Materialiser, value: fx.Node, capture: Capture) -> fx.Node:
-    """A captured tensor as a view with entries of their own, in float32: that is what its gradient is added up in."""
+def expand_copies(make: Materialiser, value: fx.Node, capture: Capture) -> fx.Node:
+    """A captured tensor as an expanded view in float32, the dtype in which its gradient is added up."""
     gone = {d for d, _ in capture.selected}
     own = [size_expr(n) for d, n in enumerate(capture.node.meta["val"].shape) if d not in gone]
     value = make.call(aten.to.dtype, value, torch.float32)

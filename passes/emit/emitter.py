@@ -1,11 +1,11 @@
-"""emit: a site becomes a call of torch's flex_attention operator, in the Dynamo graph.
+"""emit: replaces a site by a call of torch's flex_attention operator in the Dynamo graph.
 
-    attn = torch.matmul(p, v)   ->   out = flex_attention(q, k, v, score_mod, block_mask, scale, ...); attn = out[0]
+`attn = torch.matmul(p, v)` becomes `out = flex_attention(q, k, v, score_mod, block_mask, scale, ...); attn = out[0]`.
 
-The only file that builds the call. Columns beyond the keys (sinks) become terms of the sum behind our own kernels; for
-torch's they are keys of zeros, whose score the score_mod gives.
+This is the only file that builds the call. Columns beyond the keys (sinks) are added to the sum of the softmax after
+one of our own kernels. For torch's kernels they become keys of zeros, for which the score_mod gives the score.
 
-Declines: operands that no view arranges; values that cannot be computed again.
+Declines: operands that are no view of a tensor, and values that cannot be computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, devices, scalar
-from flex_inductor.passes.emit.copies import copied, copied_over
+from flex_inductor.passes.emit.copies import copies_of, expand_copies
 from flex_inductor.passes.emit.operands import dtype_of, operands
 from flex_inductor.passes.emit.result import Result, rebuild
 from flex_inductor.passes.emit.sinks import beside
@@ -57,10 +57,11 @@ def score_of(site: Site) -> Expr:
     return score
 
 
-def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
-    """log2(e) times finfo.min is -inf, and a row of nothing else would be 0 where eager gives the mean of the values.
-    Where a score may be that low, a finite fill in it or what it reads for every key, it is raised as little as that
-    takes; -inf stays."""
+def raise_low_scores(score: Expr, at: Coordinates, device: torch.device) -> Expr:
+    """The score, raised where it is finite but so low that it is -inf in kernels, which multiply scores by log2(e).
+
+    A row of such scores would give 0, where eager gives the mean of the values. Only scores with a low constant, or
+    with a number that is loaded for every key, can be that low. Scores of -inf stay."""
     lowest = devices.of(device).lowest
     if lowest is None or not any(may_be_below(lowest, x, at) for x in scalar.walk(score)):
         return score
@@ -70,14 +71,14 @@ def within_range(score: Expr, at: Coordinates, device: torch.device) -> Expr:
 
 
 def may_be_below(lowest: float, x: Expr, at: Coordinates) -> bool:
-    """Whether a part of a score is so low, or is a number that is read for every key."""
+    """Whether a part of a score is a constant that is so low, or is loaded for every key."""
     if x.op == "const":
         return bool(-math.inf < x.value <= lowest)
     return x.op == "load" and x.dtype.is_floating_point and at.k in scalar.positions(x)
 
 
 def mask_of(site: Site) -> Expr:
-    """The columns of the call that may be attended."""
+    """The mask of every column of the call."""
     mask = site.mask if site.mask is not None else scalar.TRUE
     if not site.extra or mask == scalar.TRUE:
         return mask
@@ -92,7 +93,7 @@ def columns_of(site: Site) -> Coordinates:
 
 
 def _columns(site: Site) -> tuple[Callable[[sympy.Expr], sympy.Expr], sympy.Expr]:
-    """A map that keeps loads for columns beyond the keys inside their buffers, and the number of keys."""
+    """A map of indices that keeps the loads of columns beyond the keys inside their buffers, and the number of keys."""
     k, keys = site.at.k, site.at.size(site.at.k)
     near = clamp(k, keys)
     return (lambda e: e.xreplace({k: near}) if e.has(k) else e), keys
@@ -107,8 +108,9 @@ class Emitter:
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
     def emit(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, tuple[str, ...]]:
-        """Replaces the result by the call; returns the new value, and what there is to say about it. Raises Declined
-        without having changed the program. kernel: who computes the call."""
+        """Replaces the result by the call. Returns the new value, and notes for the decision record.
+
+        kernel: who computes the call. Raises Declined, and leaves the program unchanged then."""
         self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
         before = result.dynamo.prev
@@ -125,14 +127,14 @@ class Emitter:
         return value, (*self.notes(site), note) if note else self.notes(site)
 
     def notes(self, site: Site) -> tuple[str, ...]:
-        """What there is to say about a site that becomes a call."""
+        """The notes of a site for the decision record."""
         return site.notes
 
     def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
-        """The new nodes, of which the last has the result's value; and what there is to say about the kernel."""
+        """The node that has the result's value, and a note about the kernel. Makes all nodes that this takes."""
         device, dtype, training = result.node.meta["val"].device, dtype_of(site), result.trains
-        site = self.levelled(self.with_rows(site, device), device)
-        sinks = site.extra if kernel.mask is not None else ()  # torch's C++ kernel gives no log-sum-exp
+        site = self.subtract_level(self.with_rows(site, device), device)
+        sinks = site.extra if kernel.mask is not None else ()  # only our own kernels return the log-sum-exp
         site = replace(site, extra=()) if sinks else site
         call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
         out = self.make.call(compat.getitem, call, 0)
@@ -140,24 +142,24 @@ class Emitter:
             logsumexp = self.make.call(compat.getitem, call, 1)
             out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return self.finished(out, site, result), note
+        return self.finish(out, site, result), note
 
-    def finished(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
-        """What a call gave, (b, h, q, e), as the result's value."""
+    def finish(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
+        """The output of a call, (b, h, q, e), with the shape, dtype and strides of the result."""
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
         out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
         views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
         changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
-        if result.trains and changed:  # the backward pass reads what the call gave; what was a copy may be a view of it
+        if result.trains and changed:  # the backward pass reads the output, of which this may be a view
             out = self.make.call(aten.clone.default, out)
-        return self.laid_out(out, result.strides) if needs_strides(result.node) else out
+        return self.restore_layout(out, result.strides) if needs_strides(result.node) else out
 
     def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
-        """The call of flex_attention. logsumexp: whether that is read."""
+        """The call of flex_attention. logsumexp: whether the log-sum-exp is read."""
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
-        score, mask = within_range(score_of(site), at, device), mask_of(site)
+        score, mask = raise_low_scores(score_of(site), at, device), mask_of(site)
         score_mod, score_reads = self.module("score_mod", score, site, True, training)
         mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
         options = compat.kernel_options(device.type, logsumexp)
@@ -184,23 +186,25 @@ class Emitter:
         )
 
     def random_rows(self, at: Coordinates, device: torch.device) -> fx.Node:
-        """A random number for every query, of which our kernels make one for every score."""
+        """A random number for every query, from which our kernels make one for every score."""
         shape = self.make.shape([at.size(s) for s in (at.b, at.h, at.q)])
         return self.make.call(aten.randint.low, 0, RANDOM, shape, dtype=torch.int64, device=device)
 
     def with_rows(self, site: Site, device: torch.device) -> Site:
-        """A site whose rows that may lose all keys attend to all of them, by the fill that is in the score."""
+        """The site with a mask that shows all keys to rows without a visible one: the fill in the score is right
+        there."""
         if site.keep is None:
             return site
         assert site.mask is not None
         try:
             alive = self.maps.rows_with_keys(site.keep, site.at, device)
-        except Declined:  # all rows as they are, nothing skipped
+        except Declined:  # without a mask the fill in the score is right for all rows
             return replace(site, mask=None, keep=None)
         return replace(site, mask=logical_or(site.mask, scalar.logical_not(alive)), keep=None)
 
-    def levelled(self, site: Site, device: torch.device) -> Site:
-        """A site whose rows have a score near zero: softmax does not change when a whole row moves."""
+    def subtract_level(self, site: Site, device: torch.device) -> Site:
+        """The site with its level subtracted, so that every row has a score near zero. Softmax does not change when a
+        whole row moves."""
         if site.level is None:
             return site
         mask = site.mask if site.mask is not None else scalar.TRUE
@@ -209,9 +213,9 @@ class Emitter:
         score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
         return replace(site, score=score, extra=tuple(extra), level=None)
 
-    def laid_out(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
-        """The value in the memory layout of the original: the order of its strides."""
-        strides = [heads.magnitude(size_expr(n)) for n in wanted]
+    def restore_layout(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
+        """The value with its strides in the order that the original has."""
+        strides = [heads.order_of(size_expr(n)) for n in wanted]
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         if order == list(range(len(order))):
             return self.make.call(aten.contiguous.default, out)
@@ -221,15 +225,17 @@ class Emitter:
     def module(
         self, name: str, expr: Expr, site: Site, with_score: bool, training: bool
     ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-        """A mod as a submodule of the graph, and the nodes that it captures. The random bits of dropout are handed to
-        the mask_mod first: an operator has no other way to be given a tensor."""
+        """A mod as a submodule of the graph, and the nodes that it captures.
+
+        The first tensor that a mask_mod captures is the random numbers of dropout, because flex_attention takes no
+        other tensors than captured ones."""
         gradients = self.gradients(expr) if with_score and training else set()
         number = functools.partial(compat.number_now, site.candidate.result.meta["val"])
         writer = ModWriter(
             site.at,
             with_score,
             wide=bounds.beyond(expr, columns_of(site)),
-            over=lambda load: copied_over(load, site.at, number) if load.args[0] in gradients else (),
+            over=lambda load: copies_of(load, site.at, number) if load.args[0] in gradients else (),
         )
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")
@@ -240,7 +246,7 @@ class Emitter:
         return self.make.graph.get_attr(attribute), self.reads(writer, gradients)
 
     def gradients(self, score: Expr) -> set[fx.Node]:
-        """The tensors that a score_mod captures and that may get gradients."""
+        """The captured tensors of a score_mod that may get gradients."""
         values = {node: self.make.aten_graph.value_of.get(node) for node in scalar.differentiable(score)}
         return {n for n, v in values.items() if v is None or v.meta["example_value"].requires_grad}
 
@@ -248,27 +254,27 @@ class Emitter:
         """The captured tensors and sizes, in the order of the placeholders."""
         nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
         for key, place in writer.captured.tensors.items():
-            if key.is_number and writer.lifted(key.node):
+            if key.is_number and writer.is_vector(key.node):
                 nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
         nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
         return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
 
     def buffer(self, key: Capture, gradients: set[fx.Node]) -> fx.Node:
-        """A captured tensor. flex_attention wants none that requires a gradient and gets none: in a mask, in a
-        comparison."""
+        """A captured tensor, detached if it gets no gradient, as in a mask or a comparison: flex_attention takes no
+        captured tensor that requires a gradient without getting one."""
         node, value = key.node, self.make.value(key.node)
         if node not in gradients and node.meta["val"].dtype.is_floating_point:
             value = self.make.call(aten.detach.default, value)
         for dim, place in reversed(key.selected):
             value = self.make.call(aten.select.int, value, dim, self.make.size(place))
         if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
-            value = copied(self.make, value, key)
+            value = expand_copies(self.make, value, key)
         return value
 
 
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:
-    """All symbols in the shapes of captured tensors: torch's C++ template must be told of each."""
+    """All symbols in the shapes of captured tensors. torch's C++ template needs each of them as a captured size."""
     nodes = {key.node for key in captured.tensors}
     shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
     own = set().union(*(node.meta.get("symbols", ()) for node in nodes))

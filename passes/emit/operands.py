@@ -1,12 +1,10 @@
 """Queries, keys and values as tensors of shape (B, H, S, D).
 
-    k.repeat_interleave(4, 1)  ->  k, shared by groups of four heads
-    q.reshape(B * H, S, D)     ->  q
+Each operand is followed through its views up to a tensor, and arranged from there: `k.repeat_interleave(4, 1)` is `k`,
+shared by groups of four heads, and `q.reshape(B * H, S, D)` is `q`. Where raw scores are added, their operands are
+concatenated along the head dimension. Columns beyond the keys become keys and values of zeros.
 
-Each operand is followed up to the tensor that its view came from, and arranged from there. Two raw scores that add up
-become one of concatenated heads. Columns beyond the keys become keys and values of zeros.
-
-Declines: an operand that is no view of a tensor.
+Declines: operands that are no view of a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import sympy
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.layout import Arrangement, Axis, arrange, natural
+from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined, Operand, Site
@@ -27,7 +25,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Wanted:
-    """An operand with the positions of its last two dimensions, and the query heads that share one of its heads."""
+    """An operand as the call needs it. row, channel: the positions of its last two dimensions. group: how many query
+    heads share one of its heads."""
 
     operand: Operand
     row: sympy.Symbol
@@ -37,16 +36,18 @@ class Wanted:
 
 
 def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, Arrangement | None]:
+    """The tensor that an operand is a view of, and how to make the wanted view of it; None if there is no way."""
     at = site.at
     sizes = {**at.sizes, wanted.channel: wanted.channels}
     source = natural(wanted.operand, [wanted.row, wanted.channel], storage, sizes)
-    heads = Axis(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
-    rows, channels = Axis(wanted.row, at.size(wanted.row)), Axis(wanted.channel, wanted.channels)
-    return source, arrange(source, [Axis(at.b, at.size(at.b)), heads, rows, channels], sizes)
+    heads = Dim(at.h, sympy.cancel(at.size(at.h) / wanted.group), wanted.group)
+    rows, channels = Dim(wanted.row, at.size(wanted.row)), Dim(wanted.channel, wanted.channels)
+    return source, arrange(source, [Dim(at.b, at.size(at.b)), heads, rows, channels], sizes)
 
 
 def dtype_of(site: Site) -> torch.dtype:
-    """The widest dtype of the operands: flex_attention wants one, and widening is exact."""
+    """The dtype of the operands in the call: the widest that they have. flex_attention needs one for all three, and
+    widening is exact."""
     if site.dtype is not None:
         return site.dtype
     nodes = [site.value.node, *(o.node for q, k, *_ in site.products for o in (q, k))]
@@ -56,8 +57,8 @@ def dtype_of(site: Site) -> torch.dtype:
     return dtype
 
 
-def view(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
-    """Carries an arrangement out."""
+def apply_arrangement(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
+    """Makes the nodes of an arrangement."""
     for dim, place in reversed(how.selected):
         x = make.call(aten.select.int, x, dim, make.size(place))
     if how.digits is not None:
@@ -79,7 +80,7 @@ def operands(make: Materialiser, site: Site, storage: Storage) -> tuple[fx.Node,
     queries = [Wanted(q, at.q, c, n, one) for q, _, c, n in site.products]
     keys = [Wanted(k, at.k, c, n, site.group) for _, k, c, n in site.products]
     value = Wanted(site.value, at.k, site.channel, site.channels, site.group)
-    if any(arrangement(w, site, storage)[1] is None for w in (*keys, value)):  # some do vary within a group
+    if any(arrangement(w, site, storage)[1] is None for w in (*keys, value)):  # some vary within a group
         keys = [Wanted(w.operand, w.row, w.channel, w.channels, one) for w in keys]
         value = Wanted(value.operand, value.row, value.channel, value.channels, one)
     query, key, val = (_joined(make, site, storage, parts) for parts in (queries, keys, [value]))
@@ -95,7 +96,7 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
         source, how = arrangement(wanted, site, storage)
         if how is None:
             raise Declined("an operand of the attention is no view of a tensor", source.node)
-        node = view(make, make.value(source.node), how)
+        node = apply_arrangement(make, make.value(source.node), how)
         if source.node.meta["val"].dtype != dtype_of(site):
             node = make.call(aten.to.dtype, node, dtype_of(site))
         nodes.append(node)

@@ -1,8 +1,8 @@
-"""The value that an attention replaces, and how to view the attention's result as that value.
+"""The value that an attention replaces, and how to make it from the output of the attention.
 
-A product inside a matmul or an einsum is followed by views before the program sees it. The value is what the program
-sees; its element [r0, r1, ...] is the attention's [b, h, q, e] where these are numbers with the r's as digits, so a
-reshape that only splits, and a permutation, lead there.
+A matmul or an einsum has views behind its product. The value to replace is that of the Dynamo node, so it lies behind
+these views. Its element [r0, r1, ...] is the attention's element [b, h, q, e], where each of b, h, q and e is made of
+some of the r's as digits. So a reshape that only splits dimensions, and a permutation, make the value.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Result:
-    """product: the operator that the attention stands for. views: what follows it. dynamo: the node of the program's
-    value, or the one that it is inside of, if `hidden`."""
+    """The value that an attention replaces. product: the product with the values, or the SDPA call. views: those behind
+    it. dynamo: the Dynamo node of the value; if `hidden`, the Dynamo node that the value is inside of."""
 
     product: fx.Node
     views: tuple[fx.Node, ...]
@@ -42,8 +42,8 @@ class Result:
 
     @property
     def strides(self) -> Sequence[int | torch.SymInt]:
-        """Those that the program's value has. A call of SDPA may lay it out in another way where a gradient is wanted,
-        which the ATen graph does not know."""
+        """The strides of the value in the program. An SDPA call that needs gradients may give other strides than the
+        ATen graph has, which is recorded without gradients."""
         value = None if self.hidden else self.dynamo.meta.get("example_value")
         return (value if isinstance(value, torch.Tensor) else self.node.meta["val"]).stride()
 
@@ -55,7 +55,7 @@ class Result:
 
 
 def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
-    """Follows a product down to the first value that the program sees."""
+    """The first value behind a product that a Dynamo node has."""
     views: list[fx.Node] = []
     node = product
     while node not in aten_graph.value_of:
@@ -68,7 +68,7 @@ def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
 
 
 def rebuild(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.Node:
-    """The attention's (B, H, Q, E) as the program's value."""
+    """The output of the attention, (B, H, Q, E), as the value that it replaces."""
     shape = [size_expr(n) for n in result.node.meta["val"].shape]
     symbols = [position(f"r{i}") for i in range(len(shape))]
     sizes = {s: n for s, n in zip(symbols, shape) if n != 1}
@@ -88,7 +88,7 @@ def rebuild(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.
 
 
 def by_steps(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.Node:
-    """The long way: to the product's own shape, then through the views behind it."""
+    """The same by reshaping to the product's own shape, and repeating the views behind it."""
     product = result.product
     if site.row_first or len(product.meta["val"].shape) == 4:
         raise Declined("the result is no view of an attention's", product)
@@ -107,7 +107,7 @@ def by_steps(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx
 def digits_of(
     site: Site, result: Result, symbols: list[sympy.Symbol], sizes: dict[sympy.Symbol, sympy.Expr]
 ) -> list[list[sympy.Symbol]] | None:
-    """The positions of the value that make up b, h, q and e."""
+    """The positions of the value that make up each of b, h, q and e; None if they are not made of digits."""
     index: tuple[sympy.Expr, ...] = tuple(s if s in sizes else sympy.S.Zero for s in symbols)
     for step in reversed(result.views):
         index = INDEX_MAPS[rule_name(step)](sizes, step, index)

@@ -1,11 +1,11 @@
-"""to_sdpa: a site becomes a call of scaled_dot_product_attention, in the Dynamo graph.
+"""emit: replaces a site by a call of scaled_dot_product_attention in the Dynamo graph.
 
-    attn = torch.matmul(p, v)   ->   attn = scaled_dot_product_attention(q, k, v, attn_mask=where(pad[b, k], 0, -inf))
+`attn = torch.matmul(p, v)` becomes `attn = scaled_dot_product_attention(q, k, v, attn_mask=pad[:, None, None])`.
 
-The mask is computed for the positions that it varies with: a padding mask for (batch, key). What the mask reads stays
-as it is where a view of it has the right shape.
+The mask is computed for the positions that it varies with; a padding mask for (batch, key). A tensor that the mask
+reads is used as it is where a view of it has the right shape.
 
-Declines: as emit does.
+Declines: operands that are no view of a tensor, and values that cannot be computed again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.passes.emit.emitter import Emitter
-from flex_inductor.passes.emit.operands import dtype_of, operands, view
+from flex_inductor.passes.emit.operands import apply_arrangement, dtype_of, operands
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
-from flex_inductor.passes.lift.layout import Axis, arrange
+from flex_inductor.passes.lift.layout import Dim, arrange
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.site import Coordinates, Operand, Site
 from flex_inductor.passes.split.rows import ABSORBS
@@ -38,8 +38,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Shown:
-    """A mask as the call is given it. alive: which rows keep a key. equal: the keys that a row without any attends,
-    None for all of them."""
+    """The mask of a call. alive: which rows keep a key. equal: the keys that other rows attend to, None for all
+    keys."""
 
     mask: fx.Node | None = None
     alive: fx.Node | None = None
@@ -57,11 +57,11 @@ class SdpaEmitter(Emitter):
         assert form is not None
         query, key, value = operands(self.make, site, self.storage)
         device = result.node.meta["val"].device
-        shown = self.shown(form, site, device)
+        shown = self.show(form, site, device)
         read = query
-        if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # scores of 0
+        if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # so that their scores are 0
             read = self.make.call(aten.where.ScalarOther, shown.alive, query, 0.0)
-        seen = self.cleared(key, form.cleared, site.at, device) if form.cleared is not None else key
+        seen = self.clear(key, form.cleared, site.at, device) if form.cleared is not None else key
         out = self.make.call(
             torch._C._nn.scaled_dot_product_attention, read, seen, value, attn_mask=shown.mask, is_causal=form.causal,
             scale=site.scale, enable_gqa=bool(site.group != 1),
@@ -70,10 +70,10 @@ class SdpaEmitter(Emitter):
             out = self.make.call(aten.where.ScalarOther, shown.alive, out, 0.0)
         if form.lost in (Lost.ABSORBED, Lost.LOW):
             out = self.make.call(torch.add, out, self.first_order(site, query, key, value, shown))
-        return self.finished(out, site, result), said(form, site.at)
+        return self.finish(out, site, result), describe_form(form, site.at)
 
-    def shown(self, form: Form, site: Site, device: torch.device) -> Shown:
-        """The mask of a call, and its rows."""
+    def show(self, form: Form, site: Site, device: torch.device) -> Shown:
+        """The mask of a call, and which rows keep a key under it."""
         call, given = self.make.call, form.given
         if given is None:
             return Shown()
@@ -88,16 +88,18 @@ class SdpaEmitter(Emitter):
         mask = scalar.logical_or(given, scalar.logical_not(rows))
         return Shown(self.whole(mask, site.at, device), self.whole(rows, site.at, device))
 
-    def cleared(self, key: fx.Node, kept: Expr, at: Coordinates, device: torch.device) -> fx.Node:
-        """The keys, those that no query sees being zeros."""
+    def clear(self, key: fx.Node, kept: Expr, at: Coordinates, device: torch.device) -> fx.Node:
+        """The keys, with zeros in place of those that no query sees."""
         call, seen = self.make.call, self.whole(kept, at, device)
         if at.q in scalar.positions(kept):
             seen = call(aten.any.dim, seen, -2, True)
         return call(aten.where.ScalarOther, call(torch.transpose, seen, -1, -2), key, 0.0)
 
     def first_order(self, site: Site, query: fx.Node, key: fx.Node, value: fx.Node, shown: Shown) -> fx.Node:
-        """Zero, with the gradients that scores have in rows without keys: where all of them are 0, softmax(s) @ v is
-        its own first order in s, `mean(v) + s @ (v - mean(v)) / keys`, and s is made of queries and keys."""
+        """A value of zero whose gradients are those of rows without keys.
+
+        The scores s of such a row are all 0, where softmax(s) @ v is `mean(v) + s @ (v - mean(v)) / keys` to the first
+        order. The gradients are those of the second term, with s as the product of query and keys."""
         call = self.make.call
         if shown.equal is None:
             centred = call(torch.sub, value, call(torch.mean, value, -2, keepdim=True))
@@ -117,7 +119,7 @@ class SdpaEmitter(Emitter):
         return call(aten.where.ScalarSelf, shown.alive, 0.0, nothing)
 
     def whole(self, x: Expr, at: Coordinates, device: torch.device) -> fx.Node:
-        """An expression as a tensor (b, h, q, k), of size one where it does not vary."""
+        """An expression as a tensor (b, h, q, k), of size one in dimensions that it does not vary with."""
         writer = WholeWriter(at, self.make, wide=bounds.beyond(x, at))
         module = writer.finish(x, "attn_mask", lambda captured: set())
         lines = [self.line(at, dim, device, scalar.positions(x)) for dim in range(4)]
@@ -133,27 +135,27 @@ class SdpaEmitter(Emitter):
 
 
 class WholeWriter(ModWriter):
-    """Writes an expression for all positions at once: what can be read as a view is."""
+    """Writes an expression for all positions at once. Buffers are read as a view where one has the right shape."""
 
     def __init__(self, at: Coordinates, make: Materialiser, wide: bool) -> None:
         super().__init__(at, False, wide=wide)
         self.at, self.make = at, make
 
-    def read(self, x: Expr) -> fx.Node:
+    def capture(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         at, used = self.at, scalar.positions(x)
         places = (at.b, at.h, at.q, at.k)
         shape = [at.size(s) if s in used else sympy.S.One for s in places]
-        how = arrange(Operand(buffer, index), [Axis(s, n) for s, n in zip(places, shape)], at.sizes)
+        how = arrange(Operand(buffer, index), [Dim(s, n) for s, n in zip(places, shape)], at.sizes)
         if how is None or any(e.has(scalar.Atom) for e in index):
-            return super().read(x)
-        whole = view(self.make, self.make.value(buffer), how)
+            return super().capture(x)
+        whole = apply_arrangement(self.make, self.make.value(buffer), how)
         self.make.keep(whole, buffer.meta["val"].dtype, shape)
-        return super().read(Expr("load", (whole, ()), x.dtype))
+        return super().capture(Expr("load", (whole, ()), x.dtype))
 
 
-def said(form: Form, at: Coordinates) -> str:
-    """What the mask of the call is, in words."""
+def describe_form(form: Form, at: Coordinates) -> str:
+    """The mask of the call in words."""
     given = form.given
     if given is None:
         return "is_causal" if form.causal else "no mask"

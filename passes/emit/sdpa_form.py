@@ -1,20 +1,22 @@
-"""Which call of scaled_dot_product_attention means the same as a site, if any does?
+"""Which call of scaled_dot_product_attention means the same as a site, if there is one?
 
-    score 0.125 * dot, mask k <= q                    ->   is_causal=True, scale=0.125
-    score dot, mask pad[b, k]                         ->   attn_mask=pad, a Boolean
-    score dot + bias[h, q, k]                         ->   attn_mask=bias, which is added
-    where(pad[b, k], dot, finfo.min), rows may be empty   ->   attn_mask=where(pad[b, k], 0, finfo.min)
+| score and mask of the site | arguments of the call |
+|---|---|
+| 0.125 * dot, mask k <= q | is_causal=True, scale=0.125 |
+| dot, mask pad[b, k] | attn_mask=pad, a Boolean |
+| dot + bias[h, q, k] | attn_mask=bias, which is added |
+| where(pad[b, k], dot, finfo.min), where rows may be empty | attn_mask=where(pad[b, k], 0, finfo.min) |
 
-SDPA computes softmax(scale * q @ k.T + attn_mask) in float32. So the score must be its product plus something. What
-replaces scores (`where`, `masked_fill`) may be added where it absorbs any score: then a row of nothing else is the mean
-of the values, as it was. But it takes away NaN and infinity too, and no sum does. So keys that no query sees, padding
-that nobody has written, are zeros for the call (`cleared`). Only a key that some queries see, and whose scores are not
-finite, can spoil rows that do not see it; the rows that do are spoilt anyway. The causal mask replaces scores in SDPA
-as well.
+SDPA computes softmax(scale * q @ k.T + attn_mask) in float32, so the score must be its product plus something. A fill
+that replaces scores (`where`, `masked_fill`) may be added instead if it absorbs any score: a row of nothing but the
+fill is the mean of the values either way. But replacing removes NaN and infinity, and adding does not. So keys that no
+query sees, such as padding that was never written, are set to zeros for the call (`cleared`). A key that some queries
+see, and whose scores are not finite, could still spoil rows that do not see it; such a key spoils the rows that see it
+anyway. The causal mask of SDPA replaces scores, as the model does.
 
-In training, the kernel's backward pass works from a log-sum-exp, which has no bits left for the probabilities of a row
-that has low numbers only. So a row without keys attends to all of them, a mask that is added is lifted until each row
-has a 0, and what such rows give is mended (`Lost`).
+In training, SDPA's backward pass works from the log-sum-exp, which has no bits left for the scores of a row that has
+low numbers only. So rows without keys attend to all keys, and a mask that is added is shifted until each row has a 0.
+What such rows give is corrected afterwards (`Lost`).
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ HIDDEN = scalar.const(-math.inf, torch.float32)
 
 
 class Lost(enum.Enum):
-    """What rows without keys give in training: 0; the softmax of their scores; the mean of the values, for a fill in
-    place of their scores; the same with gradients of the scores, for a fill that absorbs them. LOW: one of the last
-    three, as what is added tells at run time."""
+    """What rows without keys give in training.
+
+    ZERO: 0. SCORES: the softmax of their scores. MEAN: the mean of the values, because a fill replaces their scores.
+    ABSORBED: the same with gradients of the scores, because a fill is added that absorbs them. LOW: one of the last
+    three; which one depends on the mask at run time."""
 
     ZERO = enum.auto()
     SCORES = enum.auto()
@@ -55,9 +59,11 @@ class Lost(enum.Enum):
 
 @dataclass(frozen=True)
 class Form:
-    """The mask of a call: the causal one; the keys that may be attended, or what is added to the scores, by `given`.
-    cleared: of the keys that no query sees under it, zeros are made; None for nothing. lost: what rows give that the
-    mask leaves no key, where that is not for it to say."""
+    """The mask of a call.
+
+    causal: whether it is the causal one. given: the attn_mask, a Boolean or a number that is added; None for none.
+    cleared: a mask; the keys that no query sees under it are set to zeros. None for none. lost: what rows without keys
+    give, where the mask alone does not make that right."""
 
     causal: bool = False
     given: Expr | None = None
@@ -65,12 +71,12 @@ class Form:
     lost: Lost | None = None
 
     def varies(self, *symbols: sympy.Symbol) -> bool:
-        """Whether the mask is another one for every one of some positions."""
+        """Whether the mask varies with each of the given positions."""
         return self.given is not None and set(symbols) <= scalar.positions(self.given)
 
 
 def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
-    """The call that means the same; None for none. autocast: whether that would round what is added."""
+    """The call that means the same, or None. autocast: whether autocast is active, which would round an added mask."""
     if site.extra or site.dropout is not None or site.scale <= 0 or dtype_of(site) == torch.float64:
         return None
     if not same(sympy.Add(*(n for *_, n in site.products)), site.channels):  # the kernel takes one head dimension
@@ -111,7 +117,7 @@ def _in_training(site: Site, autocast: bool) -> Form | None:
 
 
 def _lifted(site: Site) -> Form | None:
-    """A mask of the keys that is added to all rows alike, and wants no gradient."""
+    """The form in training of a mask that is added, if it is the same for all queries and needs no gradient."""
     bias = added(site.score)
     if bias is None or scalar.positions(bias) & {site.at.h, site.at.q}:
         return None
@@ -120,7 +126,7 @@ def _lifted(site: Site) -> Form | None:
 
 
 def _lost(found: Masked, replaces: bool) -> Lost | None:
-    """What rows without keys give, by the fill of their scores; None for anything else."""
+    """What rows without keys give, by the fill of their scores; None if that is none of the known cases."""
     if len(found.fills) > 1:
         return None
     if found.hidden.is_const:
@@ -131,7 +137,7 @@ def _lost(found: Masked, replaces: bool) -> Lost | None:
 
 
 def with_fills(site: Site) -> Expr | None:
-    """What is added to the scores, the fills that replace some of them included."""
+    """What is added to the scores, with the fills that replace scores as terms of the sum."""
     fills = list(replacements(site.score))
     if all(f.is_const and f.value <= ABSORBS for f in fills):
         return added(site.score)
@@ -141,12 +147,12 @@ def with_fills(site: Site) -> Expr | None:
 
 
 def of_keys(kept: Expr, site: Site) -> bool:
-    """Whether a mask tells which keys nobody sees: heads that share a key see the same."""
+    """Whether all query heads that share a key head have the same mask, so that it tells which keys no query sees."""
     return site.group == 1 or site.at.h not in scalar.positions(kept)
 
 
 def added(x: Expr, fill: Expr | None = None) -> Expr | None:
-    """What a score adds to its product; None if it does anything else to it. fill: for all that replaces it."""
+    """What a score adds to its product; None if it does anything else with it. fill: stands for what replaces it."""
     if x.op == "dot":
         return ZERO
     if x.op in ("add", "sub"):
@@ -165,21 +171,21 @@ def added(x: Expr, fill: Expr | None = None) -> Expr | None:
 
 
 def _replaced(x: Expr, fill: Expr | None) -> Expr | None:
-    """What to add where x replaces the score."""
+    """What to add in places where x replaces the score; None if nothing does the same."""
     if fill is not None:
         return fill
     return x if x.is_const and x.value <= ABSORBS else None
 
 
 def only_hides(bias: Expr) -> bool:
-    """Whether a bias is 0 but where a fill replaces the score."""
+    """Whether a bias is 0 except where a fill replaces the score."""
     if bias.op == "where":
         return all(map(only_hides, bias.args[1:]))
     return bias in (ZERO, LOWEST)
 
 
 def is_causal(kept: Expr, at: Coordinates) -> bool:
-    """Whether each query attends the keys up to its own place, of as many as there are queries."""
+    """Whether a mask is the causal one, with as many keys as queries."""
     if not same(at.size(at.q), at.size(at.k)):
         return False
     return bool(mask.normal(Former(at).formula(kept)) == mask.normal(sympy.Ge(mask.Q, mask.K)))

@@ -1,9 +1,9 @@
-"""sinks: columns that have a score but no value, as terms of softmax's sum.
+"""sinks: columns that have a score but no value, as terms of the sum in softmax.
 
     softmax(cat([s, sink], -1))[..., :-1] @ v   =   (softmax(s, -1) @ v) * sigmoid(logsumexp(s) - sink)
 
-So no key has to be added to the others, in copies of all keys and values. A row without keys is 0: its log-sum-exp is
--inf.
+So a sink needs no key of its own, which would take a copy of all keys and values. A row without keys gives 0, because
+its log-sum-exp is -inf.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from flex_inductor.scalar import Expr
 
 aten = torch.ops.aten
 Reads = Callable[[ModWriter, set[fx.Node]], tuple[fx.Node, ...]]
-"""The values that a written expression captures, of which some get gradients."""
+"""Gives the nodes that a mod captures. Second argument: those that get gradients."""
 
 
 def beside(
     make: Materialiser, out: fx.Node, logsumexp: fx.Node, sinks: tuple[Expr, ...], at: Coordinates, reads: Reads,
     device: torch.device, dtype: torch.dtype,
 ) -> fx.Node:  # fmt: skip
-    """What is left of an attention beside its sinks. out, logsumexp: of the attention, (b, h, q, e) of dtype, and
-    (b, h, q) in base 2. sinks: their scores."""
+    """The output of an attention with sinks, made from the output without them.
+
+    out: (b, h, q, e). logsumexp: (b, h, q), in base 2. sinks: the scores of the sinks. dtype: of the result."""
     lines = Lines(make, at, device)
     scores = [score(sink, lines, reads) for sink in sinks]
     total = functools.reduce(lambda a, b: make.call(torch.logaddexp, a, b), scores)
@@ -43,7 +44,7 @@ def beside(
 
 
 class Lines:
-    """The positions of queries as tensors (b, h, q), of size one where they do not vary."""
+    """The positions of queries as tensors (b, h, q), of size one in dimensions that are not needed."""
 
     def __init__(self, make: Materialiser, at: Coordinates, device: torch.device) -> None:
         self.make, self.at, self.device = make, at, device
@@ -54,7 +55,7 @@ class Lines:
         return self.make.call(aten.view.default, line, [*[1] * dim, size, *[1] * (2 - dim)])
 
     def of(self, x: Expr) -> tuple[fx.Node, ...]:
-        """Batch, head, query and key, which no sink varies with, for an expression."""
+        """The positions of batch, head, query and key for an expression. No sink varies with the key."""
         used = scalar.positions(x)
         first = [self.line(dim, p in used) for dim, p in enumerate((self.at.b, self.at.h, self.at.q))]
         return (*first, first[0])

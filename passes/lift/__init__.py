@@ -1,1 +1,1 @@
-"""lift: what does an element of the scores mean, in the coordinates (b, h, q, k)? From a candidate to a site."""
+"""lift: writes the element of the scores at (b, h, q, k) out as an expression. Makes sites of candidates."""

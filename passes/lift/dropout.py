@@ -1,10 +1,10 @@
-"""dropout: does an operator drop numbers at random, and how many?
+"""dropout: which operators drop numbers at random, and with which probability?
 
     native_dropout(x, 0.1, True)[0]                             on GPUs
     x * empty_like(x).bernoulli_(0.9).div_(0.9)                 elsewhere
 
-Every number is dropped independently, and what remains is scaled up. The random numbers must be nobody else's: a kernel
-draws its own.
+Every number is dropped independently, and the others are scaled up. Nothing else may read the random numbers, because
+the kernel that computes the attention draws its own.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from flex_inductor.scalar.indices import same, size_expr
 aten = torch.ops.aten
 
 HALF = 0.5
-"""The share that bernoulli_ keeps where none is given."""
-Found = tuple[fx.Node, Dropout]
-"""Of which numbers some are dropped, and how."""
+"""The default p of bernoulli_."""
+Dropped = tuple[fx.Node, Dropout]
+"""The tensor that dropout is applied to, and the dropout."""
 
 
-def dropout(node: fx.Node) -> Found | None:
-    """What an operator drops; None if it does nothing of the kind."""
+def dropout(node: fx.Node) -> Dropped | None:
+    """The dropout that an operator applies; None if it is none."""
     if rule_name(node) == "getitem":
         return _native(*node.args)
     factors = [a for a in node.args if isinstance(a, fx.Node)]
@@ -39,17 +39,17 @@ def dropout(node: fx.Node) -> Found | None:
     return _noise(*factors) or _noise(*factors[::-1])
 
 
-def _native(drawn: fx.Node, which: int) -> Found | None:
+def _native(drawn: fx.Node, which: int) -> Dropped | None:
     if drawn.target is not aten.native_dropout.default or which != 0:
         return None
-    if any(user.args[1] != 0 and user.users for user in drawn.users):  # the choice is read
+    if any(user.args[1] != 0 and user.users for user in drawn.users):  # something reads which were kept
         return None
     source, p, train = drawn.args
     return (source, Dropout(p, drawn)) if train and 0 < p < 1 else None
 
 
-def _noise(source: fx.Node, noise: fx.Node) -> Found | None:
-    """Zeros and 1 / keep, of which one goes to every number."""
+def _noise(source: fx.Node, noise: fx.Node) -> Dropped | None:
+    """Dropout as a product with noise, which is 0 or 1 / keep at every element."""
     shapes = [[size_expr(n) for n in x.meta["val"].shape] for x in (source, noise)]
     if rule_name(noise) != "div" or len({*map(len, shapes)}) > 1 or not all(map(same, *shapes)):
         return None
@@ -79,4 +79,4 @@ def _rule(name: str) -> Rule:
 
 
 WITH_DROPOUT: Mapping[str, Rule] = {**RULES, **{name: _rule(name) for name in ("getitem", "mul")}}
-"""The rules for probabilities on their way to the values."""
+"""The lift rules between the softmax and the values, where dropout may occur."""

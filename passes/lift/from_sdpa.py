@@ -1,12 +1,11 @@
-"""SDPA calls as sites: what scaled_dot_product_attention means, in the terms of every other site.
+"""Sites of scaled_dot_product_attention calls.
 
-    sdpa(q, k, v, attn_mask=keep, scale=0.2)   ->   score 0.2 * dot, mask keep[b, q, k]
+    sdpa(q, k, v, attn_mask=pad)   ->   score, score scaled by 0.353553, mask pad[b, 0, 0, k]
 
-A row without keys gives 0 there, as it does in flex_attention. A call without a mask, or merely causal, has its best
-kernel
-already: it is left alone unless everything is to be rewritten.
+A row without keys gives 0 in SDPA, as it does in flex_attention. A call without a mask, or with the causal one, has the
+best kernel already, and is left alone unless `rewrite="always"`.
 
-Declines: calls that have their own kernel.
+Declines: dropout of everything, operands of unusual ranks, a dynamic scale, masks in float64.
 """
 
 from __future__ import annotations
@@ -38,14 +37,15 @@ def arguments(call: fx.Node) -> dict[str, Any]:
 
 
 def is_plain(candidate: Candidate) -> bool:
-    """Whether the call's own kernel is the best there is: no mask, or a causal one."""
+    """Whether a call has no mask but the causal one, so that its own kernel is the best there is."""
     return arguments(candidate.anchor)["attn_mask"] is None
 
 
-def blurs(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
-    """Whether an anchor is a call whose backward pass works from a log-sum-exp, which has no bits left for rows of
-    nothing but low numbers: eager's gradients of these are too large by the number of keys (torch 2.13, CPU, but for
-    masks that want a gradient themselves)."""
+def has_coarse_gradients(anchor: fx.Node, aten_graph: AtenGraph | None) -> bool:
+    """Whether eager's gradients of this anchor are imprecise in rows of nothing but low numbers.
+
+    SDPA's backward pass on CPU works from the log-sum-exp, which has no bits left for the scores of such rows: its
+    gradients are too large by the number of keys (torch 2.13). Masks that require a gradient take another kernel."""
     mask = arguments(anchor)["attn_mask"] if anchor.target is aten.scaled_dot_product_attention.default else None
     if aten_graph is None or mask is None or anchor.meta["val"].device.type != "cpu":
         return False
@@ -67,8 +67,8 @@ def settle(call: fx.Node) -> None:
     compat.specialise(set().union(*(n.free_symbols for n in dims)), query)
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> Site:
-    """The site of a call; raises Declined."""
+def site_from_call(candidate: Candidate, storage: Storage, until: int) -> Site:
+    """The site of a call. until: the position in the program at which the attention will run. Raises Declined."""
     call = candidate.anchor
     args = arguments(call)
     p = args["dropout_p"]
@@ -118,7 +118,7 @@ def rounded_to(call: fx.Node) -> torch.dtype | None:
 
 
 def _group(shape: Sequence[sympy.Expr], key: fx.Node, value: fx.Node, call: fx.Node) -> sympy.Expr:
-    """Query heads to a key head."""
+    """How many query heads share a key head."""
     heads = {size_expr(x.meta["val"].shape[-3]) for x in (key, value)}
     if len(heads) > 1:
         raise Declined("keys and values have different numbers of heads", call)

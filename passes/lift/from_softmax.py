@@ -1,10 +1,10 @@
-"""sites: from an anchor to a site that is understood, in the coordinates (b, h, q, k).
+"""Sites of a softmax between two matrix products.
 
-Two rounds of lifting. The first is in the coordinates of the product with the values (batch, row, key); the operands
-found there show how batch and heads were merged. The second is in the coordinates of flex_attention, and gives the
-score.
+The scores are lifted twice. The first round is in the coordinates of the product with the values (batch, row, key); the
+operands found there show how batch and heads were merged. The second round is in the coordinates (b, h, q, k) of
+flex_attention, and gives the score.
 
-Declines: softmax over anything but the keys, a score without a product of queries and keys, scores or
+Declines: a softmax over another dimension than the keys, scores that are no product of queries and keys, scores or
 probabilities that something else reads, scores that depend on statistics of themselves.
 """
 
@@ -24,8 +24,9 @@ from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.rules.products import product
 from flex_inductor.passes.lift.scores import drop_statistics, merge_dots
 from flex_inductor.passes.lift.softmax import Weights, columns, dimension, reordered, weights_of
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, article, called, is_product, rule_name
 from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Operand, Site
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import Sizes, position, size_expr
@@ -33,9 +34,10 @@ from flex_inductor.scalar.indices import Sizes, position, size_expr
 
 @dataclass(frozen=True)
 class View:
-    """Coordinates of the product with the values: the index of its result, and what the positions mean.
+    """Coordinates in which the product with the values is lifted.
 
-    inner: the number of a key in the order of the product, where that is not the key itself."""
+    index: of an element of the result, made of row, channel and a batch position. inner: where the values number the
+    keys in another order than the softmax does, the values' number of `key`; else None."""
 
     index: tuple[sympy.Expr, ...]
     row: sympy.Symbol
@@ -46,8 +48,8 @@ class View:
 
 
 @dataclass(frozen=True)
-class Lifted:
-    """What one round of lifting finds."""
+class Round:
+    """What one round of lifting finds. extra: the scores of columns without values. dots: the raw scores in `score`."""
 
     value: Operand
     score: Expr
@@ -57,15 +59,15 @@ class Lifted:
     unshifted: bool
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
-    """The site of a candidate, its score not yet parted, and the condition under which probabilities are kept.
+def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    """The site of a candidate, and the condition under which probabilities are kept after the softmax, if any are not.
 
     until: the position in the program at which the attention will run. Raises Declined."""
     outer, row = position("c"), position("m")
     first = view_of(candidate, outer, row)
-    found = lift(candidate, first, storage, until)
-    other_readers.check([d.args[0] for d in found.dots], candidate.result)
-    plan = heads.plan(
+    found = lift_round(candidate, first, storage, until)
+    other_readers.check_private([d.args[0] for d in found.dots], candidate)
+    split = heads.split_heads(
         heads.Operands(
             [d.args[1] for d in found.dots],
             [d.args[2] for d in found.dots],
@@ -78,13 +80,13 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         )
     )
     keys = {first.key: first.sizes[first.key]}
-    index = tuple(e.xreplace({outer: plan.outer, row: plan.row}) for e in first.index)
-    sizes = {**plan.sizes, **keys, first.channel: first.sizes[first.channel]}
-    exact = lift(candidate, View(index, plan.q, first.key, first.channel, sizes), storage, until)
+    index = tuple(e.xreplace({outer: split.outer, row: split.row}) for e in first.index)
+    sizes = {**split.sizes, **keys, first.channel: first.sizes[first.channel]}
+    exact = lift_round(candidate, View(index, split.q, first.key, first.channel, sizes), storage, until)
     site = Site(
         candidate=candidate,
-        at=Coordinates(plan.b, plan.h, plan.q, first.key, {**plan.sizes, **keys}),
-        group=plan.group,
+        at=Coordinates(split.b, split.h, split.q, first.key, {**split.sizes, **keys}),
+        group=split.group,
         products=tuple(d.args[1:] for d in exact.dots),
         value=exact.value,
         channel=first.channel,
@@ -92,15 +94,26 @@ def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Exp
         score=exact.score,
         extra=exact.extra,
         unshifted=exact.unshifted,
-        merged=plan.merged,
-        row_first=plan.row_first,
+        merged=split.merged,
+        row_first=split.row_first,
         dropout=exact.weights.dropout,
     )
     return site, exact.weights.kept
 
 
+def _without_product(candidate: Candidate, score: Expr) -> tuple[str, fx.Node]:
+    """Why there is no raw score in a score, and at which node: what became of the product of queries and keys."""
+    why = "the scores are no product of queries and keys"
+    for leaf in (x.args[0] for x in scalar.walk(score) if x.op == "load"):
+        if is_product(leaf) and any(map(is_product, above(leaf))):
+            return f"{why}: they are mixed by {article(called(leaf))}", leaf
+        if any(map(is_product, above(leaf))):
+            return f"{why}: they go through {called(leaf)}", leaf
+    return why, candidate.anchor
+
+
 def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> View:
-    """The coordinates of the product itself."""
+    """The coordinates of the product with the values itself."""
     node, name = candidate.result, rule_name(candidate.result)
     if name not in ("mm", "bmm"):
         raise Declined(f"the product with the values is a {name}", node)
@@ -115,8 +128,8 @@ def view_of(candidate: Candidate, outer: sympy.Symbol, row: sympy.Symbol) -> Vie
     return View(index, row, key, channel, sizes)
 
 
-def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lifted:
-    """Probabilities, then scores, in the given coordinates."""
+def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -> Round:
+    """Lifts the probabilities back to the softmax, then the scores that go into it."""
     result = product(candidate.result, rule_name(candidate.result), view.index)
     swap = {result.inner: view.inner if view.inner is not None else view.key}
     factors = [Operand(o.node, tuple(e.xreplace(swap) for e in o.index)) for o in (result.left, result.right)]
@@ -130,20 +143,20 @@ def lift(candidate: Candidate, view: View, storage: Storage, until: int) -> Lift
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
         order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
         if order is not None:
-            return lift(candidate, replace(view, inner=order), storage, until)
+            return lift_round(candidate, replace(view, inner=order), storage, until)
     found = columns(lifter, candidate.anchor, index, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
         others = set(products) - {other_readers.most_private(products, candidate.result)}
-        lifter = replace(lifter, leaves=frozenset(others), memo={})  # these are computed as they were, and loaded
+        lifter = replace(lifter, leaves=frozenset(others), memo={})  # the program computes these, and they are loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
-    check_scores(candidate, dots_of(merged), found.extra)
+    check_scores(candidate, merged, found.extra)
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
-    return Lifted(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
+    return Round(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
 
 
 def dots_of(score: Expr) -> tuple[Expr, ...]:
@@ -151,10 +164,12 @@ def dots_of(score: Expr) -> tuple[Expr, ...]:
     return tuple(sorted((x for x in scalar.walk(score) if x.op == "dot"), key=lambda x: x.args[0].meta["position"]))
 
 
-def check_scores(candidate: Candidate, dots: tuple[Expr, ...], extra: tuple[Expr, ...]) -> None:
+def check_scores(candidate: Candidate, score: Expr, extra: tuple[Expr, ...]) -> None:
+    """Raises Declined for scores that no score_mod computes."""
+    dots = dots_of(score)
     if not dots:
-        raise Declined("the scores are no product of queries and keys", candidate.anchor)
-    if len(dots) > 1:  # a score_mod is given one score, that of its own query and key
+        raise Declined(*_without_product(candidate, score))
+    if len(dots) > 1:  # a score_mod is given one raw score, that of its own query and key
         raise Declined("the scores of one pair of query and key are made of those of others", dots[1].args[0])
     for column in extra:
         if dots_of(column):

@@ -1,9 +1,9 @@
 """Which part of a product's batch is the batch of the attention, and which its heads?
 
-A matrix product has one batch dimension, into which models merge what they like: (batch, heads), (batch, kv heads,
-groups), (batch * windows, heads). The views that its operands come through show where to cut. Heads are the last part;
-parts at the end that keys and values do not have are query groups that share a key (grouped-query, multi-query
-attention). Where an einsum merged heads into the rows, they are cut off there.
+A matrix product has one batch dimension, into which a model merges several: (batch, heads), (batch, kv heads, groups),
+(batch * windows, heads). The views behind its operands show where to cut it. The last part is the heads. Parts at the
+end that keys and values do not vary with are groups of queries that share a key head (grouped-query and multi-query
+attention). Where an einsum merged heads into the rows of the product, the rows are cut in the same way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from flex_inductor.scalar.indices import Sizes, position, same
 
 
 @dataclass(frozen=True)
-class Plan:
-    """outer, row: the product's batch and row positions in terms of b, h and q.
+class HeadSplit:
+    """How batch and rows of a product are made of b, h and q.
 
-    group: query heads to a key head. merged: heads that are merged into the rows, and whether the row comes before
-    them."""
+    outer, row: the product's batch and row positions, as expressions of b, h and q. group: how many query heads share a
+    key head. merged: how many heads are merged into the rows; row_first: whether the row is the more significant part
+    there."""
 
     b: sympy.Symbol
     h: sympy.Symbol
@@ -61,7 +62,7 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
             for d in (d for ds in digits(source, o.sizes) or () for d in ds if d.symbol == symbol):
                 units |= {d.unit, sympy.cancel(d.unit * d.size)}
     whole = o.sizes[symbol]
-    ladder = sorted((u for u in units if not same(u, whole)), key=magnitude)
+    ladder = sorted((u for u in units if not same(u, whole)), key=order_of)
     steps = [*ladder, whole]
     parts = [sympy.cancel(b / a) for a, b in pairwise(steps)]
     if any(sympy.denom(p) != 1 for p in parts):
@@ -69,30 +70,30 @@ def cuts(operands: Sequence[Operand], symbol: sympy.Symbol, o: Operands) -> list
     return [p for p in reversed(parts) if p != 1] or [whole]
 
 
-def magnitude(unit: sympy.Expr) -> float:
-    """Orders sizes, those that are not known as if they were large."""
+def order_of(unit: sympy.Expr) -> float:
+    """A number to sort sizes by. Sizes that are not known count as large."""
     return float(unit.subs(dict.fromkeys(unit.free_symbols, 7919)))
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of batch and heads: a position of its own."""
+class Piece:
+    """One part of a merged dimension, with a position of its own."""
 
     symbol: sympy.Symbol
     size: sympy.Expr
 
 
-def parts_of(sizes: Sequence[sympy.Expr]) -> tuple[list[Part], sympy.Expr]:
-    """Parts of the given sizes, and the number that they are the digits of."""
-    parts = [Part(position("p"), n) for n in sizes]
+def parts_of(sizes: Sequence[sympy.Expr]) -> tuple[list[Piece], sympy.Expr]:
+    """Parts of the given sizes, and the position in the merged dimension that they make up."""
+    parts = [Piece(position("p"), n) for n in sizes]
     number: sympy.Expr = sympy.S.Zero
     for part in parts:
         number = sympy.expand(number * part.size + part.symbol)
     return parts, number
 
 
-def absent(parts: Sequence[Part], operand: Operand, o: Operands, outer: sympy.Expr) -> set[sympy.Symbol]:
-    """The parts that an operand, followed up to where it comes from, does not vary with."""
+def absent(parts: Sequence[Piece], operand: Operand, o: Operands, outer: sympy.Expr) -> set[sympy.Symbol]:
+    """The parts that an operand does not vary with, seen from the tensor that it is a view of."""
     sizes = {**o.sizes, **{p.symbol: p.size for p in parts}}
     moved = Operand(operand.node, tuple(e.xreplace({o.outer: outer}) for e in operand.index))
     *_, top = sources(moved, o.storage, sizes)
@@ -100,18 +101,22 @@ def absent(parts: Sequence[Part], operand: Operand, o: Operands, outer: sympy.Ex
     return {p.symbol for p in parts} - present
 
 
-def product_of(parts: Sequence[Part]) -> sympy.Expr:
+def product_of(parts: Sequence[Piece]) -> sympy.Expr:
     return sympy.Mul(*(p.size for p in parts))
 
 
-def plan(o: Operands) -> Plan:
-    """Cuts batch, heads and groups apart."""
+def split_heads(o: Operands) -> HeadSplit:
+    """Cuts batch, heads and groups apart.
+
+    Where an einsum merged heads into the rows, only the sizes tell which part is the row: the one that is as long as
+    the keys. The guess decides nothing but names: either way every element of the product is at one (b, h, q), and the
+    score is lifted there. A wrong guess merely makes the mask a stranger one."""
     outer_sizes = cuts([*o.queries, *o.keys, o.value], o.outer, o)
     row_sizes = cuts(o.queries, o.row, o)
     outer_parts, outer = parts_of([n for n in outer_sizes if n != 1])
     row_first = len(row_sizes) == 2 and same(row_sizes[0], o.sizes[o.key]) and not same(row_sizes[1], o.sizes[o.key])
     rows, merged = (row_sizes[0], row_sizes[1:]) if row_first else (row_sizes[-1], row_sizes[:-1])
-    upper, _ = parts_of(merged)  # heads that were merged into the rows: no key has them
+    upper, _ = parts_of(merged)  # heads that were merged into the rows: keys do not vary with them
     shared = set.intersection(*(absent(outer_parts, x, o, outer) for x in (*o.keys, o.value))) | {
         p.symbol for p in upper
     }
@@ -122,8 +127,10 @@ def plan(o: Operands) -> Plan:
     return _numbered(outer_parts, upper, groups, rows, row_first)
 
 
-def _numbered(outer_parts: list[Part], upper: list[Part], groups: int, rows: sympy.Expr, row_first: bool) -> Plan:
-    """b, h and q, given how many of the last parts are groups."""
+def _numbered(
+    outer_parts: list[Piece], upper: list[Piece], groups: int, rows: sympy.Expr, row_first: bool
+) -> HeadSplit:
+    """The positions b, h and q, given that the last `groups` parts are groups of queries."""
     parts = [*outer_parts, *upper]
     heads = groups
     if len(parts) - groups > 1 or (groups == 0 and len(parts) > 1):
@@ -136,4 +143,4 @@ def _numbered(outer_parts: list[Part], upper: list[Part], groups: int, rows: sym
     outer = b * size_own + (FloorDiv(h, inner) if inner != 1 else h) if own else b
     low = h if inner == size_h else Mod(h, inner)
     row = (q * inner + low if row_first else low * rows + q) if upper else q
-    return Plan(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)
+    return HeadSplit(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)

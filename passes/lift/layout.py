@@ -1,8 +1,9 @@
-"""From an index map back to a tensor: which view of a tensor has its element [b, h, s, d] at the mapped index?
+"""Which views of a tensor give the operand that an attention needs?
 
-The entries of the map are digits of positions: with `h = kv * G + g`, keys that are shared by groups have the entry `h
-// G`, heads that were split have `h // G` and `h % G`. Digits can be put into any order by a permutation, absent ones
-by an expansion, and neighbours merged by a reshape.
+An operand is a tensor and an index of positions: its element [b, h, s, d] is the tensor's element at that index. The
+entries of the index are digits of positions: keys that are shared by groups of G heads have the entry `h // G`, heads
+that were split into two dimensions have `h // G` and `h % G`. A permutation puts digits into order, an expansion adds
+those that are absent, and a reshape merges neighbours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ END = 1 << 62
 
 @dataclass(frozen=True)
 class Digit:
-    """(symbol // unit) % size, of a position symbol."""
+    """The digit (symbol // unit) % size of a position."""
 
     symbol: sympy.Symbol
     unit: sympy.Expr
@@ -40,7 +41,7 @@ class Digit:
 
 
 def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
-    """symbol // unit % size; None if an expression is anything else."""
+    """An entry of an index as a digit of a position; None if it is none."""
     unit: sympy.Expr = sympy.S.One
     limit: sympy.Expr | None = None
     while isinstance(entry, (FloorDiv, Mod)):
@@ -59,7 +60,7 @@ def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
 
 
 def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
-    """The digits of one entry of an index map, most significant first; None if it is no number of digits."""
+    """The digits that make up one entry of an index, most significant first; None if it is not made of digits."""
     if not entry.free_symbols & sizes.keys():
         return []
     found: list[tuple[sympy.Expr, Digit]] = []
@@ -83,7 +84,7 @@ def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | N
 
 
 def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
-    """The digits of every entry of an index map, none for constants; None in all if some entry is no number of
+    """The digits of every entry of an operand's index, an empty list for constants. None if an entry is not made of
     digits."""
     found = []
     for entry, size in zip(operand.index, operand.node.meta["val"].shape):
@@ -95,7 +96,7 @@ def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
 
 
 def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operand]:
-    """The operand, and the tensors that it is a view (or an unchanged copy) of, upward."""
+    """The operand, the tensor that it is a view or an unchanged copy of, the one that this is a view of, and so on."""
     yield operand
     node, index = operand.node, operand.index
     read = max((u.meta["position"] for u in node.users if rule_name(u) in READERS), default=END)
@@ -114,9 +115,11 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
 
 
 def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, sizes: Sizes) -> Operand:
-    """The furthest source whose entries are digits, with the `whole` positions undivided and by themselves; if there
-    is none, the nearest one with the positions divided. What the program sees comes before what lies inside one of its
-    operators, a product inside a matmul, which would have to be computed again."""
+    """The best source of an operand: the furthest one whose entries are digits, with each of the `whole` positions in a
+    dimension of its own. If there is none, the nearest one in which these positions are divided.
+
+    Values that the Dynamo graph has are preferred to values inside one of its operators (a product inside a matmul),
+    which would be computed twice."""
     best, divided = None, None
 
     for source in sources(operand, storage, sizes):
@@ -132,8 +135,8 @@ def natural(operand: Operand, whole: Sequence[sympy.Symbol], storage: Storage, s
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One dimension of the wanted tensor: the positions symbol // unit."""
+class Dim:
+    """One dimension of the wanted tensor: the values of symbol // unit."""
 
     symbol: sympy.Symbol
     size: sympy.Expr
@@ -142,11 +145,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How to get the wanted view: select constant dimensions, split to `digits`, permute, expand to `expanded`,
-    reshape to `shape`.
+    """The steps that make the wanted view, in order.
 
-    digits: the shape after splitting, None where no dimension is split. added: places at which dimensions of size one
-    are inserted after the permutation, before expanding."""
+    selected: dimensions that are read at one index. digits: the shape after splitting dimensions, None if none is
+    split. order: the permutation. added: where dimensions of size one are inserted. expanded: the shape after expanding
+    these. shape: the shape after the last reshape."""
 
     selected: tuple[tuple[int, sympy.Expr], ...]
     digits: tuple[sympy.Expr, ...] | None
@@ -156,7 +159,7 @@ class Arrangement:
     shape: tuple[sympy.Expr, ...]
 
 
-def arrange(operand: Operand, axes: Sequence[Axis], sizes: Sizes) -> Arrangement | None:
+def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement | None:
     """The view of the operand whose dimensions are the axes; None if there is none."""
     found = digits(operand, sizes)
     if found is None:
@@ -185,13 +188,14 @@ def arrange(operand: Operand, axes: Sequence[Axis], sizes: Sizes) -> Arrangement
 
 
 def _rank(unit: sympy.Expr) -> tuple[int, int]:
-    """Larger units first; sizes that are not known count as larger than any number."""
+    """A key that sorts larger units first. Sizes that are not known count as larger than any number."""
     symbols = len(unit.free_symbols)
     return (-symbols, -int(unit.as_coeff_Mul()[0]))
 
 
-def _levels(mine: Sequence[Digit], axis: Axis) -> list[tuple[bool, sympy.Expr]] | None:
-    """(present, size) of the digits that make up an axis, the absent ones included."""
+def _levels(mine: Sequence[Digit], axis: Dim) -> list[tuple[bool, sympy.Expr]] | None:
+    """The digits that make up a dimension as pairs (is it present?, size), with the gaps between them as absent
+    ones."""
     levels: list[tuple[bool, sympy.Expr]] = []
     top = axis.size * axis.unit
     for d in mine:
@@ -209,7 +213,8 @@ def _levels(mine: Sequence[Digit], axis: Axis) -> list[tuple[bool, sympy.Expr]] 
 
 
 def radix(entry: sympy.Expr, sizes: Mapping[sympy.Symbol, sympy.Expr]) -> list[sympy.Symbol] | None:
-    """The positions that make up a number, most significant first: `a * n + b` for b < n."""
+    """The positions that make up an entry, most significant first: [a, b] for `a * n + b`, b having n values. None if
+    it is not of that form."""
     terms: dict[sympy.Symbol, sympy.Expr] = {}
     for term in sympy.Add.make_args(sympy.expand(entry)):
         symbols = [s for s in term.free_symbols if s in sizes]

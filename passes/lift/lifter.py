@@ -1,16 +1,16 @@
-"""lift: what is the element of this tensor at this index, as a scalar expression?
+"""lift: writes the element of a tensor at an index out as a scalar expression.
 
-    mask = torch.arange(S)[:, None] >= torch.arange(S)      at (q, k)   ->   q >= k
-    bias = table(bucket).permute(2, 0, 1)                   at (h, q, k) ->   load(table, bucket(k - q), h)
+    where(arange(S)[:, None] >= arange(S), s, -inf)   ->   score, mask q >= k
+    s + table[(i - j).abs()].permute(2, 0, 1)         ->   score + table[abs(q - k), h]
 
-Views remap the index, pointwise operators map through, creation operators become closed forms, gathers become loads at
-a
-lifted index, joins become case distinctions: one small function an operator, in the tables of `rules`. What has
-no rule
-is a leaf: a captured buffer, loaded at the lifted index. A product of something of the rows with something of the
-columns is a `dot`. Values are read at a position of the program, and writes before that position are applied in order.
+Views remap the index. Pointwise operators are applied to the elements of their arguments. Creation operators become
+closed forms, gathers become loads at a lifted index, joins become case distinctions. Each operator has one small
+function in the tables of `rules`. An operator without a rule is a leaf: a captured buffer, loaded at the lifted index.
+A matrix product whose one factor varies with the rows, and the other with the columns, is a raw score, `dot`.
 
-Declines: when a buffer is written to after the score read it.
+A value is read at a position in the program, and the writes before that position are applied in order.
+
+Declines: captured buffers that are written to between the score and the attention.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift import precision
 from flex_inductor.passes.lift.writes import written_region
 from flex_inductor.passes.program.operators import rule_name
-from flex_inductor.passes.program.storage import Storage, Write, written
+from flex_inductor.passes.program.storage import Storage, Write, written_args_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import Sizes, size_expr, writable
@@ -40,20 +40,20 @@ Index = tuple[sympy.Expr, ...]
 Rule = Callable[["Lifter", fx.Node, Index, int], Expr]
 """(lifter, operator, index, position at which its arguments are read) -> element; raises NoRule."""
 FREE = frozenset({"const", "index", "load", *(row.name for row in scalar.OPERATORS.values() if row.free)})
-"""What costs nothing to compute once more."""
+"""Operators that cost nothing to compute for every score."""
 MAX_WRITES = 16
-"""A value that was written to more often (row by row, in a loop) is read from memory: each write is one more case for
-every number."""
+"""A value with more writes (row by row, in a loop) is loaded instead: each write would be one more case for every
+element."""
 SCORES = frozenset({"dot", "probabilities"})
 DEEPEST = 150
-"""Operators behind one another that are lifted through. Real models have fewer than fifty."""
+"""The longest chain of operators that is lifted through. Real models have fewer than fifty."""
 HEAVIEST = 10_000
-"""The weight of the largest expression. A chain of operators that use their argument twice doubles it every time."""
+"""The weight of the largest expression. Each operator of a chain that uses its argument twice doubles the weight."""
 
 
 @contextlib.contextmanager
 def deep() -> Iterator[None]:
-    """Inside, Python may call as deeply as expressions of DEEPEST operators take."""
+    """Raises Python's recursion limit inside the block to what expressions of DEEPEST operators need."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, 40 * DEEPEST))
     try:
@@ -63,22 +63,22 @@ def deep() -> Iterator[None]:
 
 
 class NoRule(Exception):
-    """An operator, or this use of it, is not understood: the value becomes a leaf."""
+    """An operator, or this use of it, has no rule: its value becomes a leaf."""
 
 
 @dataclass
 class Lifter:
     """Lifts values of one graph, as one site reads them.
 
-    rows, cols: the position symbols that number the queries and the keys. batch symbols belong to neither.
-    sizes: the number of values of every position symbol.
-    until: the program position at which captured buffers will be read.
-    grad: the grad mode of the site. What was computed in another mode is not lifted through where gradients could flow.
-    leaves: nodes that must not be lifted through.
+    rows, cols: the positions that number the queries and the keys; batch positions are in neither.
+    sizes: the number of values of every position.
+    until: the position in the program at which the attention will run, and captured buffers will be read.
+    grad: the grad mode of the site. Values computed in another grad mode are leaves where gradients could flow.
+    leaves: nodes that must become leaves.
     store: whether arithmetic that does not vary with both rows and columns is left to the program, and loaded.
-    anchor: the operator whose element is named `probabilities` instead of lifted.
-    strict: whether numbers must be rounded as the program rounds them.
-    path: the operators that are being lifted through.
+    anchor: the operator whose elements become `probabilities` and are not lifted.
+    strict: whether numbers must be rounded exactly as the program rounds them.
+    path: the operators that are being lifted through at the moment.
     """
 
     storage: Storage
@@ -116,7 +116,7 @@ class Lifter:
         return number(value)
 
     def exact(self, value: Any, index: Sequence[sympy.Expr], at: int) -> Expr:
-        """An argument on which something turns: a comparison, an integer."""
+        """An argument of which every bit matters, because a comparison or a conversion to an integer reads it."""
         x = self.arg(value, index, at)
         if not x.dtype.is_floating_point or any(n.op in SCORES for n in scalar.walk(x)):
             return x
@@ -127,14 +127,14 @@ class Lifter:
         return self if self.strict else replace(self, strict=True, memo={})
 
     def cast(self, x: Expr, dtype: torch.dtype) -> Expr:
-        """A number in another dtype, as the program has it there."""
+        """A number converted to another dtype as the program converts it. Raises NoRule where that has no formula."""
         value = precision.cast(x, dtype, self.bounds, self.strict)
         if value is None:
             raise NoRule
         return value
 
     def clip(self, node: fx.Node, index: Sequence[sympy.Expr]) -> Index:
-        """The index, with 0 in dimensions of size one: broadcasting."""
+        """The index with 0 in all dimensions of size one, as broadcasting reads them."""
         shape = node.meta["val"].shape
         return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
 
@@ -155,7 +155,7 @@ class Lifter:
     def _value(self, node: fx.Node, index: Index, at: int) -> Expr:
         if len(self.path) > DEEPEST:
             raise NoRule
-        for target in written(node):  # an in-place operator returns what it wrote to
+        for target in written_args_of(node):  # an in-place operator returns what it wrote to
             return self.lift(target, index, at)
         writes = self.storage.writes(node, node.meta["position"], at)
         if len(writes) > MAX_WRITES:
@@ -165,7 +165,7 @@ class Lifter:
         return self._by_rule(node, index, at)
 
     def _after_write(self, write: Write, node: fx.Node, index: Index, at: int) -> Expr:
-        """The value after a write: the operator's where it wrote to this tensor or to a region of it."""
+        """The value after a write to this tensor, or to a region of it."""
         region = written_region(write.target, node, index)
         if region is not None:
             return self._overwritten(write, node, index, *region)
@@ -174,7 +174,8 @@ class Lifter:
         raise NoRule
 
     def _overwritten(self, write: Write, node: fx.Node, index: Index, condition: Expr, own: Index) -> Expr:
-        """What was written, where it was. What it was made of may be gone; then only the memory itself has it."""
+        """The written value inside the region, the old value elsewhere. Raises NoRule where the written value was
+        computed from something that is overwritten before the attention runs; then the memory itself is loaded."""
         try:
             new = self.apply(write.node, own, write.position)
             if condition != scalar.TRUE and scalar.has_load(new):
@@ -189,7 +190,8 @@ class Lifter:
         return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])
 
     def _by_rule(self, node: fx.Node, index: Index, at: int) -> Expr:
-        """A view is read when it is read; anything else read its arguments when it was made."""
+        """The element by the operator's rule. A view sees writes up to `at`; any other operator read its arguments
+        when it ran."""
         value = self.apply(node, index, at if self.is_view(node) else node.meta["position"])
         if self.store and self.better_stored(value, index):
             raise NoRule
@@ -208,11 +210,12 @@ class Lifter:
         return value
 
     def stops_gradient(self, node: fx.Node) -> bool:
-        """Lifting through an operator of another grad mode would let gradients through, or stop them."""
+        """Whether an operator ran in another grad mode than the site, so that gradients flow through only one of
+        them."""
         return self.grad != node.meta["grad"] and node.meta["val"].dtype.is_floating_point
 
     def better_stored(self, value: Expr, index: Index) -> bool:
-        """Arithmetic on something that does not vary with both q and k is better done once than for every score."""
+        """Whether a value should be computed once by the program, because it does not vary with both q and k."""
         symbols = set().union(*(i.free_symbols for i in index)) if index else set()
         if self.varies(symbols, self.rows) and self.varies(symbols, self.cols):
             return False
@@ -230,7 +233,7 @@ class Lifter:
         return False
 
     def leaf(self, node: fx.Node, index: Index, at: int) -> Expr:
-        """A load from the value itself, which must still be there when the attention runs."""
+        """A load from the tensor itself. Raises Declined where it is overwritten before the attention runs."""
         node = self.storage.seen(node) if self.storage.is_written(node) else node
         writes = self.storage.writes(node, at - 1, self.until)
         if writes and any(self.is_random(w) for w in self.storage.writes(node, -1, self.until)):

@@ -1,5 +1,7 @@
-"""Whether anything but the attention reads the scores or the probabilities. If so they are computed anyway, and a
-rewrite would compute them twice, or lose a gradient's second path."""
+"""Does anything besides the attention read the scores or the probabilities?
+
+If so the program computes them anyway. A rewrite would compute them twice, and would lose a second path of gradients.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,58 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from flex_inductor import compat
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.normalize import opaque
-from flex_inductor.passes.program.storage import written
+from flex_inductor.passes.program.operators import FACTORS, called, is_product, rule_name
+from flex_inductor.passes.program.storage import written_args_of
 from flex_inductor.passes.program.walk import reachable
-from flex_inductor.passes.site import Declined
+from flex_inductor.passes.site import Candidate, Declined
+
+CARRIES = {
+    "_to_copy",
+    "clone",
+    "native_dropout",
+    "getitem",
+    "mul",
+    "masked_fill",
+    "where",
+    "div",
+    "bernoulli",
+    "detach",
+}
+"""Operators that may lie between the softmax and the product with the values. Views may too."""
+
+
+def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
+    """The products that read the probabilities, and which operand of each they are."""
+    found: dict[tuple[fx.Node, int], None] = {}
+    todo, seen = [anchor], {anchor}
+    while todo:
+        node = todo.pop(0)
+        for user in node.users:
+            if is_product(user):
+                first = FACTORS[rule_name(user)]
+                factors = user.args[first : first + 2]
+                found.update({(user, i): None for i, factor in enumerate(factors) if factor is node})
+            elif user not in seen and (rule_name(user) in CARRIES or rule_name(user) in INDEX_MAPS):
+                seen.add(user)
+                todo.append(user)
+    return list(found)
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
-    """What comes of some products up to the position of a result: a site is looked at by itself, or all sites together
-    would take time quadratic in their number."""
+    """The nodes that depend on some products, up to the position of the result. Looking further would make the time
+    quadratic in the number of sites."""
     last = result.meta["position"]
     return reachable(products, lambda n: (u for u in n.users if u.meta["position"] <= last))
 
 
 def is_dead(node: fx.Node) -> bool:
-    """Whether nothing that matters comes of a node."""
-    return not any(n.target is opaque or any(True for _ in written(n)) for n in reachable([node], lambda n: n.users))
+    """Whether a node's value never leaves the graph and is never written anywhere."""
+    return not any(
+        n.target is opaque or any(True for _ in written_args_of(n)) for n in reachable([node], lambda n: n.users)
+    )
 
 
 def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
@@ -33,20 +71,32 @@ def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
 
 
 def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
-    """The first of some products that nothing but this attention reads; the first of all if there is none."""
-    for product in products:
-        try:
-            check([product], result)
-            return product
-        except Declined:
-            continue
-    return products[0]
+    """The first of the products that only this attention reads; the first of all if there is no such."""
+    return next((p for p in products if outside([p], result) is None), products[0])
 
 
-def check(products: list[fx.Node], result: fx.Node) -> None:
-    """Raises Declined when the chain has a reader outside."""
+def outside(products: list[fx.Node], result: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """A value between the products and the result, and a node outside of the attention that reads it; None for none."""
     inside = chain(products, result)
     for node in sorted(inside, key=lambda n: n.meta["position"]):
         for user in node.users:
             if user not in inside and user is not result and not is_dead(user):
-                raise Declined("the scores or probabilities are also read elsewhere", user)
+                return node, user
+    return None
+
+
+def check_private(products: list[fx.Node], candidate: Candidate) -> None:
+    """Raises Declined if anything outside of the attention reads its scores or probabilities."""
+    found = outside(products, candidate.result)
+    if found is not None:
+        value, reader = found
+        made = value.meta["position"] >= candidate.anchor.meta["position"]
+        raise Declined(f"the {'probabilities' if made else 'scores'} are {use_of(value, reader)}", reader)
+
+
+def use_of(value: fx.Node, reader: fx.Node) -> str:
+    """What a reader does with a value, in words."""
+    if reader.target is not opaque or reader.meta["origin"].op != "output":
+        return f"also read by {called(reader)}"
+    attribute = compat.stored_attributes().get(value.meta["origin"].name)
+    return "returned, or read after this graph" if attribute is None else f"stored in {attribute}"

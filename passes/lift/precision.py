@@ -1,12 +1,12 @@
-"""What dtypes do to numbers on their way through a program: integers wrap, floating-point numbers round.
+"""What dtypes do to numbers on their way through a program: integers wrap around, floating-point numbers are rounded.
 
-    (q - k).to(uint8)        ->   (q - k) % 256
-    ids.double() == 2.0      ->   compared in float64
-    mask.bfloat16() * 3 > 1  ->   no formula: the product is rounded, and the comparison may turn on it
+    s + (i - j).to(uint8)                                        ->   score + float((q - k) % 256)
+    where(ids[:, None].double() == 2, s, 0)                      ->   where(float(ids[q]) == 2, score, 0)
+    where((i - j).bfloat16() * slopes.bfloat16() > 1, s, 0)      ->   where(mul_tensor[h, q, k] > 1, score, 0)
 
-A score is computed in float32 at least, and more digits than eager has are within the rule. Not so for what is decided
-by a number: a comparison, a truth value, an integer. That must see the very number that eager sees, or be a leaf.
-float64 stays float64, or is a leaf.
+Scores are computed in float32 or wider. More digits than eager has are allowed there. But a comparison, a truth value
+or an integer must come out as it does in eager, so it needs the number that eager has, rounded as eager rounds it;
+without a formula for that it is a leaf, like `mul_tensor` above. Numbers in float64 stay float64, or become leaves.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from flex_inductor.scalar import Bounds, Expr, is_integer
 
 LOW = (torch.bfloat16, torch.float16)
 SMALL, HUGE = 1 << 7, float(1 << 70)
-"""In every floating-point dtype integers are exact up to twice SMALL; no integer reaches HUGE."""
+"""Integers up to twice SMALL are exact in every floating-point dtype. Every integer is below HUGE."""
 NARROWEST = 32
-"""Bits of the integers to which all code casts floating-point numbers alike."""
+"""The fewest bits of integers to which all kernels convert floating-point numbers in the same way."""
 
 
 def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | None:
-    """x in another dtype; None where that has no formula. strict: whether it must be rounded as the program does."""
+    """x in another dtype, or None if that has no formula. strict: whether it must be rounded as the program rounds."""
     if is_integer(dtype):
         return to_integer(x, dtype, bounds)
     if x.op == "real":  # captured in float32
@@ -35,7 +35,7 @@ def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | No
         return scalar.cast(x, dtype)
     if is_integer(x.dtype) and not scalar.within(bounds.of(scalar.integer(x)), scalar.range_of(torch.int64)):
         return None
-    exact = as_loaded(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
+    exact = is_load(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
     if torch.float64 in (dtype, x.dtype) and not exact:
         return None
     return None if strict and dtype in LOW else scalar.cast(x, dtype)
@@ -55,22 +55,22 @@ def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
     return scalar.cast(x, dtype) if torch.iinfo(dtype).bits >= NARROWEST else None
 
 
-def as_loaded(x: Expr) -> bool:
-    """Whether x is an element of a buffer, in the buffer's dtype."""
+def is_load(x: Expr) -> bool:
+    """Whether x is an element of a buffer in the buffer's own dtype."""
     return x.op == "load" and x.args[0].meta["val"].dtype == x.dtype
 
 
-def rounds(value: Expr, strict: bool) -> bool:
-    """Whether arithmetic gives a number of a dtype in which its formula is not computed."""
+def is_rounded(value: Expr, strict: bool) -> bool:
+    """Whether the program rounds the result of arithmetic in a way that the formula would not."""
     concerned = value.dtype == torch.float64 or (strict and value.dtype in LOW)
     return concerned and scalar.cases(value) is None and not any(n.op == "dot" for n in scalar.walk(value))
 
 
-def decided(x: Expr, number: Expr) -> bool:
-    """Whether a comparison of x with a number comes out the same however x is rounded on the way."""
+def is_decided(x: Expr, number: Expr) -> bool:
+    """Whether x compares with a number in the same way however x is rounded."""
     if not number.is_const or not abs(number.value) <= SMALL:
         return False
-    if number.value == 0 and x.op in ("add", "sub") and all(as_loaded(a) or is_whole(a) for a in x.args):
+    if number.value == 0 and x.op in ("add", "sub") and all(is_load(a) or is_whole(a) for a in x.args):
         return len({a.dtype for a in (x, *x.args)}) == 1  # such a sum is rounded to zero only if it is zero
     moved = shift(x)
     return moved is not None and moved <= SMALL
@@ -81,8 +81,8 @@ def is_whole(x: Expr) -> bool:
 
 
 def shift(x: Expr) -> float | None:
-    """By how much x is an integer moved by small integers: integers are rounded to integers, and keep their order.
-    None for what is not of that form."""
+    """If x is an integer plus small integers, the largest sum of these; else None. Rounding such an x keeps the order
+    of integers."""
     if x.op == "float":
         return 0.0
     options = scalar.cases(x)

@@ -1,7 +1,10 @@
-"""Rewrites of a lifted score: sums of raw scores become one, and what softmax cancels goes.
+"""Simplifications of a lifted score.
 
-0.5 * dot1 + 0.5 * dot2   ->   0.5 * dot     of the operands concatenated along the head dimension
-(s - amax(s)) * alpha     ->   s * alpha     softmax does not change when a whole row moves
+    0.5 * s + 0.5 * (q2 @ k2.mT)                ->   score, score scaled by 0.5
+    (s - s.amax(-1, keepdim=True)) * slopes     ->   score * slopes[h, 0, 0]
+
+A sum of raw scores becomes the raw score of operands that are concatenated along the head dimension. A statistic of the
+row that is subtracted goes, because softmax does not change when a whole row moves.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ Factors = tuple[tuple[str, Expr], ...]
 
 
 def linear(x: Expr) -> tuple[tuple[Expr, ...], Factors] | None:
-    """The dots of x and their factors, where all of x is a sum of dots with the same factors."""
+    """The raw scores in x and their common factors, if x is a sum of raw scores with the same factors; else None."""
     if x.op == "dot":
         return (x,), ()
     if x.op in ("mul", "div") and x.args[1].is_const:
@@ -31,15 +34,14 @@ def linear(x: Expr) -> tuple[tuple[Expr, ...], Factors] | None:
 
 
 def sums(x: Expr) -> list[tuple[Expr, ...]]:
-    """The dots of every sum of raw scores in x, index arithmetic included."""
+    """The raw scores of every sum of raw scores in x, those inside index arithmetic included."""
     found = linear(x)
     return [found[0]] if found else [s for a in scalar.children(x) for s in sums(a)]
 
 
 def merge_dots(x: Expr, dots: tuple[Expr, ...]) -> Expr:
-    """The sum of all raw scores as one, wherever it stands in x; the first dot stands for it. x itself where anything
-    else is
-    made of them: a part of the sum, one of them twice."""
+    """x with the sum of all raw scores replaced by the first of them, which stands for the sum from now on. x itself if
+    it uses them in any other way, such as a part of the sum, or one of them twice."""
     if any(len(s) != len(dots) or set(s) != set(dots) for s in sums(x)):
         return x
     return _merged(x, dots[0])
@@ -58,8 +60,8 @@ def _merged(x: Expr, value: Expr) -> Expr:
 def drop_statistics(
     score: Expr, extra: tuple[Expr, ...], key: sympy.Symbol, downstream: set[fx.Node]
 ) -> tuple[Expr, tuple[Expr, ...]]:
-    """The score and the extra columns without what is added to whole rows, if it is a statistic of the scores (anything
-    else may be infinite). Raises Declined when a statistic remains."""
+    """The score and the extra columns without the statistics of the scores that are added to whole rows. Other terms of
+    a row stay, because they may be infinite. Raises Declined if a statistic remains."""
     dropped = [_without(x, key, downstream) for x in (score, *extra)]
     if len({shift for _, shift in dropped}) > 1:
         raise Declined("the columns of the scores are shifted differently")
@@ -72,7 +74,7 @@ def drop_statistics(
 
 
 def _without(x: Expr, key: sympy.Symbol, downstream: set[fx.Node]) -> tuple[Expr, tuple[object, ...]]:
-    """x without its shift, and the shift: statistics and the factors that apply to them."""
+    """x without its shift, and the shift: the statistics of its row, and the factors that apply to them."""
 
     def statistic(e: Expr) -> bool:
         nodes = list(scalar.walk(e))

@@ -1,12 +1,13 @@
-"""What a normalisation means: scores, by column, for every spelling of softmax.
+"""Which scores does an operator normalise? For every spelling of softmax.
 
-    _softmax(x, -1)                          score x
-    exp(log_softmax(x)), exp(x - logsumexp)  score x
-    exp(x - m) / sum(exp(x - m))             score x - m
-    exp(x - m) / (exp(-m) + sum(...))        score x, and a column of score 0: softmax-one
-    _softmax(cat([x, sink], -1))[..., :-1]   score x, and a column of score sink
+    softmax(s, -1) @ v                                           ->   score
+    s.log_softmax(-1).exp() @ v                                  ->   score
+    exp(s - s.logsumexp(-1, keepdim=True)) @ v                   ->   score
+    (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
+    (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score; column 0 beyond the keys: 0
+    softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score; column 0 beyond the keys: sinks[b, h, q, 0]
 
-Columns that the values do not see are `extra`: keys of their own with a given score.
+Columns that have no values, as in the last two, are `extra`: keys with a score of their own, and values of zero.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift.layout import number
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
+from flex_inductor.passes.lift.other_readers import results
 from flex_inductor.passes.lift.rules.views import argument
-from flex_inductor.passes.program.operators import SOFTMAX, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
 from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Declined, Dropout, Operand
 from flex_inductor.scalar import Expr, const
 from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_expr
 
 MAX_EXTRA = 8
+UNNORMALISED = "the exponentials are not divided by their own sum"
 DROPOUT = {"native_dropout", "bernoulli", "rand_like", "rand"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The score of the key column, and of the columns beyond. quotient: whether exponentials of the score as it stands
-    are divided by their sum, so that a row may underflow."""
+    """The scores that a softmax normalises. score: of the keys. extra: of columns beyond the keys. quotient: whether
+    exponentials of the scores are divided by their sum without subtracting a maximum, so that a row may underflow."""
 
     score: Expr
     extra: tuple[Expr, ...] = ()
@@ -43,8 +46,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the values are weighted with: where in the anchor's result it lies, under which condition it is kept (None:
-    always), and what is dropped of it."""
+    """The weights of the values, as the probabilities at an index of the anchor's result. kept: the condition under
+    which they are not set to zero afterwards, None for always. dropout: that is applied to them."""
 
     index: Index
     kept: Expr | None = None
@@ -52,8 +55,8 @@ class Weights:
 
 
 def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> Weights:
-    """What the weights of the values are. lifter: for what lies behind the anchor. at: the position in the program at
-    which they are read. Raises Declined."""
+    """The weights of the values. lifter: one that stops at the anchor. at: the position in the program at which they
+    are read. Raises Declined if they are not the probabilities."""
     value = lifter.lift(operand.node, operand.index, at)
     weights = _weights(value)
     if weights is None:
@@ -62,7 +65,7 @@ def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> We
 
 
 def _weights(value: Expr) -> Weights | None:
-    """Probabilities that were masked or dropped at most once."""
+    """An expression as weights: probabilities that are masked at most once, and dropped at most once; else None."""
     if value.op == "probabilities":
         return Weights(value.args[0])
     if value.op == "dropout":
@@ -90,7 +93,7 @@ def _is(x: Expr, value: float) -> bool:
 
 
 def _changed(value: Expr, anchor: fx.Node) -> tuple[str, fx.Node]:
-    """Why the weights of the values are not the probabilities."""
+    """The reason and the node, where the weights of the values are not the probabilities."""
     read = [x.args[0] for x in scalar.walk(value) if x.op == "load"]
     upstream = [n for r in read for n in (r, *r.all_input_nodes, *r.users)]
     if any(rule_name(n) in DROPOUT for n in upstream):
@@ -102,7 +105,7 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
     """The scores that an anchor normalises, at an index of its result."""
     if rule_name(anchor) in SOFTMAX:
         return _of_softmax(lifter, anchor, index, key)
-    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be seen, not loaded
+    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be written out, not loaded
     try:
         value = lifter.apply(anchor, index, anchor.meta["position"])
     except NoRule:
@@ -121,21 +124,31 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     dim = dimension(softmax)
     entry = join(index[dim])
     offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
-    if offset.free_symbols & lifter.sizes.keys() or any(key in i.free_symbols for d, i in enumerate(index) if d != dim):
+    others = [d for d, i in enumerate(index) if d != dim and key in i.free_symbols]
+    if others and dim == len(index) - 1:
+        raise Declined(_mixed(softmax, others[0]), softmax)
+    if others or offset.free_symbols & lifter.sizes.keys():
         raise Declined("the softmax runs over another dimension than the keys", softmax)
     size = size_expr(source.meta["val"].shape[dim])
     behind = sympy.expand(size - offset - lifter.sizes[key])
     if not (offset.is_Integer and behind.is_Integer and 0 <= offset + behind <= MAX_EXTRA):
         raise Declined("columns of the scores are cut off behind the softmax", softmax)
     places = [sympy.Integer(i) for i in range(int(offset))] + [size - behind + i for i in range(int(behind))]
-    whole = replace(lifter, store=False, memo={})  # a shift must be seen in every column
+    whole = replace(lifter, store=False, memo={})  # a shift must be written out in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
 
 
+def _mixed(softmax: fx.Node, dim: int) -> str:
+    """What happens to probabilities that a product sums over another dimension than the keys."""
+    heads = dim == len(softmax.meta["val"].shape) - 3
+    readers = [called(product) for product, _ in results(softmax)]
+    return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
+
+
 def subtracts_logsumexp(anchor: fx.Node) -> bool:
-    """Whether the probabilities are exp(s - logsumexp(s)): of a row of nothing but finfo.min that is 1 everywhere, for
-    the sum is lost beside it."""
+    """Whether the probabilities are exp(s - logsumexp(s)). In a row of nothing but finfo.min they are 1 everywhere,
+    because the logarithm of the sum is lost beside such a number."""
     return rule_name(anchor) == "exp" and any(rule_name(n) == "logsumexp" for n in above(anchor))
 
 
@@ -145,8 +158,8 @@ def dimension(softmax: fx.Node) -> int:
 
 
 def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
-    """Where the values enumerate the keys in another order of digits (columns before rows): the values' number of a
-    key."""
+    """The number that the values give to a key, where they number the keys in another order (columns before rows of an
+    image); None where they do not."""
     found = number(entry, sizes[key], sizes)
     if not found or len(found) < 2 or any(d.symbol != key for d in found):
         return None
@@ -158,7 +171,7 @@ def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr 
 
 
 def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
-    """exp of a log_softmax, or of a score less its log-sum-exp"""
+    """The scores of exp(log_softmax(x)) and of exp(x - logsumexp(x))."""
     if logarithm.op == "load" and rule_name(logarithm.args[0]) == "_log_softmax":
         return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key)
     if logarithm.op == "sub" and logarithm.args[1].op == "load":
@@ -169,25 +182,25 @@ def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol)
 
 
 def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
-    """exp(x) / (sum(exp(x)) + rest)"""
+    """The scores of exp(x) / (sum(exp(x)) + rest)."""
     above, under = quotient.args
     if quotient.op == "mul" and under.op != "reciprocal":
         above, under = under, above
     if quotient.op == "mul" and under.op == "reciprocal":
         under = under.args[0]
     elif quotient.op == "mul":
-        under = const(math.nan, under.dtype)
+        raise Declined(UNNORMALISED, anchor)
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
     if above.op != "exp" or len(totals) != 1 or _reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
-        raise Declined("the exponentials are not divided by their own sum", anchor)
+        raise Declined(UNNORMALISED, anchor)
     return _beside(above.args[0], rest, anchor)
 
 
 def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
-    """The element that a reduction over the keys adds up; None where gradients do not flow through it as they do
-    through the rest."""
+    """The element that a reduction over the keys reads. None if it reduces anything else, or runs in another grad mode
+    than the site."""
     if lifter.stops_gradient(reduction):
         return None
     source: fx.Node = reduction.args[0]
@@ -202,7 +215,7 @@ def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol
 
 
 def _beside(score: Expr, rest: list[Expr], anchor: fx.Node) -> Columns:
-    """The scores of what is added to the sum: a number, or `exp(sink - m)` where the score is `x - m`."""
+    """The columns that are added to the sum: a number, or `exp(sink - m)` where the score is `x - m`."""
     if not rest:
         return Columns(score, quotient=True)
     shift = score.args[1] if score.op == "sub" else None

@@ -1,4 +1,4 @@
-"""The site of a candidate, with sizes fixed that must be numbers."""
+"""The step lift: makes a site of a candidate, and fixes the sizes that flex_attention needs as numbers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from flex_inductor.passes.site import Candidate, Site
 from flex_inductor.scalar import Expr
 
 
-def lifted(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
-    """The site, its score not yet parted, and the condition under which the probabilities are kept after the softmax.
+def lift_site(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    """The site of a candidate, and the condition under which probabilities are kept after the softmax, if any are not.
 
     until: the position in the program at which the attention will run. Raises Declined."""
     if is_sdpa(candidate.anchor):
         from_sdpa.settle(candidate.anchor)
-    site, kept = build(candidate, storage, until)
-    return build(candidate, storage, until) if specialise(site) else (site, kept)  # sizes are other expressions now
+    site, kept = site_of(candidate, storage, until)
+    return site_of(candidate, storage, until) if specialise(site) else (site, kept)  # with the fixed sizes
 
 
-def build(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+def site_of(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+    """The same with the sizes that are fixed so far."""
     if is_sdpa(candidate.anchor):
-        return from_sdpa.build(candidate, storage, until), None
-    return from_softmax.build(candidate, storage, until)
+        return from_sdpa.site_from_call(candidate, storage, until), None
+    return from_softmax.site_from_softmax(candidate, storage, until)
 
 
 def specialise(site: Site) -> bool:
-    """Fixes head dimensions and the number of heads, as torch's own flex_attention does; whether any was dynamic."""
+    """Fixes the head dimensions and the number of heads, as torch's flex_attention does. Returns whether any of them
+    was dynamic."""
     sizes = [*(n for *_, n in site.products), site.channels, site.at.size(site.at.h)]
     symbols = set().union(*(n.free_symbols for n in sizes))
     return compat.specialise(symbols, site.candidate.result.meta["val"]) if symbols else False

@@ -1,7 +1,8 @@
 """Writes to a part of a tensor: `mask[:, :, :, past:] = tree`.
 
-The part is a chain of slices and selections of the tensor. Undone on an index of the whole, it says under which
-condition an element lies in the part, and where there."""
+The part is made by a chain of slices and selections. Undoing the chain on an index of the whole tensor gives the
+condition under which the element lies in the part, and its index there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ aten = torch.ops.aten
 
 
 def slice_bounds(node: fx.Node) -> tuple[int, sympy.Expr, sympy.Expr, sympy.Expr]:
-    """dimension, start, length and step of a slice."""
+    """The dimension, start, length and step of a slice."""
     args = dict(zip(("dim", "start", "end", "step"), node.args[1:])) | dict(node.kwargs)
     source = node.args[0].meta["val"]
     dim = int(args.get("dim", 0)) % source.dim()
@@ -38,8 +39,8 @@ def slice_bounds(node: fx.Node) -> tuple[int, sympy.Expr, sympy.Expr, sympy.Expr
 def written_region(
     target: fx.Node, node: fx.Node, index: Sequence[sympy.Expr]
 ) -> tuple[Expr, tuple[sympy.Expr, ...]] | None:
-    """When element `index` of node lies in target, a part of it: the condition, and its index there. None if target is
-    not known to be a part of node."""
+    """The condition under which the element `index` of node lies in target, and its index there. None if target is not
+    known to be a part of node."""
     chain = []
     while not same_view(target.meta["val"], node.meta["val"]):
         if target.target not in UNDO or not isinstance(target.args[0], fx.Node):

@@ -1,1 +1,1 @@
-"""The program that the passes read and write: a Dynamo graph, and the same as ATen operators."""
+"""The program that the passes read and rewrite: a Dynamo graph, and its view as ATen operators."""

@@ -1,11 +1,11 @@
-"""What may a Dynamo node write to that is not seen as ATen operators?
+"""Which memory may an opaque node write to? That is a Dynamo node whose ATen operators are not seen.
 
     checkpoint(body, x, mask)       the inputs whose memory an operator of the body writes to
-    x.copy_(t) under vmap           all that x may be made of
+    x.copy_(t) under vmap           everything that x may be made of
     a kernel, an unknown function   all of its arguments
 
-Whoever is not known to write is known not to: torch marks what writes by its name, by `out=` or by `inplace=`, and
-operators by their schema.
+torch marks functions that write: operators by their schema, others by their name (`add_`), by `out=` or by `inplace=`.
+A function of torch without such a mark writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEEPS_STATISTICS = frozenset({"batch_norm", "instance_norm"})
 
 
 def memory_of(value: Any) -> int | None:
-    """What identifies a tensor's memory."""
+    """A number that identifies a tensor's memory; None for a tensor without memory of its own."""
     if not isinstance(value, torch.Tensor):
         return None
     try:
@@ -39,12 +39,12 @@ def memory_of(value: Any) -> int | None:
 
 
 def memories(node: fx.Node) -> set[int | None]:
-    """The memory of a Dynamo node's values, None for what has none of its own."""
+    """The memory of each of a Dynamo node's values; None for a value without memory of its own."""
     return {memory_of(x) for x in tree_leaves(node.meta.get("example_value")) if isinstance(x, torch.Tensor)}
 
 
-def by_schema(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[fx.Node]:
-    """The arguments that an operator writes to."""
+def written_by_schema(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[fx.Node]:
+    """The arguments that an operator writes to, by its schema."""
     schema = getattr(target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -55,14 +55,14 @@ def by_schema(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ite
         yield from (x for x in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(x, fx.Node))
 
 
-def may_write(node: fx.Node) -> list[fx.Node]:
+def may_write_to(node: fx.Node) -> list[fx.Node]:
     """The arguments of a Dynamo node that it may write to."""
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return by_bodies(node)
+        return written_by_bodies(node)
     if node.op not in ("call_function", "call_method", "call_module"):
         return []
     if hasattr(node.target, "_schema"):
-        return list(by_schema(node.target, node.args, node.kwargs))
+        return list(written_by_schema(node.target, node.args, node.kwargs))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     module = getattr(node.target, "__module__", None) or "torch"
     if node.op == "call_module" or module.split(".")[0] not in KNOWN_MODULES or name in KEEPS_STATISTICS:
@@ -73,9 +73,10 @@ def may_write(node: fx.Node) -> list[fx.Node]:
     return [*out, *(first if in_place or node.target in AUGMENTED else ())]
 
 
-def by_bodies(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a higher-order operator that its bodies may write to; all of them if it has none to look at. What
-    the backward of an autograd.Function writes to are gradients."""
+def written_by_bodies(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a higher-order operator that its bodies may write to; all inputs if its bodies are not known.
+
+    Of an autograd.Function only the forward body counts, because its backward writes to gradients."""
     if node.target is compat.flex_attention_hop:
         return []
     name, inputs = getattr(node.target, "_name", ""), node.all_input_nodes
@@ -94,7 +95,7 @@ def by_bodies(node: fx.Node) -> list[fx.Node]:
 
 def written_inputs(body: fx.GraphModule) -> list[fx.Node]:
     """The inputs of a graph whose memory something in it may write to."""
-    targets = [t for node in body.graph.nodes for t in may_write(node)]
+    targets = [t for node in body.graph.nodes for t in may_write_to(node)]
     touched: set[int | None] = set().union(*map(memories, targets)) - {None}
     vague = reachable([t for t in targets if not memories(t) - {None}], lambda n: n.all_input_nodes)
     inputs = [n for n in body.graph.nodes if n.op in ("placeholder", "get_attr")]

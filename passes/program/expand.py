@@ -1,10 +1,9 @@
-"""expand: opens up an operator of the Dynamo graph that holds an attention.
+"""expand: replaces a Dynamo node that has an attention inside by the ATen operators that it consists of.
 
-    out = F.multi_head_attention_forward(x, x, x, ...)   ->   addmm, view, ..., scaled_dot_product_attention, ..., addmm
+`F.multi_head_attention_forward(x, x, x, ...)` becomes addmm, view, ..., scaled_dot_product_attention, ..., addmm. This
+happens only when the attention inside is rewritten.
 
-Only when the attention inside is rewritten. The ATen operators that were recorded for it take its place, one by one.
-
-Declines: what holds an operator that is not seen, or gives its results to more than getitem.
+Declines: nodes with an opaque operator inside, and nodes whose results are read by anything but getitem.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def expand(make: Materialiser, whole: fx.Node) -> None:
 
 
 def results(make: Materialiser, whole: fx.Node) -> dict[fx.Node, fx.Node]:
-    """The ATen nodes of a Dynamo node's results, by the Dynamo node that has them."""
+    """The ATen nodes of a Dynamo node's results, by the Dynamo node that stands for each."""
     values = {dynamo: node for node, dynamo in make.aten_graph.value_of.items()}
     if whole in values:
         return {whole: values[whole]}

@@ -1,8 +1,8 @@
-"""Values of the ATen view as nodes of the Dynamo graph.
+"""Nodes of the Dynamo graph for values of the ATen graph.
 
-Most have a Dynamo node of their own. A value in between (the cast that autocast made inside a matmul, the product
-inside an einsum) is computed once more by its ATen operator; what was computed twice, AOTAutograd's common
-subexpression elimination merges again.
+Most ATen values have a Dynamo node of their own. A value inside a Dynamo node (the cast that autocast makes inside a
+matmul, the product inside an einsum) is computed a second time by its ATen operator. AOTAutograd's common subexpression
+elimination merges both computations again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from flex_inductor import compat
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar.indices import size_expr
 
@@ -31,11 +31,14 @@ ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, s
 
 
 WHATEVER_THE_STRIDES = dict.fromkeys((aten.view.default, aten._unsafe_view.default), aten.reshape.default)
-"""What stands for an operator that fails on other strides than the program's: a rewritten value may have them."""
+"""Replacements of operators that fail on some strides. A rewritten value may have other strides than the program's."""
 
 
 class Materialiser:
-    """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point."""
+    """Finds or makes Dynamo nodes. New nodes go to the graph's insertion point.
+
+    made: Dynamo nodes that were made for ATen nodes. own: Dynamo nodes that expressions may load from. sizes: nodes
+    that were made for sizes. until: the position in the program at which new nodes will run."""
 
     def __init__(self, graph: fx.Graph, aten_graph: AtenGraph, storage: Storage | None = None) -> None:
         self.graph, self.aten_graph, self.storage, self.until = graph, aten_graph, storage, 0
@@ -46,13 +49,13 @@ class Materialiser:
         self.numbers = number_nodes(graph)
 
     def forget(self, until: int = 0) -> None:
-        """Nodes made for one site may come too late for another. until: the position in the program at which new ones
-        will be computed."""
+        """Begins a new site: nodes that were made for another may come too late for this one. until: the position in
+        the program at which new nodes will run."""
         self.made, self.sizes, self.until = {}, {}, until
 
     def keep(self, node: fx.Node, dtype: torch.dtype, shape: Sequence[sympy.Expr]) -> None:
-        """Makes a new node of the Dynamo graph one that expressions may load from."""
-        node.meta["val"] = torch.empty([1] * len(shape), dtype=dtype, device="meta")  # for its dtype and rank
+        """Allows expressions to load from a new node of the Dynamo graph."""
+        node.meta["val"] = torch.empty([1] * len(shape), dtype=dtype, device="meta")  # only its dtype and rank are read
         node.meta["symbols"] = set().union(*(n.free_symbols for n in shape))
         self.own.add(node)
 
@@ -68,7 +71,7 @@ class Materialiser:
     def make(self, node: fx.Node) -> fx.Node:
         target: Any = node.target
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
-        if node.op != "call_function" or target is opaque or random or any(True for _ in written(node)):
+        if node.op != "call_function" or target is opaque or random or any(True for _ in written_args_of(node)):
             raise Declined("a value inside an operator is needed, and cannot be computed again", node)
         if self.is_stale(node):
             raise Declined("a value inside an operator is needed, and what it was made of is written to", node)
@@ -77,7 +80,7 @@ class Materialiser:
         return self.graph.call_function(WHATEVER_THE_STRIDES.get(target, target), args, kwargs)
 
     def is_stale(self, node: fx.Node) -> bool:
-        """Whether a value would be another if it were computed now."""
+        """Whether a value would be different if it were computed at `until`, because of a write in between."""
         storage, since = self.storage, node.meta["position"]
         return storage is not None and any(storage.writes(n, since, self.until) for n in (node, *node.all_input_nodes))
 
@@ -92,7 +95,7 @@ class Materialiser:
         return self.graph.call_function(target, args, kwargs)
 
     def real(self, number: sympy.Expr) -> fx.Node:
-        """A dynamic number as a scalar tensor."""
+        """A dynamic floating-point number as a scalar tensor."""
         if number not in self.numbers:
             raise Declined(f"the number {number} is no input of the graph")
         device = next(
@@ -101,7 +104,7 @@ class Materialiser:
         return self.call(aten.scalar_tensor.default, self.numbers[number], dtype=torch.float32, device=device)
 
     def size(self, expr: sympy.Expr) -> Any:
-        """A size as a number, or as the node that has it."""
+        """A size as a number, or as a node if it is dynamic."""
         if expr.is_Integer:
             return int(expr)
         if expr not in self.sizes:
@@ -126,14 +129,14 @@ class Materialiser:
 
 
 def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
-    """The nodes that are dynamic floating-point numbers."""
+    """The nodes of dynamic floating-point numbers, by their symbol."""
     values = {n: n.meta.get("example_value") for n in graph.nodes}
     return {v.node.expr: n for n, v in values.items() if isinstance(v, torch.SymFloat)}
 
 
 def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
-    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that it is named after: only
-    that is known to the C++ template."""
+    """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that the symbol is named after:
+    torch's C++ template knows only that one."""
     found: dict[sympy.Symbol, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):

@@ -1,16 +1,18 @@
 """normalize: the Dynamo graph, seen as ATen operators.
 
-    s = torch.softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, bmm, view, mul, _softmax
+    softmax(q @ k.mT * 0.25, -1)   ->   transpose, expand, view, expand, view, bmm, _unsafe_view, mul, _softmax
 
-The program itself is not replaced. Each Dynamo node is run on fake tensors under a recorder, and the few hundred ATen
-operators below autograd that it comes down to are written into a second graph, for finding and lifting only; `origin`
-and `value_of` lead back. Rewrites are made in the Dynamo graph, so whatever is not attention (autograd.Function,
-autocast, checkpoint, vmap, random numbers, metadata) reaches Inductor exactly as it would without us.
+The Dynamo graph stays. Each of its nodes is run on fake tensors under a recorder, which writes the ATen operators below
+autograd into a second graph, for finding and lifting only. `origin` and `value_of` lead from there to the Dynamo graph.
+Rewrites are made in the Dynamo graph, so everything that is not attention (autograd.Function, autocast, checkpoint,
+vmap, random numbers, metadata) reaches Inductor exactly as it would without this backend.
 
-Higher-order operators are opaque here; the bodies of those that merely run their body are analysed as graphs of their
-own (`bodies`). What runs under functorch transforms is opaque too. SDPA calls stay whole.
+Opaque nodes stand for Dynamo nodes that are not seen as ATen operators: higher-order operators, what runs under
+functorch transforms, and nodes that cannot be run, which keep the value that Dynamo found for them. The bodies of
+higher-order operators that merely run their body are analysed as graphs of their own (`bodies`). SDPA calls are
+recorded as one operator.
 
-Declines: nothing. A node that cannot be run becomes opaque, with the value Dynamo had found for it.
+Declines: nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
-from flex_inductor.passes.program.effects import by_schema, may_write, memory_of
+from flex_inductor.passes.program.effects import may_write_to, memory_of, written_by_schema
 from flex_inductor.passes.program.walk import reachable
 
 aten = torch.ops.aten
 
 
 def opaque(*args: Any) -> None:
-    """Stands for whatever is not seen as ATen operators: its arguments are read, its results are leaves."""
+    """The target of opaque nodes: they read their arguments, and their results are leaves."""
 
 
 @dataclass
@@ -153,7 +155,7 @@ VIEWS_IN_PLACE = {
     aten.as_strided_.default: aten.as_strided.default,
     aten.detach_.default: aten.detach.default,
 }
-"""The views that operators make in place of a tensor: they write nothing, and the tensor has another shape."""
+"""Operators that change the shape of a tensor in place, and the views that they make. They write to no memory."""
 
 
 class Normalizer:
@@ -165,7 +167,7 @@ class Normalizer:
         self.recorder = Recorder(self.result, differentiable(gm))
         self.env: dict[fx.Node, Any] = {}
         self.holder: dict[int, fx.Node] = {}  # the Dynamo nodes of tensors, by their identity
-        self.regions: dict[fx.Node, Any] = {}  # autocast regions that are open
+        self.autocasts: dict[fx.Node, Any] = {}  # the autocast regions that are open
         self.functorch_depth = 0
         self.transformed: set[fx.Node] = set()  # under functorch transforms
 
@@ -173,7 +175,7 @@ class Normalizer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(compat.no_autocast_cache())
-            stack.callback(self.leave_regions)
+            stack.callback(self.leave_autocast)
             stack.enter_context(compat.sdpa_seen_by(self.whole))
             stack.enter_context(self.fake_mode)
             if any(isinstance(n.meta.get("example_value"), torch.SymInt) for n in self.gm.graph.nodes):
@@ -211,7 +213,7 @@ class Normalizer:
         came before (`cache[:, :, place] = keys` has no value of its own)."""
         for node in self.recorder.recent:
             holder = self.holder.get(id(node.meta["val"]))
-            if holder is not None and any(True for _ in by_schema(node.target, node.args, node.kwargs)):
+            if holder is not None and any(True for _ in written_by_schema(node.target, node.args, node.kwargs)):
                 self.result.value_of.setdefault(node, holder)
         self.recorder.recent.clear()
 
@@ -261,18 +263,18 @@ class Normalizer:
         return result
 
     def unseen(self, node: fx.Node) -> Any:
-        """An opaque node: it reads its arguments, and has the value that Dynamo found."""
+        """Records an opaque node: it reads its arguments, and has the value that Dynamo found."""
         read = [x for n in node.all_input_nodes for x in tree_leaves(self.env[n]) if isinstance(x, torch.Tensor)]
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
         if read or results:
-            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written(node)
+            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written_values(node)
         return value
 
-    def written(self, node: fx.Node) -> list[fx.Node]:
-        """The ATen nodes of what an opaque node may write to. A tensor under a functorch transform stands for all that
-        it comes from."""
-        touched = may_write(node)
+    def written_values(self, node: fx.Node) -> list[fx.Node]:
+        """The ATen nodes of the tensors that an opaque node may write to. A write to a tensor under a functorch
+        transform may reach everything that the tensor was made of."""
+        touched = may_write_to(node)
         if node in self.transformed:
             inside = lambda n: n.all_input_nodes if n in self.transformed else ()  # noqa: E731
             touched = list(reachable(touched, inside))
@@ -285,18 +287,18 @@ class Normalizer:
             self.recorder.grad = self.recorder.differentiable and bool(node.args[0])
             return True
         if node.target is torch.amp.autocast_mode._enter_autocast:
-            self.regions[node] = torch.autocast(*node.args)
-            self.regions[node].__enter__()
+            self.autocasts[node] = torch.autocast(*node.args)
+            self.autocasts[node].__enter__()
             return True
         if node.target is torch.amp.autocast_mode._exit_autocast:
-            self.regions.pop(node.args[0]).__exit__(None, None, None)
+            self.autocasts.pop(node.args[0]).__exit__(None, None, None)
             return True
         return False
 
-    def leave_regions(self) -> None:
+    def leave_autocast(self) -> None:
         """A graph may end inside a region (after a graph break), or fail there."""
-        while self.regions:
-            self.regions.popitem()[1].__exit__(None, None, None)
+        while self.autocasts:
+            self.autocasts.popitem()[1].__exit__(None, None, None)
 
     def in_functorch(self, node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")

@@ -1,7 +1,8 @@
-"""Which ATen values share memory, and which operators write to it: an in-place write changes what a value is.
+"""Which values of the ATen graph share memory, and which operators write to it?
 
-A tensor is read at a position of the program. `Storage.writes(node, since, until)` lists the writes to its memory in
-between, so the lifter can apply them in order, and can tell whether a captured buffer still holds what the score read.
+A tensor is read at a position in the program, and its value depends on the writes before that. `Storage.writes(node,
+since, until)` lists the writes between two positions. By it the lifter applies writes in order, and knows whether a
+captured buffer still holds what the score read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sympy
 import torch
 from torch import fx
 
-from flex_inductor.passes.program.effects import by_schema, memory_of
+from flex_inductor.passes.program.effects import memory_of, written_by_schema
 from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.scalar.indices import size_expr
 
@@ -31,10 +32,10 @@ class Write:
         return self.node.meta["position"]
 
 
-def written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that an operator writes to, by its schema, and those that an opaque one may write to."""
+def written_args_of(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments that a node writes to by its schema, and those that an opaque node may write to."""
     yield from node.meta.get("writes", ())
-    yield from by_schema(node.target, node.args, node.kwargs)
+    yield from written_by_schema(node.target, node.args, node.kwargs)
 
 
 class Storage:
@@ -46,11 +47,11 @@ class Storage:
         self.sharing: dict[int | None, list[fx.Node]] = defaultdict(list)
         for node in aten_graph.graph.nodes:
             self.sharing[self.memory(node)].append(node)
-            for target in written(node):
+            for target in written_args_of(node):
                 self._writes[self.memory(target)].append(Write(node, target))
 
     def memory(self, node: fx.Node) -> int | None:
-        """What identifies a value's memory."""
+        """A number that identifies a value's memory; None for a value without any."""
         known = memory_of(node.meta.get("val"))
         return self._same.get(known, known) if known is not None else None
 
@@ -69,12 +70,12 @@ class Storage:
         return self.sharing[memory] if memory is not None else [node]
 
     def is_seen(self, node: fx.Node) -> bool:
-        """Whether the program has a value, rather than one of its operators inside."""
+        """Whether a value is that of a Dynamo node, and not one inside of a Dynamo node."""
         return node in self._value_of and node not in self._moved
 
     def seen(self, node: fx.Node) -> fx.Node:
-        """The same view of the same memory as a value of the program, if there is one: what lies inside an operator is
-        computed again where it is needed, without what was written to it."""
+        """The same view of the same memory as the value of a Dynamo node, if there is one. A value inside of a Dynamo
+        node would be computed again, without the writes to it."""
         if self.is_seen(node):
             return node
         known = filter(self.is_seen, self.aliases(node))

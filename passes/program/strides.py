@@ -1,8 +1,8 @@
-"""Whether a program may notice that a value has other strides than eager's.
+"""May a program notice that a value has other strides than in eager?
 
-By a view that cannot copy, by what leaves the graph, and by random numbers, which are drawn in the order of memory:
-under one seed another number would be dropped. Strides are handed on from value to value, until a product or a copy
-makes a tensor that is always laid out in the same way.
+It may by a view that cannot copy, by a value that leaves the graph, and by random numbers, which are drawn in the order
+of memory, so that other elements would be dropped under the same seed. Strides are handed on from value to value, until
+a product or a copy makes a tensor that always has the same strides.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.program.walk import reachable
 
-VIEWS_IN_PLACE = {"view", "view_as", "stride", "as_strided", "is_contiguous"}
-"""What a Dynamo graph calls that asks for strides, or fails on some."""
+ASK_FOR_STRIDES = {"view", "view_as", "stride", "as_strided", "is_contiguous"}
+"""Functions and methods in Dynamo graphs whose result depends on strides, or that fail on some."""
 
 
 def needs_strides(value: fx.Node) -> bool:
-    """Whether anything that notices strides is reached from a value of the ATen graph."""
-    return any(map(notices, reachable(value.users, handed_on)))
+    """Whether the strides of a value of the ATen graph matter to anything after it."""
+    return any(map(is_stride_sensitive, reachable(value.users, inheritors)))
 
 
-def handed_on(node: fx.Node) -> Iterable[fx.Node]:
-    """The values whose strides may follow from a node's."""
-    return () if makes_its_own(node) else node.users
+def inheritors(node: fx.Node) -> Iterable[fx.Node]:
+    """The users whose strides may depend on those of a node."""
+    return () if has_own_strides(node) else node.users
 
 
-def makes_its_own(node: fx.Node) -> bool:
+def has_own_strides(node: fx.Node) -> bool:
     copies = rule_name(node) == "clone" and node.kwargs.get("memory_format") == torch.contiguous_format
     return copies or rule_name(node) in FACTORS
 
 
-def notices(node: fx.Node) -> bool:
-    """Opaque is what leaves the graph, too."""
+def is_stride_sensitive(node: fx.Node) -> bool:
+    """Whether a node's effect depends on strides. The output of the graph is an opaque node, too."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return random or node.target is opaque or asks(node.meta["origin"])
+    return random or node.target is opaque or asks_for_strides(node.meta["origin"])
 
 
-def asks(origin: fx.Node) -> bool:
+def asks_for_strides(origin: fx.Node) -> bool:
     name = origin.target if isinstance(origin.target, str) else getattr(origin.target, "__name__", "")
-    return name in VIEWS_IN_PLACE
+    return name in ASK_FOR_STRIDES

@@ -11,7 +11,7 @@ from flex_inductor.passes.program.operators import SOFTMAX, is_product, rule_nam
 
 
 def reachable(start: Iterable[fx.Node], step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """The start, and all that steps lead to."""
+    """The start, and all nodes that steps lead to from there."""
     seen = set(start)
     todo = list(seen)
     while todo:

@@ -1,8 +1,8 @@
-"""The block mask of a call: which blocks of scores are computed at all, and which without asking the mask.
+"""The block mask of a call: which blocks of scores are computed, and which of these without evaluating the mask?
 
-The one place where sparsity enters the graph. The mask is analysed as a formula (`flex_inductor.mask`), and the block
-map computed in the graph, from sizes and from block-wise reductions of what the mask reads: time and memory of the
-blocks, right for every length and every padding. Sites with the same mask share one map.
+This is where sparsity enters the graph. The mask is analysed as a formula (`flex_inductor.mask`), and new nodes compute
+the block map from sizes and from block-wise reductions of what the mask reads. That takes time and memory of the number
+of blocks, and is right for every length and every padding. Sites with the same mask share one map.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import fx
 
 from flex_inductor import compat, devices, mask, scalar
 from flex_inductor.mask.tensors.evaluate import Evaluator
-from flex_inductor.mask.tensors.lists import ordered_by
+from flex_inductor.mask.tensors.lists import list_blocks_by
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Coordinates, Declined
@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Known:
-    """Something computed of a mask: the value, the node before which it was made, the values that the mask reads."""
+    """A value that was computed for a mask. place: the node before which it was made. reads: what the mask reads."""
 
     value: Any
     place: fx.Node
@@ -47,7 +47,7 @@ class Known:
 class BlockMaps:
     """Makes the block masks of one graph.
 
-    reads: the nodes that a written mod captures. point: the node before which new ones go. made: what was computed.
+    reads: gives the nodes that a mod captures. point: the node before which new nodes go. made: all that was computed.
     """
 
     make: Materialiser
@@ -61,7 +61,7 @@ class BlockMaps:
     ) -> tuple[Any, ...]:
         """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
         rows, cols = self.axes(at, device, expr != TRUE)
-        if rows.length == 1 or rows.count == cols.count == 1:  # nothing to leave out
+        if rows.length == 1 or rows.count == cols.count == 1:  # there is no block to leave out
             return self.one_block(mask_mod, device)
         compute = functools.partial(self.lists, expr, at, device, training)
         try:
@@ -78,8 +78,10 @@ class BlockMaps:
         return compat.one_block(counts, indices, mask_mod)
 
     def rows_with_keys(self, expr: Expr, at: Coordinates, device: torch.device, exact: bool = False) -> Expr:
-        """Whether a row has a key of some kind: a load from booleans (b, h, q) that are computed in the graph. exact:
-        whether all keys are asked; else only rows count that provably have one. Raises Declined."""
+        """Whether a row has a key under a condition, as a load from Booleans (b, h, q) that the graph computes.
+
+        exact: whether the condition is evaluated at all keys; else only at some, and rows that have a key elsewhere
+        count as having none. Raises Declined."""
         former = Former(at)
         formula = former.formula(expr)
         keep = formula if exact else mask.keeps_a_key(formula, *self.axes(at, device))
@@ -97,8 +99,8 @@ class BlockMaps:
         return self.of_rows(self.shared(("rows", exact), expr, at, compute, device), varies, at, torch.bool)
 
     def row_levels(self, expr: Expr, at: Coordinates, device: torch.device) -> Expr:
-        """The greatest value of a row, where that is far from zero, else 0: a load from numbers (b, h, q) that are
-        computed in the graph. Raises Declined."""
+        """The greatest value of a row if that is far from zero, else 0, as a load from numbers (b, h, q) that the graph
+        computes. Raises Declined."""
         used = scalar.positions(expr)
 
         def compute() -> fx.Node:
@@ -117,7 +119,7 @@ class BlockMaps:
         return Expr("detach", (load,), torch.float32)
 
     def of_rows(self, node: fx.Node, varies: list[bool], at: Coordinates, dtype: torch.dtype) -> Expr:
-        """A load from a value (b, h, q), of size one in dimensions that it does not vary with."""
+        """A load from a tensor (b, h, q), which has size one in dimensions that it does not vary with."""
         places = [s if used else None for used, (s, _) in zip(varies, self.row_positions(at))]
         self.make.keep(node, dtype, [at.size(s) if s is not None else sympy.S.One for s in places])
         return scalar.load(node, tuple(s if s is not None else sympy.S.Zero for s in places), dtype)
@@ -126,8 +128,9 @@ class BlockMaps:
         return ((at.b, mask.B), (at.h, mask.H), (at.q, mask.Q))
 
     def shared(self, what: Any, expr: Expr, at: Coordinates, compute: Callable[[], Any], device: torch.device) -> Any:
-        """Something computed of an expression, once for all sites that have it. Raises Declined where it cannot be
-        computed in the graph."""
+        """The value of `compute` for an expression, computed once for all sites that have the expression.
+
+        what: names the kind of value. Raises Declined where it cannot be computed in the graph."""
         if bounds.overflow(expr, at, device):
             raise Declined("the integers in the mask may not fit into the 32 bits that the graph has for positions")
         key = (what, expr, tuple(at.sizes.items()), device)
@@ -145,9 +148,9 @@ class BlockMaps:
         return mask.axes(at.size(at.q), at.size(at.k), (width, width))
 
     def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:
-        """Computes formulas in the graph."""
+        """An evaluator that writes formulas as nodes of the graph."""
         buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
-        buffers |= {name: function_of(x, at, self.reads) for name, x in former.opaque.items()}
+        buffers |= {name: function_of(x, at, self.reads) for name, x in former.computed.items()}
         grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
@@ -163,9 +166,9 @@ class BlockMaps:
         partial = call(operator.and_, some, call(torch.logical_not, full))
 
         def by_query(table: fx.Node) -> Any:
-            return ordered_by(call, table, counts[1], grid.device)
+            return list_blocks_by(call, table, counts[1], grid.device)
 
         def by_key(table: fx.Node) -> Any:
-            return ordered_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
+            return list_blocks_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
 
         return compat.block_lists(by_query, partial, full, by_key if training else None)

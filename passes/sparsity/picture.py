@@ -1,9 +1,9 @@
-"""The block map of a mask as lines of text, a character a block.
+"""The block map of a mask as lines of text, one character for each block. Of `k <= q`:
 
-    k <= q   ->   /...
-                  #/..
-                  ##/.
-                  ###/
+    /...
+    #/..
+    ##/.
+    ###/
 
 Full #, partly attended /, empty ., known at run time ?.
 """
@@ -17,12 +17,12 @@ from flex_inductor.passes.sparsity.share import Sparsity, Tables
 CELLS = "./#?"
 EMPTY, PARTIAL, FULL, UNKNOWN = range(len(CELLS))
 SHOWN = 64
-"""The number of blocks in a line; of longer sequences several blocks are one."""
+"""The most characters in a line. For longer sequences a character stands for several blocks."""
 
 
 def picture(sparsity: Sparsity) -> tuple[str, ...]:
-    """The lines; none without a mask."""
-    if not sparsity.masked:
+    """The lines of a picture; none for a site without a mask."""
+    if not sparsity.is_masked:
         return ()
     most, least = (pooled(coded(tables)) for tables in sparsity.ends)
     cells = torch.where(most == least, most, UNKNOWN)
@@ -35,7 +35,7 @@ def coded(tables: Tables) -> torch.Tensor:
 
 
 def pooled(codes: torch.Tensor) -> torch.Tensor:
-    """Several blocks as one, which is PARTIAL where they differ."""
+    """The codes with neighbouring blocks joined until SHOWN are left. A joined block is PARTIAL if they differ."""
     for dim in (0, 1):
         parts = codes.split(-(-codes.shape[dim] // SHOWN), dim)
         low, high = (torch.stack([end(x, dim) for x in parts], dim) for end in (torch.amin, torch.amax))

@@ -1,11 +1,11 @@
-"""Which blocks does a mask attend, as far as that is known before the program runs?
+"""Which share of the blocks does a mask attend, as far as that is known before the program runs?
 
-    k <= q at 4096 queries      ->   row q attends keys [0, q + 1); 51% of the blocks of 64 attended, 49% full
-    pad[b, k] and k <= q        ->   at most 51% ..., 0% or more full; the rest is decided at run time by pad
+Of `k <= q` with 4096 queries: "row q attends keys [0, q + 1); 51% of the blocks of 64 attended, 49% full". If padding
+is masked besides: "at most 51% of the blocks of 64 attended, at least 0% full; decided at run time by pad".
 
-What only the data tells counts as attended, and as not full, except that documents packed into one sequence, of which
-there would be none if they were not several, are taken to leave half. Symbolic sizes count as the numbers that they are
-now.
+A block that depends on data counts as attended, and as not full. There is one exception: masks that compare the
+documents of query and key are expected to leave half of the blocks, because a model that packs documents packs more
+than one. Symbolic sizes count as the numbers that they are now.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from sympy.core.relational import Relational
 
 from flex_inductor import compat, devices, mask
 from flex_inductor.mask.tensors.evaluate import Evaluator
-from flex_inductor.mask.text import KV_LEN, Q_LEN, written
+from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import TRUE
 
 MOST_BLOCKS = 512
-"""The number of blocks in a row that are looked at: longer sequences get longer blocks."""
+"""The most blocks in a row that are looked at. Longer sequences get longer blocks."""
 DOCUMENTS = 0.5
-"""The share that documents leave, where nothing is known of them."""
+"""The expected share of blocks that a mask of documents leaves."""
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What a site's mask leaves out. All of it is worked out once, when it is first asked for.
+    """The sparsity of a site's mask. Each property is computed once, when it is first read.
 
-    site: its mask, None for none. width: the number of queries, and of keys, in a block. value: tells what sizes are
-    now."""
+    width: the number of queries, and of keys, in a block. value: a tensor that tells the present values of symbolic
+    sizes."""
 
     site: Site
     width: int
@@ -46,16 +46,16 @@ class Sparsity:
 
     @classmethod
     def of(cls, site: Site, value: torch.Tensor) -> Sparsity:
-        """value: what the site computes."""
+        """The sparsity of a site. value: the site's result."""
         return cls(site, devices.of(value.device).width(site.mask is not None), value)
 
     @property
-    def masked(self) -> bool:
+    def is_masked(self) -> bool:
         return self.site.mask is not None
 
     @functools.cached_property
     def formula(self) -> sympy.Basic:
-        """The mask as it was written."""
+        """The mask as a formula, as the model wrote it."""
         return Former(self.site.at).formula(TRUE if self.site.mask is None else self.site.mask)
 
     @functools.cached_property
@@ -64,16 +64,17 @@ class Sparsity:
         return mask.normal(self.formula)
 
     @functools.cached_property
-    def text(self) -> str | None:
-        """The formula as text, if it reads nothing but sizes and positions: all that a kernel needs to work out its
-        loops by itself."""
+    def formula_text(self) -> str | None:
+        """The formula as text, from which a kernel works out its loops. None if it reads anything but positions and
+        sizes."""
         at = self.site.at
         lengths = {at.size(at.k): KV_LEN, at.size(at.q): Q_LEN}
-        return written(self.formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
+        return format_formula(self.formula.xreplace({n: name for n, name in lengths.items() if not n.is_Integer}))
 
     @functools.cached_property
     def ends(self) -> tuple[Tables, Tables]:
-        """Blocks with any score, and full ones, if all that data decides is attended, and if nothing of it is."""
+        """The tables of attended and of full blocks: once as if the data let every score be attended, and once as if it
+        let none."""
         at, number = self.site.at, functools.partial(compat.number_now, self.value)
         sizes = {s: sympy.Integer(number(s)) for s in self.normal.free_symbols - mask.POSITIONS}
         lengths = [number(at.size(s)) for s in (at.q, at.k)]
@@ -85,18 +86,18 @@ class Sparsity:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """The shares of blocks that may be attended, and that surely are full."""
+        """The share of blocks that may be attended, and the share that surely is full."""
         (some, _), (_, full) = self.ends
         return float(some.float().mean()), float(full.float().mean())
 
     @property
     def attended(self) -> float:
         """The share of blocks that are expected to be attended."""
-        return self.shares[0] * (DOCUMENTS if packed(self.normal) else 1) if self.masked else 1.0
+        return self.shares[0] * (DOCUMENTS if has_documents(self.normal) else 1) if self.is_masked else 1.0
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """The sparsity in words."""
-        if not self.masked:
+        if not self.is_masked:
             return "no mask: every block is full"
         at, (some, full) = self.site.at, self.shares
         data = sorted({f.func.__name__ for f in self.normal.atoms(AppliedUndef)})
@@ -107,8 +108,8 @@ class Sparsity:
         return "; ".join(t for t in told if t)
 
 
-def packed(formula: sympy.Basic) -> bool:
-    """Whether what is known of queries decides together with what is known of keys: ids of documents."""
+def has_documents(formula: sympy.Basic) -> bool:
+    """Whether a formula compares data of the query with data of the key, as masks of documents do."""
     return any(
         r.has(mask.Q) and r.has(mask.K) and not any(f.has(mask.Q) and f.has(mask.K) for f in r.atoms(AppliedUndef))
         for r in formula.atoms(Relational)
@@ -117,7 +118,8 @@ def packed(formula: sympy.Basic) -> bool:
 
 
 def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:
-    """The formula with something else for every comparison that reads data. Normal form has no Not above one."""
+    """The formula, in normal form, with `otherwise` for every comparison that reads data. Normal form has no Not above
+    a comparison, so a larger value of a comparison makes the whole larger."""
     if isinstance(formula, (sympy.And, sympy.Or)):
         return formula.func(*(static(part, otherwise) for part in formula.args))
     unknown = isinstance(formula, Relational) and formula.has(AppliedUndef, mask.B, mask.H)
@@ -126,7 +128,7 @@ def static(formula: sympy.Basic, otherwise: sympy.Basic) -> sympy.Basic:
 
 @functools.lru_cache(maxsize=64)
 def tables(formula: sympy.Basic, queries: int, keys: int, width: int) -> Tables:
-    """The blocks in which a mask of positions alone may hold, and those in which it surely holds throughout."""
+    """The blocks in which a mask of positions may hold, and those in which it surely holds everywhere."""
     width = max(width, -(-max(queries, keys) // MOST_BLOCKS))
     rows, cols = mask.axes(sympy.Integer(queries), sympy.Integer(keys), (width, width))
     found = mask.analyse(formula, rows, cols)
@@ -139,7 +141,7 @@ def tables(formula: sympy.Basic, queries: int, keys: int, width: int) -> Tables:
 
 @functools.lru_cache(maxsize=64)
 def closed_form(formula: sympy.Basic, queries: sympy.Expr, keys: sympy.Expr, width: int) -> str:
-    """The keys of a row, where the mask says so in closed form; what could not be analysed."""
+    """The keys that a row attends, if the mask has a closed form; or what could not be analysed."""
     rows, cols = mask.axes(queries, keys, (width, width))
     unknown = mask.analyse(formula, rows, cols).unknown
     if unknown:

@@ -1,1 +1,1 @@
-"""split: which part of a score is a mask, and which is arithmetic?"""
+"""split: separates the mask from the arithmetic of a score."""

@@ -1,12 +1,9 @@
-"""levels: how low, and how high, may a score be?
+"""How low, and how high, may a score be?
 
-    at_least(0.25 * dot + bias[h, k], -1e8)   ->   bias[h, k] >= -5e7      a condition that proves it
-    level(0.25 * dot + bias[h, k])            ->   bias[h, k]              the score without its raw scores
-
-A fill hides a key where the row has a key whose score is far above it, and every other score that the fill was added
-to is not far above zero. Neither is known by itself: a second mask may be among what is added, as a constant or as a
-tensor. So both are proved, from constants and sizes where these suffice, else by conditions on what is loaded, which
-are asked at run time.
+A fill hides a key if the row has another key whose score is far above the fill, and if the fill is not added to a score
+far above zero. The score itself may break either: it may hold a second mask, as a constant or as a tensor. So both are
+proved. Where constants and sizes do not suffice, the proof is a condition on what is loaded, which is evaluated at run
+time: `0.25 * dot + bias[h, k] >= -1e8` holds where `bias[h, k] >= -5e7` does.
 
 Taken for granted: raw scores, which are products of activations, are within RAW of zero.
 """
@@ -25,7 +22,7 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.passes.writers.bounds import Reach
+from flex_inductor.passes.writers.bounds import AbsBounds
 from flex_inductor.scalar import (
     FALSE,
     OPERATORS,
@@ -40,14 +37,14 @@ from flex_inductor.scalar import (
 )
 
 RAW = 1e6
-"""What the absolute values of raw scores are taken to stay within."""
+"""The bound of the absolute values of raw scores that is taken for granted."""
 BLURS = 256.0
-"""Rows whose scores are all further from zero than this have too coarse a log-sum-exp for the backward pass."""
+"""In rows whose scores are all further from zero than this, the log-sum-exp is too coarse for the backward pass."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the parts of a score stay within: raw scores, and numbers that are loaded (None: not known)."""
+    """Bounds of the absolute values in a score. raw: of raw scores. loaded: of loaded numbers, None if not known."""
 
     at: Coordinates
     raw: float = RAW
@@ -65,18 +62,19 @@ class Limits:
         return logical_and(self.at_least(x, -limit), self.at_most(x, limit))
 
     def beyond(self, x: Expr, limit: float, below: bool) -> Expr:
-        """A condition under which x is no further from zero than limit, on the side below or above it."""
+        """A condition under which x >= -limit, if `below`, else under which x <= limit. FALSE if none is known."""
         most = self.magnitude(x)
         if most is not None and most <= limit:
             return TRUE
         if not has_raw(x):
             return self._asked(x, limit, below)
-        if x.op in RULES:
-            return RULES[x.op](self, x, limit, below)
+        if x.op in BOUND_RULES:
+            return BOUND_RULES[x.op](self, x, limit, below)
         return FALSE
 
     def _asked(self, x: Expr, limit: float, below: bool) -> Expr:
-        """A question for run time. A product with a position asks nothing where that is zero."""
+        """The comparison itself, for run time. A product with a position is zero where the position is, and needs no
+        further condition there."""
         bound = const(-limit if below else limit, torch.float32)
         asked = compare("ge" if below else "le", scalar.cast(x, torch.float32), bound)
         for factor in x.args if x.op == "mul" else ():
@@ -85,11 +83,11 @@ class Limits:
         return asked
 
     def magnitude(self, x: Expr) -> float | None:
-        """What the absolute value of x stays within, whatever is loaded; None if that is not known."""
+        """A bound of the absolute value of x whatever is loaded; None if none is known."""
         if x.op == "const":
             return abs(float(x.value))
         if scalar.is_integer(x.dtype):
-            return float(Reach(self.at).of(x)) if not scalar.has_load(x) else None
+            return float(AbsBounds(self.at).of(x)) if not scalar.has_load(x) else None
         if x.op == "dot":
             return self.raw
         if x.op == "load":
@@ -117,7 +115,7 @@ def _carries_products() -> frozenset[str]:
 
 
 def is_product(node: object) -> bool:
-    """Whether a value is a matrix product, or elements of one: of the size of a raw score."""
+    """Whether a value is a matrix product, or elements of one, and so within the bound of raw scores."""
     while isinstance(node, fx.Node) and rule_name(node) in _carries_products():
         node = node.args[0]
     return isinstance(node, fx.Node) and rule_name(node) in FACTORS and FACTORS[rule_name(node)] == 0
@@ -127,7 +125,7 @@ def _quotient(a: float, b: float) -> float:
     return a / b if b else math.inf
 
 
-Rule = Callable[[Limits, Expr, float, bool], Expr]
+BoundRule = Callable[[Limits, Expr, float, bool], Expr]
 
 
 def _sum(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
@@ -176,7 +174,7 @@ def _nonnegative(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     return TRUE if below else FALSE
 
 
-RULES: Mapping[str, Rule] = {
+BOUND_RULES: Mapping[str, BoundRule] = {
     **dict.fromkeys(("add", "sub"), _sum),
     "mul": _product,
     "div": _ratio,
@@ -186,11 +184,12 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("detach", "float"), _same),
     **{row.name: _nonnegative for row in OPERATORS.values() if row.nonnegative},
 }
-"""Conditions for operators on raw scores."""
+"""How a bound of an operator's result follows from bounds of its arguments."""
 
 
 def level(x: Expr) -> Expr:
-    """A score with 0 for its raw scores: what makes a whole row low, or high."""
+    """A score with 0 for its raw scores: `bias[h, k]` for `0.25 * dot + bias[h, k]`. It tells whether a row is low or
+    high as a whole."""
     if x.op == "dot":
         return const(0, x.dtype)
     if not has_raw(x):
@@ -204,7 +203,7 @@ def level(x: Expr) -> Expr:
 
 
 def steepness(x: Expr) -> float:
-    """By how much a score changes with its raw scores, as far as constants tell."""
+    """The factor by which a score changes with its raw scores, as far as it is constant."""
     if not has_raw(x):
         return 0.0
     factor = 1.0

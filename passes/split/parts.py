@@ -1,11 +1,12 @@
-"""The mask and the arithmetic of a score.
+"""Separates the mask from the arithmetic of a score.
 
-    where(q >= k, 0.25 * dot + bias[h], -inf)   ->   mask q >= k, score 0.25 * dot + bias[h]
-    0.25 * dot + where(pad[b, k], 0, finfo.min) ->   mask pad[b, k], score 0.25 * dot
+    where(i >= j, s + slopes, -inf)   ->   score + slopes[h, 0, 0], mask q >= k
+    s + where(pad, 0, -inf)           ->   score, mask pad[b, 0, 0, k]
+    s + where(i >= j, 0, -10000.0)    ->   score + where(q >= k, 0, -10000)
 
-A condition is a mask where it replaces or lowers the score by so much that softmax sends it to exactly zero: -inf,
-finfo.min, -1e9. A smaller constant (-10000 added) is a bias and stays in the score. Two masks of which each hides are
-one.
+A condition is a mask if, where it does not hold, the score is replaced or lowered by so much that softmax gives exactly
+zero: by -inf, finfo.min or -1e9. A smaller constant, like -10000, is a bias and stays in the score. Of two masks, both
+must hold.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from flex_inductor.passes.split.levels import has_raw
 from flex_inductor.scalar import Expr, logical_and, logical_not
 
 LOW = -1e8
-"""Fills at or below this count as a mask, where all else in the score is proved to be far from it: softmax sends to
-zero what is 104 below another score, where exp underflows."""
+"""Constants at or below this count as fills, if the rest of the score is proved to be far from them. Softmax gives zero
+for a score that is 104 below another one, because exp underflows there."""
 
 STILL_LOW = -1e3
-"""What a fill must stay below after it was scaled down with the scores (finfo.min of float16, divided by sqrt(d))."""
+"""A fill must stay below this where it is scaled with the scores (finfo.min of float16, divided by sqrt(d))."""
 
 
 @dataclass(frozen=True)
 class Masked:
-    """A score, parted. fills: the constants that hidden scores get. hidden: the score where it is hidden, less its
-    fills."""
+    """A score in parts. mask: where it is visible. score: its value there. fills: the constants that hide it elsewhere.
+    hidden: its value where it is hidden, without the fills."""
 
     mask: Expr
     score: Expr
@@ -40,12 +41,12 @@ class Masked:
 
     @property
     def somewhere(self) -> Expr:
-        """The score, less its fills, hidden or not."""
+        """The score everywhere, without the fills."""
         return scalar.where(self.mask, self.score, self.hidden)
 
 
 def is_fill(x: Expr) -> bool:
-    """Whether a constant hides what it replaces or is added to."""
+    """Whether a constant hides the score that it replaces or is added to."""
     if not x.is_const or x.dtype == torch.bool:
         return False
     lowest = torch.finfo(x.dtype).min if x.dtype.is_floating_point else -math.inf
@@ -54,7 +55,7 @@ def is_fill(x: Expr) -> bool:
 
 def part(x: Expr) -> Masked:
     """The mask and the arithmetic of a score."""
-    if x.op == "where" and not has_raw(x.args[0]):  # no mask_mod is given the score
+    if x.op == "where" and not has_raw(x.args[0]):  # a mask_mod is not given the score
         return _part_where(*x.args)
     if x.op in ("add", "sub"):
         return _part_sum(x)
@@ -65,7 +66,7 @@ def part(x: Expr) -> Masked:
 
 
 def _rescaled(x: Expr, factor: Expr, other: Expr) -> Masked:
-    """A score times a factor, which must not bring its fills within reach of other scores."""
+    """A masked score times a factor. Unmasked if the factor brings a fill near to other scores."""
     found, times = part(other), factor.value if x.op == "mul" else 1 / factor.value
     if not all(f * times <= STILL_LOW for f in found.fills):
         return _unmasked(x)
@@ -85,7 +86,7 @@ def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:
 
 
 def _replaced(condition: Expr, inner: Masked, fill: Expr) -> Masked:
-    """A score that a fill replaces where a condition does not hold."""
+    """A score that is replaced by a fill where a condition does not hold."""
     hidden = scalar.where(condition, inner.hidden, scalar.const(0, fill.dtype)) if inner.fills else None
     return Masked(
         logical_and(condition, inner.mask),
@@ -100,7 +101,7 @@ def _unmasked(x: Expr) -> Masked:
 
 
 def _part_sum(x: Expr) -> Masked:
-    """Both sides may hide: a sum is hidden where one of them is."""
+    """A sum is hidden where one of its terms is."""
     left = part(x.args[0])
     right = part(x.args[1]) if x.op == "add" else _unmasked(x.args[1])
     whole, hidden = (

@@ -1,8 +1,8 @@
-"""What rows need that may lose all of their keys, or have nothing but low numbers.
+"""Rows that may lose all of their keys, and rows in which all scores are low.
 
-A finite fill hides keys of rows that have a key far above it. Of rows that have none (they lose all keys, or what they
-keep is as low) it makes something that no mask can express: there everything stays in the score, and the mask is used
-for those rows only that turn out to keep a key.
+In a row with a visible key far above the fill, a finite fill hides the others, as a mask does. In a row without such a
+key softmax gives weights to the fills themselves, which no mask can express. Where such rows may occur, the fill stays
+in the score, and the mask is used only for the rows that turn out to have such a key.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import Expr, compare, logical_and, logical_or
 
 ABSORBS, ABSORBED = -1e30, 1e28
-"""A fill at or below the one makes any number that it is added to disappear, in float64 too; what tensors hold is taken
-to be below the other."""
+"""A number at or below ABSORBS absorbs, in float64 too, any number that is added to it and is within ABSORBED. Numbers
+in tensors are taken to be within ABSORBED."""
 
 STEEP = 16.0
-"""Factors of the raw scores beyond this leave too few bits for gradients: see `levelled`."""
+"""With a factor of the raw scores beyond this, gradients have too few bits: see `keep_level`."""
 
 EMPTY_ROWS = "a row without any key gives 0, where eager gives NaN"
 UNCERTAIN_ROWS = "rows may lose all keys: the finite fill stays in score_mod"
 
 
 def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
-    """Whether every row provably has a key under a mask."""
+    """Whether it is proved that every row has a key that the mask keeps."""
     axes = mask.axes(at.size(at.q), at.size(at.k), (1, 1))
     return bool(mask.keeps_a_key(Former(at).formula(hidden), *axes) == sympy.true)
 
 
-def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
-    """The site with its mask apart, for all rows or for those that provably keep a key far above the fill."""
+def apply_mask(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
+    """The site with its mask, for all rows or for those that keep a key far above the fill.
+
+    zeroed: whether the model masks the probabilities again. safe: whether the operator gives 0 for a row of -inf."""
     apart = replace(site, score=found.score, mask=found.mask)
     finite = [f for f in found.fills if f > -math.inf]
     if not finite:
@@ -60,15 +62,17 @@ def masked(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
 
 
 def hides(found: Masked, limits: Limits, limit: float) -> bool:
-    """Whether hidden scores stay low with all that is added to their fills. Beside the lowest of numbers nothing that a
-    tensor holds counts."""
+    """Whether hidden scores stay low with everything that is added to their fills. A fill that absorbs what is added
+    stays low whatever tensors hold."""
     loaded = ABSORBED if max(found.fills) <= ABSORBS else None
     return replace(limits, loaded=loaded).at_most(found.hidden, limit) == scalar.TRUE
 
 
-def levelled(site: Site) -> Site:
-    """In training: the site with the level of rows that may have nothing near zero. Beside large numbers their
-    log-sum-exp, from which the backward pass computes the probabilities, has no bits left for the scores."""
+def keep_level(site: Site) -> Site:
+    """For training: the site with its level, if a row may have no score near zero.
+
+    The backward pass computes the probabilities from the log-sum-exp. If that is a large number, it has no bits left
+    for the differences between scores."""
     if steepness(site.score) > STEEP:
         raise Declined("a factor of the scores is too large for gradients by the log-sum-exp", site.candidate.anchor)
     found, limits = level(site.score), Limits(site.at)
@@ -81,9 +85,9 @@ def levelled(site: Site) -> Site:
     return replace(site, level=found) if low or high else site
 
 
-def floored(site: Site) -> Site:
-    """The site with -inf for scores whose exponential is zero, where a row may be made of them: eager divides by their
-    sum."""
+def apply_floor(site: Site) -> Site:
+    """The site with -inf in place of scores whose exponential is zero, if a whole row may be of that kind and the model
+    does not subtract a maximum: eager divides by a sum of zero there."""
     dtype = torch.finfo(site.score.dtype)
     floor = math.log(dtype.smallest_normal * dtype.eps / 2)
     if not site.unshifted or Limits(site.at).at_least(level(site.score), floor) == scalar.TRUE:
@@ -94,7 +98,7 @@ def floored(site: Site) -> Site:
 
 
 def may_absorb(level: Expr | None) -> bool:
-    """Whether numbers beside which all others disappear, in float64 too, may make up a whole row."""
+    """Whether a whole row may consist of numbers that absorb all that is added to them."""
     if level is None:
         return False
     return any(

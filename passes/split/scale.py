@@ -1,4 +1,7 @@
-"""Constant factors of the raw scores, which become the scale of the attention."""
+"""Moves constant factors of the raw scores into the scale of the attention.
+
+s * 0.25 + bias   ->   score + bias[h, q, k], score scaled by 0.25
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from flex_inductor.scalar import Expr
 
 
 def pull_scale(x: Expr) -> tuple[Expr, float]:
-    """Constant factors right at the raw score become the scale of the attention."""
+    """The expression without the constant factors of its raw score, and their product."""
     if x.op in ("mul", "div") and x.args[1].is_const and x.args[0].op in ("dot", "mul", "div"):
         inner, scale = pull_scale(x.args[0])
         factor = float(x.args[1].value)
@@ -21,8 +24,8 @@ def pull_scale(x: Expr) -> tuple[Expr, float]:
     return x, 1.0
 
 
-def scaled(site: Site) -> Site:
-    """The site with the factors at its raw score in `scale`."""
+def move_scale(site: Site) -> Site:
+    """The site with the factors of its raw score in `scale`, if they are the same wherever it occurs."""
     scales: list[float] = []
 
     def visit(x: Expr) -> Expr:
@@ -33,5 +36,6 @@ def scaled(site: Site) -> Site:
         return Expr(x.op, tuple(visit(a) if isinstance(a, Expr) else a for a in x.args), x.dtype)
 
     score = visit(site.score)
-    inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))  # not visited
+    # visit does not look inside index arithmetic
+    inside = any(x.op == "dot" for i in scalar.walk(score) if i.op == "index" for x in scalar.walk(i))
     return replace(site, score=score, scale=scales[0]) if len(set(scales)) == 1 and not inside else site

@@ -1,7 +1,7 @@
-"""The step split: a site's score becomes mask, arithmetic and scale, as far as exactness allows.
+"""The step split: separates mask, arithmetic and scale of a site's score, as far as exactness allows.
 
-Declines: probabilities that are masked after the softmax in another way than the scores; rows of low numbers whose
-gradients only the original has.
+Declines: probabilities that are masked after the softmax in another way than the scores, and rows of low numbers for
+which only the original program has the gradients of eager.
 """
 
 from __future__ import annotations
@@ -9,36 +9,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flex_inductor import scalar
-from flex_inductor.passes.lift.from_sdpa import blurs
+from flex_inductor.passes.lift.from_sdpa import has_coarse_gradients
 from flex_inductor.passes.lift.softmax import subtracts_logsumexp
 from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.split.parts import part, replacements
-from flex_inductor.passes.split.rows import floored, levelled, masked, may_absorb
-from flex_inductor.passes.split.scale import scaled
+from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb
+from flex_inductor.passes.split.scale import move_scale
 from flex_inductor.scalar import Expr
 
 SAFE = {"_safe_softmax", "scaled_dot_product_attention"}
-"""What gives 0 for a row whose scores are all -inf."""
+"""The operators that give 0 for a row whose scores are all -inf."""
 
 
-def parted(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: bool) -> Site:
-    """The site with its mask apart.
+def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: bool) -> Site:
+    """The site with its mask separate from its score. Raises Declined.
 
-    zeroed: the condition under which the probabilities are kept after the softmax, if they are masked there again.
-    training: whether gradients flow, for which the log-sum-exp of a row must not be far from zero."""
+    zeroed: the condition under which probabilities are kept after the softmax, None for always. training: whether
+    gradients flow; then the log-sum-exp of a row must not be far from zero."""
     anchor = site.candidate.anchor
     found = part(site.score)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     site = replace(site, replaces=any(replacements(site.score)))
     if found.mask != scalar.TRUE:
-        site = masked(site, found, zeroed is not None, rule_name(anchor) in SAFE)
+        site = apply_mask(site, found, zeroed is not None, rule_name(anchor) in SAFE)
     if training:
-        site = levelled(site)
-        if site.level is not None and blurs(anchor, aten_graph):
+        site = keep_level(site)
+        if site.level is not None and has_coarse_gradients(anchor, aten_graph):
             raise Declined("SDPA's own gradients of rows of nothing but low numbers are others", anchor)
-    if subtracts_logsumexp(anchor) and may_absorb(levelled(site).level):
+    if subtracts_logsumexp(anchor) and may_absorb(keep_level(site).level):
         raise Declined("a row may have nothing but low numbers, beside which its sum is lost", anchor)
-    return scaled(floored(site))
+    return move_scale(apply_floor(site))

@@ -1,1 +1,1 @@
-"""What a scalar expression is turned into: a graph (the mods), text, a formula over blocks, a bound of its integers."""
+"""Writers: each turns a scalar expression into something else: a graph (the mods), text, a formula, or a bound."""

@@ -1,7 +1,7 @@
-"""Do the integers of a score or a mask fit into 32 bits? On CUDA kernels count positions in 32 bits; the program counts
-in 64, and where more than 32 may be needed the mods must too.
+"""Do the integers of a score or a mask fit into 32 bits?
 
-    q * S + k, S = 65536   ->   no
+Kernels on CUDA count positions in 32 bits, and the program counts in 64. Where an integer may need more than 32 bits
+(`q * 65536 + k` of 65536 queries), the mods must count in 64 bits as well.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from flex_inductor.scalar.indices import size_expr
 
 
 def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
-    """Whether integers that are computed in an expression may be too large for a device, the places in memory that it
-    reads included."""
+    """Whether integers in an expression, the places in memory that it reads included, may be too large for a device."""
     return devices.of(device).narrow and beyond(expr, at)
 
 
 def beyond(expr: Expr, at: Coordinates) -> bool:
-    """Whether integers in an expression may need more than 32 bits, in which mods are traced on every device."""
-    reach = Reach(at)
-    return any(reach.of(x) > mask.BOUND for x in scalar.walk(expr))
+    """Whether integers in an expression may need more than 32 bits. Mods are traced with 32 bits on every device."""
+    largest = AbsBounds(at)
+    return any(largest.of(x) > mask.BOUND for x in scalar.walk(expr))
 
 
-class Reach:
-    """What the absolute values of integers stay within. at: the positions that they are made of."""
+class AbsBounds:
+    """Bounds of the absolute values of integers. at: the positions that they are made of."""
 
     def __init__(self, at: Coordinates) -> None:
         self.longest = {p: length(n) for p, n in at.sizes.items()}
@@ -43,15 +42,15 @@ class Reach:
 
     def find(self, x: Expr) -> int:
         if x.op == "index":
-            return mask.reach(x.args[0], self.symbol)
+            return mask.abs_bound(x.args[0], self.symbol)
         if x.op == "load":
             buffer, places = x.args
             inside = math.prod(map(length, map(size_expr, buffer.meta["val"].shape)))
-            return max([inside, *(mask.reach(p, self.symbol) for p in places)])
+            return max([inside, *(mask.abs_bound(p, self.symbol) for p in places)])
         if not scalar.is_integer(x.dtype):
             return 0
-        reach = known_of(x.op).reach
-        return mask.BOUND + 1 if reach is None else reach([self.of(a) for a in x.args if isinstance(a, Expr)])
+        bound = known_of(x.op).abs_bound
+        return mask.BOUND + 1 if bound is None else bound([self.of(a) for a in x.args if isinstance(a, Expr)])
 
     def symbol(self, s: sympy.Symbol) -> int:
         if not isinstance(s, Atom):

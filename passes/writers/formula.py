@@ -1,9 +1,8 @@
-"""A lifted mask as mathematics: the sympy Boolean that `flex_inductor.mask` analyses.
+"""Writes a lifted mask as a formula: the sympy Boolean that `flex_inductor.mask` analyses.
 
-    load(pad, b, k) and k <= q   ->   holds(pad, b, k) & (k <= q)
-
-Buffers become uninterpreted functions of their places. What the language of masks lacks (a comparison of floating-point
-numbers) becomes a function of the positions that it varies with: its values are computed like those of a buffer.
+A load from a buffer becomes an uninterpreted function of its places: `pad[b, k] and k <= q` becomes `(pad(b, k) >= 1) &
+(k <= q)`. What formulas cannot say, such as a comparison of floating-point numbers, becomes a function of the positions
+that it varies with, whose values are computed and then read like those of a buffer.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from flex_inductor.mask import B, H, K, Q, Where, Wrapped, load
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, Leaf, is_integer, known_of
 
-NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
-"""What has no values beyond mask.BOUND."""
+WITHIN_BOUND = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
+"""Dtypes whose numbers are all within mask.BOUND."""
 
 
 @dataclass
 class Former:
-    """Forms the formula of a mask. buffers, opaque: what the functions in it stand for, by name. wide: the names of
-    those that may give large integers."""
+    """Writes the formula of one mask. buffers, computed: by name, the buffer or the expression that a function in the
+    formula stands for. wide: the names of those that may give integers beyond mask.BOUND."""
 
     at: Coordinates
     buffers: dict[str, Leaf] = field(default_factory=dict)
-    opaque: dict[str, Expr] = field(default_factory=dict)
+    computed: dict[str, Expr] = field(default_factory=dict)
     wide: set[str] = field(default_factory=set)
     memo: dict[Expr, sympy.Basic] = field(default_factory=dict)
 
     def leaves(self) -> set[Leaf]:
         """All values that the formula reads."""
-        inside = (n for x in self.opaque.values() for n in scalar.walk(x) if n.op == "load")
+        inside = (n for x in self.computed.values() for n in scalar.walk(x) if n.op == "load")
         return {*self.buffers.values(), *(n.args[0] for n in inside)}
 
     @property
     def positions(self) -> dict[sympy.Symbol, sympy.Symbol]:
-        """The positions of the site, as the language of masks names them."""
+        """The positions of the site, and the symbols that formulas have for them."""
         return {self.at.b: B, self.at.h: H, self.at.q: Q, self.at.k: K}
 
     def formula(self, x: Expr) -> sympy.Basic:
@@ -64,7 +63,7 @@ class Former:
         return e.xreplace({**atoms, **self.positions})
 
     def atom(self, x: Expr) -> sympy.Expr:
-        """An integer that is no arithmetic to sympy."""
+        """The formula of an integer that is an atom to sympy."""
         if x.op == "load":
             return self.load(x)
         if x.op == "where":
@@ -80,16 +79,16 @@ class Former:
     def load(self, x: Expr) -> sympy.Expr:
         buffer, index = x.args
         name = self.name(self.buffers, buffer, str(buffer))
-        return self.noted(load(name, *map(self.integer, index)), x)
+        return self.note_wide(load(name, *map(self.integer, index)), x)
 
     def value(self, x: Expr) -> sympy.Expr:
-        """What only the expression itself knows, as a function of its positions."""
-        name = self.name(self.opaque, x, f"{x.op}_{len(self.opaque)}")
-        return self.noted(load(name, *(self.positions[p] for p in places_of(x, self.at))), x)
+        """A function of positions that stands for an expression which formulas cannot say."""
+        name = self.name(self.computed, x, f"{x.op}_{len(self.computed)}")
+        return self.note_wide(load(name, *(self.positions[p] for p in places_of(x, self.at))), x)
 
-    def noted(self, value: sympy.Expr, x: Expr) -> sympy.Expr:
-        """The value of a function, which is wide if x is."""
-        if x.dtype not in NARROW:
+    def note_wide(self, value: sympy.Expr, x: Expr) -> sympy.Expr:
+        """The value, having noted that its function is wide if the dtype of x is."""
+        if x.dtype not in WITHIN_BOUND:
             self.wide.add(value.func.__name__)
         return value
 
@@ -97,18 +96,18 @@ class Former:
         for name, known in table.items():
             if known is thing or (isinstance(thing, Expr) and known == thing):
                 return name
-        taken = self.buffers.keys() | self.opaque.keys()
+        taken = self.buffers.keys() | self.computed.keys()
         name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
         table[name] = thing
         return name
 
 
 def has_power(x: Expr) -> bool:
-    """Whether a comparison is of powers, for which the language of masks has no bounds."""
+    """Whether a comparison has powers in it, of which the analysis of masks knows no bounds."""
     return any(scalar.integer(a).has(sympy.Pow) for a in x.args)
 
 
 def places_of(x: Expr, at: Coordinates) -> list[sympy.Symbol]:
-    """The positions that an opaque expression is a function of, in order."""
+    """The positions that a computed expression varies with, in order."""
     used = scalar.positions(x)
     return [p for p in (at.b, at.h, at.q, at.k) if p in used]

@@ -1,10 +1,8 @@
-"""Scalar expressions as graphs: the bodies of score_mod and mask_mod.
+"""Writes scalar expressions as graphs: the bodies of score_mod and mask_mod.
 
-    where(q >= k, dot + bias[h, k], -inf)   ->   def forward(score, b, h, q_idx, kv_idx, bias): ...
-
-Written the way Dynamo writes them: captured tensors are read by `getitem` with scalar tensors, sizes are captured
-integers. All arithmetic is in float32 at least, and in float64 where the program's is; integers are counted in 64 bits
-where they are loaded.
+`where(q >= k, dot + bias[h, k], -inf)` becomes `def forward(score, b, h, q_idx, kv_idx, bias): ...`, in the form that
+Dynamo gives to such functions: captured tensors are read by `getitem` with scalar tensors, and sizes are captured
+integers. Arithmetic is in float32, or in float64 where the program's is. Integers that are loaded have 64 bits.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from flex_inductor.scalar import NEGATED, OPERATORS, Atom, Expr, Operator, is_in
 
 aten = torch.ops.aten
 Selected = tuple[tuple[int, sympy.Expr], ...]
-"""Dimensions of a captured tensor that are read at one place only, and that place."""
+"""The dimensions of a captured tensor that are read at one place only, each with that place."""
 
 
 class Capture(NamedTuple):
-    """A captured tensor as a mod reads it: less what is selected of it, and with an entry of its own for each value of
-    some numbers: what they are, and how many."""
+    """A captured tensor as a mod reads it. selected: dimensions that are gone, because one place in them is read. over:
+    new dimensions, as (index, size), for which the tensor is copied (see passes/emit/copies.py)."""
 
     node: fx.Node
     selected: Selected
@@ -43,12 +41,12 @@ class Capture(NamedTuple):
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which code has numbers of a dtype."""
+    """The dtype in which mods compute numbers of a dtype."""
     return torch.int64 if is_integer(dtype) else torch.promote_types(dtype, torch.float32)
 
 
-def narrow(x: Expr) -> list[Expr]:
-    """The arguments of a comparison of integers that are loaded in one narrow dtype, which need not be widened."""
+def same_dtype_loads(x: Expr) -> list[Expr]:
+    """The arguments of a comparison, if both are loaded integers of one dtype, which need no conversion; else none."""
     loads = [n.args[0].expr for n in x.args if n.op == "index" and isinstance(n.args[0], Atom)]
     alike = len({n.dtype for n in loads}) == 1 and all(n.op == "load" for n in loads)
     return loads if x.op in NEGATED and len(loads) == 2 and alike else []
@@ -56,7 +54,7 @@ def narrow(x: Expr) -> list[Expr]:
 
 @dataclass
 class Captured:
-    """What a mod reads besides its arguments, in order of its placeholders."""
+    """What a mod captures, each with its placeholder, in the order of the placeholders."""
 
     tensors: dict[Capture, fx.Node] = field(default_factory=dict)
     symbols: dict[sympy.Symbol, fx.Node] = field(default_factory=dict)
@@ -64,8 +62,10 @@ class Captured:
 
 
 class ModWriter:
-    """Writes one expression into a graph of its own. wide: whether integers need 64 bits, which the positions that
-    kernels hand over may not have. over: see Capture, of a load."""
+    """Writes one expression into a graph of its own.
+
+    with_score: whether the graph takes the raw score (a score_mod) or not (a mask_mod). wide: whether integers need 64
+    bits; the positions that kernels pass may have 32. over: the copies of a load's buffer, see Capture."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class ModWriter:
         return self.function(x)
 
     def raw(self, x: Expr) -> fx.Node:
-        """The raw score, of which a mod is given one."""
+        """The raw score. A mod is given only one."""
         self.dot = self.dot or x
         if self.score is None or x != self.dot:
             raise Declined("a mod is given one raw score, and this one reads others", x.args[0])
@@ -164,9 +164,9 @@ class ModWriter:
         return self.positions[next(iter(self.positions))]
 
     def function(self, x: Expr) -> Any:
-        """An operator; a number on the left of one that wants a tensor there changes sides."""
+        """An operator. A number on the left of one that needs a tensor there is moved to the right."""
         row = OPERATORS[x.op]
-        args = [self.memory(a) for a in narrow(x)] or [self.value(a) for a in x.args]
+        args = [self.memory(a) for a in same_dtype_loads(x)] or [self.value(a) for a in x.args]
         if not any(map(self.is_tensor, args)):
             args[0] = self.constant(args[0], x.args[0].dtype)
         if row.tensors:
@@ -191,13 +191,13 @@ class ModWriter:
         return self.call(aten.to.dtype, value, wanted) if own not in (wanted, torch.bool) else value
 
     def memory(self, x: Expr) -> fx.Node:
-        """What a buffer holds, in its own dtype."""
+        """An element of a buffer in the buffer's own dtype."""
         key = ("memory", x)
         if key not in self.memo:
-            self.memo[key] = self.read(x)
+            self.memo[key] = self.capture(x)
         return self.memo[key]
 
-    def read(self, x: Expr) -> fx.Node:
+    def capture(self, x: Expr) -> fx.Node:
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
         key = Capture(buffer, selected, self.over(x))
@@ -205,15 +205,15 @@ class ModWriter:
             self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
         value = self.captured.tensors[key]
         places = [self.integer(i) for i in (*(o for o, _ in key.over), *(i for i in index if not self.is_fixed(i)))]
-        if not places and self.lifted(buffer):
+        if not places and self.is_vector(buffer):
             places = [self.call(operator.mul, self.tensor(), 0)]
         if places:
             value = self.call(operator.getitem, value, tuple(places))
         return value
 
-    def lifted(self, buffer: fx.Node) -> bool:
-        """Whether a buffer of one number is captured as a vector of one: flex_attention adds gradients up in loads
-        only."""
+    def is_vector(self, buffer: fx.Node) -> bool:
+        """Whether a buffer of one number is captured as a vector of length one, because flex_attention computes
+        gradients of loads only."""
         return self.score is not None and buffer.meta["val"].dtype.is_floating_point
 
     def is_fixed(self, place: sympy.Expr) -> bool:
@@ -246,8 +246,8 @@ class ModWriter:
         return self.call(aten.to.dtype, value, torch.int64) if self.wide else value
 
     def fold(self, function: Callable[..., Any], e: sympy.Expr) -> Any:
-        """A sum or product, the terms with positions first, so that the result is a tensor; -1 * x is written as x -
-        ..."""
+        """A sum or a product, terms with positions first, so that every partial result is a tensor. Negative terms are
+        subtracted."""
         terms = sorted(e.args, key=lambda t: (not t.free_symbols & self.positions.keys(), t.is_Integer, str(t)))
         if e.is_Add:
             terms.sort(key=lambda t: bool(t.could_extract_minus_sign()))

@@ -1,7 +1,4 @@
-"""What the language of masks cannot say (arithmetic on floating-point numbers), as a function of its positions.
-
-load(age, b, k) > 0.5   ->   a function of (b, k) that computes it, for whole tensors of positions
-"""
+"""Computes what formulas cannot say, such as `age[b, k] > 0.5`, for whole tensors of positions (b, k) at once."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ from flex_inductor.passes.writers.graph import ModWriter
 from flex_inductor.scalar import Expr
 
 Reads = Callable[[ModWriter], Sequence[Any]]
-"""The values that a written mod captures, in the order of its placeholders."""
+"""Gives the values that a mod captures, in the order of its placeholders."""
 
 
 def function_of(x: Expr, at: Coordinates, reads: Reads) -> Callable[[Evaluator, Sequence[Any]], Any]:
-    """x as a function of an evaluator and of the places that it varies with."""
+    """A function that computes x, given an evaluator and tensors of the positions that x varies with."""
 
     def compute(evaluator: Evaluator, places: Sequence[Any]) -> Any:
         writer = ModWriter(at, False)
-        module = writer.finish(x, "opaque", lambda captured: set())
+        module = writer.finish(x, "value", lambda captured: set())
         given = dict(zip(places_of(x, at), places))
         unused = places[0] if places else evaluator.tensor(sympy.S.Zero)
         positions = [given.get(p, unused) for p in (at.b, at.h, at.q, at.k)]
@@ -36,7 +33,7 @@ def function_of(x: Expr, at: Coordinates, reads: Reads) -> Callable[[Evaluator, 
 
 
 def inlined(graph: fx.Graph, inputs: Sequence[Any], call: Callable[..., Any]) -> Any:
-    """The value of a graph for some inputs, every operator through `call`."""
+    """The value of a graph for some inputs. `call` is called with each operator, and runs it or adds a node."""
     values: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in graph.nodes:

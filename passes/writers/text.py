@@ -1,4 +1,4 @@
-"""Scalar expressions as Python-like text, for people."""
+"""Writes scalar expressions as text that looks like Python, for people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Expr, known_of
 
 
-class Writer:
-    """Text of expressions over the four positions, which are written b, h, q, k."""
+class TextWriter:
+    """Writes expressions of the four positions, which are called b, h, q and k. rank: of the operator around one; an
+    expression gets parentheses if its own operator binds less."""
 
     def __init__(self, at: Coordinates) -> None:
         self.names = {at.b: "b", at.h: "h", at.q: "q", at.k: "k"}

@@ -15,7 +15,7 @@ from flex_inductor.decisions import Decision, Fallback, GraphReport
 from flex_inductor.explain import Report
 from flex_inductor.report.blocks import COLOURS
 from flex_inductor.report.drawing import drawing
-from flex_inductor.report.graphs import regions, write_graphs
+from flex_inductor.report.graphs import changed_nodes, write_graphs
 from flex_inductor.report.text import readable
 
 MOD = "def score_mod(score, b, h, q, k):\n    return score * 0.125 + bias[b, 0, q, k]"
@@ -137,7 +137,7 @@ def test_small_block_maps_are_part_of_the_text() -> None:
 
 
 def test_the_rewritten_region_is_marked_in_both_graphs(report: Report, tmp_path: Path) -> None:
-    gone, new = regions(report.reports[0])
+    gone, new = changed_nodes(report.reports[0])
     assert gone == {"transpose", "matmul", "softmax", "matmul_1"}
     assert new == {"scaled_dot_product_attention"}
     write_graphs(report.reports, tmp_path)

@@ -13,11 +13,11 @@ from torch.utils._sympy.functions import FloorDiv
 from flex_inductor.lowering.bounds import bounds
 from flex_inductor.lowering.stock import Stock
 from flex_inductor.mask import K, Q, load
-from flex_inductor.mask.text import KV_LEN, Q_LEN, read, written
+from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula, parse_formula
 from tests.mask.test_loops import MASKS, MEETING, ONE_WAY
 from tests.support.masks import Grid, pooled
 
-CLOSED = {name: formula for name, formula in MASKS.items() if written(formula) is not None}
+CLOSED = {name: formula for name, formula in MASKS.items() if format_formula(formula) is not None}
 SIZES = [(300, 300), (256, 256), (130, 300), (300, 130), (1, 300), (257, 511), (64, 64), (7, 5)]
 TILES = [(64, 64), (64, 32), (16, 64), (128, 64)]
 
@@ -65,7 +65,7 @@ def visited(found: Any, rows: int, columns: int, width: int, lengths: tuple[int,
 @pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("name", CLOSED)
 def test_loops_are_the_blocks_of_the_mask(name: str, by_key: bool, dynamic: bool) -> None:
-    text = written(CLOSED[name])
+    text = format_formula(CLOSED[name])
     assert text is not None
     for (queries, keys), tile in ((size, tile) for size in SIZES for tile in TILES):
         grid = Grid(queries, keys, tile, {})
@@ -95,8 +95,8 @@ def test_enough_masks_have_a_closed_form() -> None:
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_formulas_travel_as_text(name: str) -> None:
-    text = written(CLOSED[name])
-    assert text is not None and read(text) == CLOSED[name]
+    text = format_formula(CLOSED[name])
+    assert text is not None and parse_formula(text) == CLOSED[name]
 
 
 @pytest.mark.parametrize(
@@ -104,25 +104,25 @@ def test_formulas_travel_as_text(name: str) -> None:
     [load("limit", Q) > Q, sympy.Symbol("s0", integer=True) > Q, sympy.And(*(sympy.Ne(Q, n) for n in range(400)))],
 )
 def test_what_reads_tensors_or_other_sizes_or_is_long_has_no_text(formula: Any) -> None:
-    assert written(formula) is None
+    assert format_formula(formula) is None
 
 
 def test_text_of_others_is_not_run() -> None:
     with pytest.raises(NameError):
-        read("__import__('os')")
+        parse_formula("__import__('os')")
 
 
 def test_quotients_round_down() -> None:
     """`//` of Triton rounds towards zero."""
-    found = bounds(written(FloorDiv(Q - 100, sympy.Integer(7)) >= 0) or "", (Q_LEN, KV_LEN), (64, 64))
+    found = bounds(format_formula(FloorDiv(Q - 100, sympy.Integer(7)) >= 0) or "", (Q_LEN, KV_LEN), (64, 64))
     assert "//" not in found.statements.replace("(63 + wide_kv_len) // 64", "").replace("wide_kv_len // 64", "")
 
 
 def test_large_numbers_take_64_bits() -> None:
     """They wrapped around in the kernel."""
-    text = written(1000000 * Q >= 1000001 * K) or ""
+    text = format_formula(1000000 * Q >= 1000001 * K) or ""
     known = (sympy.Integer(70000), sympy.Integer(70000))
     assert bounds(text, known, (64, 64)).wide and not bounds("q >= k", known, (64, 64)).wide
     assert bounds("q >= k", (Q_LEN, KV_LEN), (64, 64)).wide  # the lengths may be anything
     with pytest.raises(Stock, match="too large"):
-        bounds(written(sympy.Integer(10) ** 12 * Q >= K) or "", known, (64, 64))
+        bounds(format_formula(sympy.Integer(10) ** 12 * Q >= K) or "", known, (64, 64))

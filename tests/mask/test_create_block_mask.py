@@ -56,7 +56,7 @@ def test_every_mask_of_attn_gym(name: str, size: tuple[int, int, Any]) -> None:
     sizes, widths = (2, 3, queries, keys), (width, width) if isinstance(width, int) else width
     exact = evaluated(mask_mod, sizes, widths, CPU)
     try:
-        found = MaskBlocks.read(mask_mod, sizes, widths, CPU).map()
+        found = MaskBlocks.of_mask_mod(mask_mod, sizes, widths, CPU).map()
     except Declined:
         assert name in NO_FORMULA
         return

@@ -27,7 +27,7 @@ def check(seed: int) -> None:
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), f"seed {seed}: {name}"
     sizes = (batch or 1, heads or 1, queries, keys)
     try:
-        found = MaskBlocks.read(made, sizes, width, CPU).map()
+        found = MaskBlocks.of_mask_mod(made, sizes, width, CPU).map()
     except (Declined, NotImplementedError):
         return
     exact = evaluated(made, sizes, width, CPU)

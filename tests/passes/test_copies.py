@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from flex_inductor import scalar
-from flex_inductor.passes.emit.copies import TERMS, copied_over
+from flex_inductor.passes.emit.copies import TERMS, copies_of
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar.indices import position
 from tests.support.exactness import check
@@ -72,7 +72,7 @@ def over(shape: tuple[int, ...], index: Callable[[Coordinates], tuple[Any, ...]]
     node = torch.fx.Graph().placeholder("buffer")
     node.meta["val"] = torch.empty(shape, device="meta")
     load = scalar.Expr("load", (node, tuple(map(sympy.sympify, index(at)))), torch.float32)
-    return tuple(str(part).replace("_", "") for part, _ in copied_over(load, at, int))
+    return tuple(str(part).replace("_", "") for part, _ in copies_of(load, at, int))
 
 
 def test_what_is_copied() -> None:

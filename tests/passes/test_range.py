@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.emit.emitter import within_range
+from flex_inductor.passes.emit.emitter import raise_low_scores
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers import bounds
 from flex_inductor.scalar import Expr, compare, index
@@ -37,7 +37,7 @@ def test_scores_that_log2_would_send_to_infinity_are_raised() -> None:
     at = Coordinates(B, H, Q, K, {})
 
     def raised(score: Expr, device: str = "cuda") -> bool:
-        return within_range(score, at, torch.device(device)) != score
+        return raise_low_scores(score, at, torch.device(device)) != score
 
     def plus(other: Expr) -> Expr:
         return scalar.pointwise("add", (dot, other), torch.float32)

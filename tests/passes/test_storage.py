@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from flex_inductor.passes.program.normalize import AtenGraph, normalize
-from flex_inductor.passes.program.storage import Storage, written
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from tests.support.capture import captured
 
 
@@ -48,8 +48,8 @@ def test_writes_through_a_view_are_writes_to_the_base() -> None:
 
 def test_written_arguments_come_from_the_schema() -> None:
     _, graph = storage_of(lambda x: x.clone().mul_(2) + x, torch.ones(3))
-    assert list(written(named(graph, "mul"))) == [named(graph, "clone")]
-    assert not list(written(named(graph, "add")))
+    assert list(written_args_of(named(graph, "mul"))) == [named(graph, "clone")]
+    assert not list(written_args_of(named(graph, "add")))
 
 
 def test_aliases() -> None:

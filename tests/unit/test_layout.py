@@ -11,15 +11,15 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.passes.lift.layout import Arrangement, Axis, Digit, arrange, digit, number, radix
+from flex_inductor.passes.lift.layout import Arrangement, Digit, Dim, arrange, digit, number, radix
 from flex_inductor.passes.site import Operand
 from flex_inductor.scalar.indices import position
 
 I = sympy.Integer  # noqa: E741
 B, H, S, D = (position(n) for n in "bhsd")
 SIZES = {B: I(2), H: I(6), S: I(5), D: I(4)}
-AXES = [Axis(B, I(2)), Axis(H, I(6)), Axis(S, I(5)), Axis(D, I(4))]
-SHARED = [Axis(B, I(2)), Axis(H, I(3), I(2)), Axis(S, I(5)), Axis(D, I(4))]
+AXES = [Dim(B, I(2)), Dim(H, I(6)), Dim(S, I(5)), Dim(D, I(4))]
+SHARED = [Dim(B, I(2)), Dim(H, I(3), I(2)), Dim(S, I(5)), Dim(D, I(4))]
 
 
 def operand(shape: tuple[int, ...], *index: Any) -> Operand:

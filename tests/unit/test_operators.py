@@ -74,7 +74,7 @@ def test_integers_fold_as_they_are_computed(row: Operator) -> None:
         assert row.fold(*args) == row.code(*map(torch.tensor, args)).item()  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("row", [row for row in OPERATORS.values() if row.bound or row.reach], ids=ids)
+@pytest.mark.parametrize("row", [row for row in OPERATORS.values() if row.bound or row.abs_bound], ids=ids)
 def test_bounds_of_integers(row: Operator) -> None:
     """Every value of arguments in small ranges lies within the bounds made of the ranges."""
     if row.code is None or row.name == "where":
@@ -89,8 +89,8 @@ def test_bounds_of_integers(row: Operator) -> None:
         if row.bound is not None:
             low, high = row.bound(*given)
             assert low <= min(values) and max(values) <= high, (given, low, high)
-        if row.reach is not None:
-            assert max(map(abs, values)) <= row.reach([int(max(map(abs, ends))) for ends in given]), given
+        if row.abs_bound is not None:
+            assert max(map(abs, values)) <= row.abs_bound([int(max(map(abs, ends))) for ends in given]), given
 
 
 @pytest.mark.parametrize("row", [row for row in OPERATORS.values() if row.formula is not None], ids=ids)

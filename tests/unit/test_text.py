@@ -9,7 +9,7 @@ from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.passes.site import Coordinates
-from flex_inductor.passes.writers.text import Writer
+from flex_inductor.passes.writers.text import TextWriter
 from flex_inductor.scalar import (
     Expr,
     compare,
@@ -66,4 +66,4 @@ TEXTS = [
 
 @pytest.mark.parametrize(("expr", "text"), TEXTS, ids=[t for _, t in TEXTS])
 def test_text(expr: Expr, text: str) -> None:
-    assert Writer(AT).text(expr) == text
+    assert TextWriter(AT).text(expr) == text

@@ -1,1 +1,1 @@
-"""Formulas computed on tensors: block by block, and the lists of blocks that come of it."""
+"""Computes formulas of blocks on tensors, and the lists of blocks that a BlockMask needs."""

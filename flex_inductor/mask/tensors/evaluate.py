@@ -1,10 +1,9 @@
 """Block-map formulas as tensors: computed at once, or written as nodes of a graph.
 
-    128*i >= 128*j + 127   ->   ge(mul(rows, 128), add(mul(cols, 128), 127))      of shape (1, 1, Q blocks, KV blocks)
-
-`Evaluator` walks a sympy formula of `flex_inductor.mask` and calls a torch function for every operator through `call`,
-which either runs it or adds a node. Every tensor has the dimensions (b, h, rows, cols), of size one where it does not
-vary with them. Numbers (sizes) stay numbers.
+`Evaluator` walks a sympy formula of `flex_inductor.mask`, and calls a torch function for every operator through `call`,
+which either runs it or adds a node. `128*i >= 128*j + 127` becomes `ge(mul(rows, 128), add(mul(cols, 128), 127))` of
+shape (1, 1, Q blocks, KV blocks). Every tensor has the dimensions (b, h, rows, cols), of size one if it does not vary
+with them. Sizes stay numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BINARY = {FloorDiv: operator.floordiv, Mod: operator.mod, PythonMod: operator.mo
 
 @dataclass(frozen=True)
 class Number:
-    """A number, or a node that is one: no tensor."""
+    """A number, or a node whose value is a number; not a tensor."""
 
     value: Any
 
@@ -42,9 +41,10 @@ class Number:
 class Evaluator:
     """Computes formulas.
 
-    call: runs a function, or adds it to a graph. size: a sympy expression of sizes as a number. buffers: by the name of
-    a load, the tensor it reads, or a function of the places. positions: the values of symbols, as 4-D tensors.
-    rows, cols: the axes of the grid. device: where tensors are made.
+    call: runs a function, or adds it to a graph. size: turns a sympy expression of sizes into a number. buffers: by the
+    name of a load, the tensor that it reads, or a function of the evaluator and the places. rows, cols: the axes of the
+    grid. device: of new tensors. positions: the values of symbols, as 4-D tensors. reductions: computed once for all
+    tiles. tile: the blocks of rows that are computed; None for all.
     """
 
     call: Call
@@ -59,18 +59,19 @@ class Evaluator:
     tile: tuple[int, int] | None = None
 
     def with_blocks(self, batch: sympy.Expr, heads: sympy.Expr) -> Evaluator:
-        """With the numbers of batch, head and blocks as symbols."""
+        """The same evaluator with values for the positions of batch and head, and for the numbers of blocks."""
         counts = [(s.block, s.count) for s in (self.rows, self.cols)]
         found = [(B, batch), (H, heads), *counts]
         return self.at({s: self.line(self.size(n), d) for d, (s, n) in enumerate(found)})
 
     def tiled(self, start: int, stop: int) -> Evaluator:
-        """The same for some blocks of rows only; what was reduced over one position is shared between tiles."""
+        """The same evaluator for some blocks of rows only. Tiles share what was reduced over blocks."""
         lines = {self.rows.block: self.positions[self.rows.block][:, :, start:stop]}
         return replace(self.at(lines), tile=(start, stop))
 
     def with_positions(self, *axes: Axis) -> Evaluator:
-        """With the positions along axes as symbols: whole blocks; those behind the end repeat the last position."""
+        """The same evaluator with values for the positions along axes. Blocks are whole: positions beyond the end
+        repeat the last one."""
         new = {}
         for axis in axes:
             line = self.line(self.size(axis.count * axis.width), 2 if axis is self.rows else 3)
@@ -117,7 +118,7 @@ class Evaluator:
         raise NotImplementedError(f"no code for the formula {e}")
 
     def number(self, e: sympy.Basic) -> Any:
-        if isinstance(e, (Relational, sympy.And, sympy.Or, sympy.Not)):  # of sizes alone: the truth in a tensor
+        if isinstance(e, (Relational, sympy.And, sympy.Or, sympy.Not)):  # of sizes alone: as a tensor
             zero = self.call(torch.zeros, [1] * 4, dtype=torch.int64, device=self.device)
             (first, *_) = e.atoms(sympy.Symbol)
             anchored = self.at({first: self.call(operator.add, zero, self.size(first))})
@@ -129,7 +130,7 @@ class Evaluator:
         return value.value if isinstance(value, Number) else value
 
     def fold(self, function: Call, e: sympy.Basic) -> Any:
-        """An operator of many arguments. What has no position is one number."""
+        """An operator of many arguments. Those without positions become one number."""
         fixed = [a for a in e.args if not a.free_symbols & self.positions.keys() and not a.has(AppliedUndef)]
         fixed = [a for a in fixed if not a.has(Least, Most, Every, Some)]
         rest = [self.plain(a) for a in e.args if a not in fixed]
@@ -153,7 +154,7 @@ class Evaluator:
         return self.call(torch.where, self.tensor(condition), self.plain(a), self.plain(b))
 
     def load(self, e: AppliedUndef) -> Any:
-        """As int64: narrower integers would wrap around in differences."""
+        """A load, as int64, because differences of narrower integers could wrap around."""
         buffer, places = self.buffers[e.func.__name__], [self.tensor(a) for a in e.args]
         computed = callable(buffer) and not isinstance(buffer, torch.Tensor)
         value = buffer(self, places) if computed else self.call(operator.getitem, buffer, tuple(places))
@@ -172,7 +173,7 @@ class Evaluator:
         inner = self.with_positions(*axes)
         value = inner.tensor(expr)
         dims: list[int] = []
-        for axis in reversed(axes):  # the last first, so that the dimension of the other stays where it is
+        for axis in reversed(axes):  # the last axis first, so that the dimension of the other does not move
             dim = 2 if axis is self.rows else 3
             value = self.call(torch.unflatten, value, dim, [self.size(axis.count), axis.width])
             dims = [d + 1 for d in dims]

@@ -1,10 +1,10 @@
-"""Lists of blocks from a table of truth values, as BlockMask wants them: for every row the number of blocks, and the
-blocks themselves, those that are not chosen behind the others.
+"""Lists of blocks from a table of Booleans, as BlockMask has them: for every row the number of chosen blocks, and the
+numbers of all blocks, the chosen ones first.
 
     [[1, 1, 0], [0, 1, 1]]   ->   [2, 2], [[0, 1, 2], [1, 2, 0]]
 
-Sorting, as torch does, takes most of the time of a large block mask. Rows are a few runs of neighbouring blocks
-instead, and the lists follow from where these begin and end.
+torch sorts each row, which takes most of the time of a large block mask. But most rows consist of a few runs of
+neighbouring blocks, and the lists follow from where the runs begin and end.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ MOST_RUNS = 6
 TILE = 1 << 18
 
 
-def ordered(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def list_blocks(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers (..., rows) and blocks (..., rows, columns), int32, of a boolean table (..., rows, columns)."""
     flat = table.reshape(-1, table.shape[-1])
     blocks = torch.empty(flat.shape, dtype=torch.int32, device=table.device)
     step = max(1, TILE // flat.shape[1])
     for start in range(0, len(flat), step):
-        blocks[start : start + step] = listed(flat[start : start + step])
+        blocks[start : start + step] = list_rows(flat[start : start + step])
     numbers = flat.view(torch.uint8).sum(-1, dtype=torch.int32)  # several times faster than of booleans
     return numbers.view(table.shape[:-1]), blocks.view(table.shape)
 
 
-def listed(rows: torch.Tensor) -> torch.Tensor:
+def list_rows(rows: torch.Tensor) -> torch.Tensor:
     """The columns of each row, the chosen ones first."""
     row, starts, stops = runs(rows)
     numbers = torch.bincount(row, minlength=len(rows))
@@ -44,25 +44,25 @@ def listed(rows: torch.Tensor) -> torch.Tensor:
 
 
 def runs(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Runs of chosen columns, as their rows, their first columns, and the columns behind their last."""
+    """The runs of chosen columns: their rows, their first columns, and the columns after their last."""
     changes = torch.empty((len(rows), rows.shape[1] + 1), dtype=torch.bool, device=rows.device)
     changes[:, 0], changes[:, -1] = rows[:, 0], rows[:, -1]
     torch.logical_xor(rows[:, 1:], rows[:, :-1], out=changes[:, 1:-1])
-    row, column = changes.nonzero(as_tuple=True)  # in each row a first column, then one behind a last, and so on
+    row, column = changes.nonzero(as_tuple=True)  # in each row: a first column, the one after a last, ...
     return row[::2], column[::2], column[1::2]
 
 
 def by_row(
     columns: torch.Tensor, row: torch.Tensor, rank: torch.Tensor, shape: tuple[int, int], beyond: int
 ) -> torch.Tensor:
-    """Columns as a table of int32, those of each row in order; `beyond` where a row has fewer than others."""
+    """Columns as a table of int32 with those of each row in order, filled up with `beyond`."""
     table = torch.full(shape, beyond, dtype=torch.int32, device=row.device)
     table[row, rank] = columns.to(torch.int32)
     return table
 
 
 def from_run(start: torch.Tensor, stop: torch.Tensor, columns: int) -> torch.Tensor:
-    """The same as from_runs for one run a row, with less work: most rows of most masks are one run."""
+    """The same as from_runs for at most one run in a row, with less work. Most rows of most masks are one run."""
     place = torch.arange(columns, dtype=torch.int32, device=start.device)
     number = stop - start
     others = place - number
@@ -70,7 +70,7 @@ def from_run(start: torch.Tensor, stop: torch.Tensor, columns: int) -> torch.Ten
 
 
 def from_runs(starts: torch.Tensor, stops: torch.Tensor, columns: int) -> torch.Tensor:
-    """The list of each row, given its runs: chosen columns are those of the runs, the others those of the gaps."""
+    """The list of each row, given its runs. Chosen columns lie in the runs, the others in the gaps between them."""
     place = torch.arange(columns, dtype=torch.int32, device=starts.device)
     lengths = stops - starts
     before = lengths.cumsum(1, dtype=torch.int32) - lengths
@@ -84,9 +84,9 @@ def from_runs(starts: torch.Tensor, stops: torch.Tensor, columns: int) -> torch.
     return torch.where(place < number, chosen, behind)
 
 
-def ordered_by(call: Callable[..., Any], table: Any, columns: Any, device: torch.device) -> tuple[Any, Any]:
-    """The same by functions that are called through `call`, which may add them to a graph: no sizes that depend on
-    data. Places behind a row's number hold any block."""
+def list_blocks_by(call: Callable[..., Any], table: Any, columns: Any, device: torch.device) -> tuple[Any, Any]:
+    """The same as list_blocks, by functions that are called through `call`, which may add them to a graph. No size
+    depends on data. Places beyond a row's number may hold any block."""
     numbers = call(torch.sum, table, -1, dtype=torch.int32)
     rank = call(operator.sub, call(torch.cumsum, table, -1, dtype=torch.int64), 1)
     place = call(torch.where, table, rank, columns)  # what is not chosen goes behind the end

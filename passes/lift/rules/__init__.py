@@ -1,4 +1,4 @@
-"""The lift rules: operator name -> function, one table a kind of operator."""
+"""The lift rules: a function for each operator, by its name. One table for each kind of operator."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ RULES: Mapping[str, Rule] = {
     **views.RULES,
     **pointwise.RULES,
     **composed.RULES,
-    **ties.RULES,  # the same with the gradients of equal values
+    **ties.RULES,  # these replace some of pointwise: the gradients of ties
     **create.RULES,
     **gather.RULES,
     **joins.RULES,

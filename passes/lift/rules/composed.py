@@ -1,9 +1,9 @@
-"""Operators that are several others, in the order in which eager's kernels compute them.
+"""Operators that are made of several others, in the order in which eager's kernels compute them.
 
-addcmul(x, a, b, value=0.5)   ->   x + 0.5 * a * b
-lerp(x, y, 0.3)               ->   x + 0.3 * (y - x)
-lerp(x, y, 0.7)               ->   y - (y - x) * (1 - 0.7)
-(q - k) ** 2                  ->   (q - k) * (q - k)           of integers
+addcmul(s, bias, slopes, value=0.5)   ->   score + 0.5 * bias[h, q, k] * slopes[h, 0, 0]
+lerp(s, bias, 0.25)                   ->   score + 0.25 * (bias[h, q, k] - score)
+lerp(s, bias, 0.75)                   ->   bias[h, q, k] - (bias[h, q, k] - score) * 0.25
+s + (i - j) ** 2                      ->   score + float((q - k) ** 2)
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.scalar import Expr, integer, is_integer
 
 MAX_POWER = 4
-"""Greater powers of integers soon need more bits than there are."""
+"""The greatest exponent of integers. Greater powers soon overflow."""
 
 
 def floating(node: fx.Node) -> torch.dtype:
-    """The dtype of a result, if it is a floating-point one."""
+    """The dtype of a floating-point result. Raises NoRule for other results."""
     if not dtype_of(node).is_floating_point:
         raise NoRule
     return dtype_of(node)
@@ -55,7 +55,7 @@ def power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def integer_power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-    """A power of an integer with an exponent that is known."""
+    """A power of an integer whose exponent is a constant."""
     (base, times), dtype = node.args, dtype_of(node)
     if not isinstance(times, int) or not 0 <= times <= MAX_POWER:
         raise NoRule
@@ -63,7 +63,7 @@ def integer_power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     return lifter.cast(scalar.index(value), dtype)
 
 
-def scaled(op: str) -> Rule:
+def add_scaled(op: str) -> Rule:
     """x + value * a * b, or x + value * a / b"""
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
@@ -77,7 +77,7 @@ def scaled(op: str) -> Rule:
 
 
 def lerp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-    """From whichever end is nearer, so that the ends themselves are exact."""
+    """Starts from the end that is nearer, so that the result is exact at both ends."""
     dtype = floating(node)
     one, half = scalar.const(1, dtype), scalar.const(0.5, dtype)
     start, end, weight = (operand(lifter, x, index, at, dtype) for x in node.args[:3])
@@ -92,7 +92,7 @@ RULES: dict[str, Rule] = {
     "rsub": computed(reverse_sub),
     "div": computed(divide),
     "pow": computed(power),
-    "addcmul": computed(scaled("mul")),
-    "addcdiv": computed(scaled("div")),
+    "addcmul": computed(add_scaled("mul")),
+    "addcdiv": computed(add_scaled("div")),
     "lerp": computed(lerp),
 }

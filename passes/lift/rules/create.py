@@ -1,4 +1,8 @@
-"""Operators that make tensors from nothing: closed forms of the position."""
+"""Operators that create tensors, as closed forms of the position.
+
+where(arange(S)[:, None] == arange(S), s, 0)   ->   where(q == k, score, 0)
+s + torch.tril(bias)                           ->   score + where(k <= q, bias[h, q, k], 0)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Operators that look elements up: a load, or a lift, at a lifted index."""
+"""Operators that look elements up at computed places.
+
+s + table[(i - j).abs()].permute(2, 0, 1)   ->   score + table[abs(q - k), h]
+where(ids[:, None] == ids, s, -inf)         ->   score, mask ids[q] == ids[k]
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from flex_inductor.passes.lift.rules.views import argument, source_of
 from flex_inductor.scalar import Expr, integer
 
 
-def read(
+def look_up(
     lifter: Lifter, source: fx.Node, at_index: Sequence[sympy.Expr], looked_up: Sequence[sympy.Expr], at: int
 ) -> Expr:
-    """An element at a computed index. A negative one counts from the end, which only a load knows."""
+    """An element at a computed index. An index that may be negative counts from the end, which only a load handles."""
     if all(i.is_nonnegative for i in looked_up):
         return lifter.lift(source, at_index, at)
     if lifter.storage.writes(source, source.meta["position"], at):
@@ -42,8 +46,8 @@ def index_select(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Exp
 
 
 def embedding(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    """A row of a table. Its gradient may be another than that of a load: none for one row, or divided by how often a
-    row is read."""
+    """A row of a table. A leaf where its gradient is another than that of a load: with `padding_idx` one row has none,
+    with `scale_grad_by_freq` it is divided by how often the row is read."""
     place = integer(lifter.lift(node.args[1], at_index[:-1], at))
     value = lifter.lift(source_of(node), (place, at_index[-1]), at)
     special = argument(node, 2, "padding_idx", -1) != -1 or any(node.args[3:]) or any(node.kwargs.values())
@@ -53,7 +57,8 @@ def embedding(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 def advanced(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    """`x[i, :, j]`: the dimensions of the index tensors stand where the first is, or in front if they are apart."""
+    """`x[i, :, j]`. The dimensions of the index tensors come where the first of them is, or in front if there are
+    others between them."""
     source, places = source_of(node), argument(node, 1, "indices")
     tensors = [p for p in places if p is not None]
     if any(p.meta["val"].dtype in (torch.bool, torch.uint8) for p in tensors):
@@ -64,7 +69,7 @@ def advanced(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     common, rest = at_index[first : first + width], iter(at_index[:first] + at_index[first + width :])
     looked_up = {d: integer(lifter.arg(places[d], common, at)) for d in where}
     own = tuple(looked_up[d] if d in looked_up else next(rest) for d in range(source.meta["val"].dim()))
-    return read(lifter, source, own, list(looked_up.values()), at)
+    return look_up(lifter, source, own, list(looked_up.values()), at)
 
 
 RULES: dict[str, Rule] = {

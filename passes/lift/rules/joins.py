@@ -1,4 +1,7 @@
-"""Operators that put tensors side by side: case distinctions on the position."""
+"""Operators that put tensors side by side, as case distinctions on the position.
+
+s + cat([s.new_zeros(S, 4), s.new_ones(S, S - 4)], -1)   ->   score + where(k < 4, 0, 1)
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from flex_inductor.passes.lift.rules.views import argument, shape_of, source_of
 from flex_inductor.scalar import Expr, clamp, compare, index
 from flex_inductor.scalar.indices import below, size_expr
 
-Part = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
-"""start, length and element (by position inside) of one part of a joined dimension."""
+Segment = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
+"""One part of a joined dimension: its start, its length, and its element by position inside the part."""
 
 
-def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Part], dtype: torch.dtype) -> Expr:
-    """The element at a place of parts that lie side by side."""
+def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Segment], dtype: torch.dtype) -> Expr:
+    """The element at a place in a dimension that is made of parts side by side."""
     reached = [p for p in parts if not _before(lifter, place, p) and not _behind(lifter, place, p)] or list(parts[-1:])
     *most, last = reached
     result = _element(lifter, place, last, len(reached) == 1, dtype)
@@ -29,7 +32,7 @@ def piecewise(lifter: Lifter, place: sympy.Expr, parts: Sequence[Part], dtype: t
     return result
 
 
-def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: torch.dtype) -> Expr:
+def _element(lifter: Lifter, place: sympy.Expr, part: Segment, sure: bool, dtype: torch.dtype) -> Expr:
     start, length, element = part
     own = sympy.expand(place - start)
     value = element(own)
@@ -39,8 +42,8 @@ def _element(lifter: Lifter, place: sympy.Expr, part: Part, sure: bool, dtype: t
 
 
 def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[[], Expr]) -> Expr:
-    """An element at `own`, which may lie outside of a part, with all that it loads from inside: raw scores stay those
-    of their own query and key. clamped: the element at the nearest place inside."""
+    """An element at `own`, a place that may lie outside of its part, with its loads moved inside the tensors that they
+    read. Raw scores stay those of their own query and key. clamped: the element at the nearest place inside."""
     symbols = [s for s in own.free_symbols if sympy.expand(own - s).is_Integer]
     if len(symbols) != 1:
         return clamped()
@@ -49,12 +52,12 @@ def guarded(value: Expr, own: sympy.Expr, length: sympy.Expr, clamped: Callable[
     return scalar.substitute(value, lambda e: e.xreplace({symbol: inside}))
 
 
-def _before(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
-    """Whether the place is known to lie before a part."""
+def _before(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
+    """Whether the place is known to lie before a part, whatever the position."""
     return below(place, part[0], lifter.sizes) if part[0] != 0 else False
 
 
-def _behind(lifter: Lifter, place: sympy.Expr, part: Part) -> bool:
+def _behind(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
     return sympy.expand(place - part[0] - part[1]).is_nonnegative is True
 
 
@@ -79,7 +82,7 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     def element_of(tensor: fx.Node) -> Callable[[sympy.Expr], Expr]:
         return lambda own: lifter.lift(tensor, rest, at)
 
-    parts: list[Part] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
+    parts: list[Segment] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
     return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
 
 

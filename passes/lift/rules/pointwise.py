@@ -1,5 +1,9 @@
-"""Elementwise operators: the operator on the lifted arguments. Integers become sympy expressions, wrapped as theirs
-are in eager."""
+"""Elementwise operators, applied to the elements of their arguments.
+
+    s.tanh() * 2 + bias   ->   tanh(score) * 2 + bias[h, q, k]
+
+Integer arithmetic becomes sympy expressions, which wrap around where the integers of eager do.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +23,23 @@ from flex_inductor.scalar import OPERATORS, Atom, Expr, Operator, index, integer
 from flex_inductor.scalar.indices import floordiv, mod
 
 MAX_TERMS = 64
-"""Products of sums are not multiplied out beyond this."""
+"""The most terms that a product of sums is multiplied out to."""
 MAX_QUOTIENTS = 8
-"""Divisions are not simplified with more divisions than this in them."""
+"""The most divisions inside of a division that is still simplified."""
 SUMS: Mapping[str, Any] = {op: OPERATORS[op].fold for op in ("add", "sub", "mul")}
-"""The operators that sympy writes out."""
+"""Operators on integers that sympy computes."""
 
 
 def computable(value: Expr, op: str) -> Expr:
-    """An operator's value, unless it is left to a mod, and no mod can compute it: then the program does."""
+    """The value, unless a mod would have to compute an operator that has no code. Raises NoRule then, so that the
+    program computes it."""
     if value.op == op and OPERATORS[op].code is None:
         raise NoRule
     return value
 
 
 def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr:
-    """An operator's value; an integer one is an atom to sympy."""
+    """An operator's value. Integer operators that sympy does not know become an atom."""
     value = computable(scalar.pointwise(op, args, torch.int64 if is_integer(dtype) else dtype), op)
     if not is_integer(dtype):
         return value
@@ -42,11 +47,11 @@ def result(lifter: Lifter, op: str, args: tuple[Expr, ...], dtype: torch.dtype) 
 
 
 def computed(rule: Rule) -> Rule:
-    """A rule for an operator that rounds what it computes."""
+    """The rule of an operator that rounds its result: a leaf where the formula would be rounded differently."""
 
     def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         value = rule(lifter, node, at_index, at)
-        if precision.rounds(value, lifter.strict):
+        if precision.is_rounded(value, lifter.strict):
             raise NoRule
         return value
 
@@ -69,7 +74,7 @@ def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype
 
 
 def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
-    """Integer arithmetic that sympy understands, in a reasonable time."""
+    """Integer arithmetic that sympy can do in a reasonable time; None for other operators."""
     if op == "mul" and len(sympy.Add.make_args(a)) * len(sympy.Add.make_args(b)) > MAX_TERMS:
         return None
     if op in SUMS:
@@ -102,7 +107,7 @@ def binary(op: str) -> Rule:
 
 
 def exact(rule: Rule) -> Rule:
-    """A rule for an operator that jumps: of floating-point numbers it wants the very ones that eager has."""
+    """The rule of an operator that jumps, like floor: a leaf unless its arguments are exactly those of eager."""
 
     def checked(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         if dtype_of(node).is_floating_point:
@@ -141,14 +146,14 @@ def unary(op: str) -> Rule:
 
 
 def compared(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> tuple[Expr, Expr]:
-    """The arguments of a comparison, promoted to one dtype as the operator would. They are what eager compares, or
-    numbers of which the comparison says the same."""
+    """The arguments of a comparison, promoted to one dtype as the operator promotes them: exactly the numbers that
+    eager compares, or numbers that compare in the same way."""
     given = node.args[:2]
     dtype = torch.result_type(*(x.meta["val"] if isinstance(x, fx.Node) else x for x in given))
     a, b = (lifter.arg(x, at_index, at) for x in given)
     if dtype.is_floating_point:
         near = lifter.cast(a, dtype), lifter.cast(b, dtype)
-        if precision.decided(*near) or precision.decided(*near[::-1]):
+        if precision.is_decided(*near) or precision.is_decided(*near[::-1]):
             return near
         a, b = (lifter.exact(x, at_index, at) for x in given)
     return lifter.strictly.cast(a, dtype), lifter.strictly.cast(b, dtype)
@@ -236,7 +241,7 @@ def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 KINDS: Mapping[str, Callable[[str], Rule]] = {"unary": unary, "binary": binary, "comparison": comparison}
-"""The kinds of operators that are lifted alike."""
+"""The rule of each kind of operator that a row of OPERATORS may name."""
 
 
 def rule_of(row: Operator) -> Rule:

@@ -1,6 +1,5 @@
-"""Matrix products. A product of something of the rows with something of the columns is a raw score, `dot`; any other
-is a
-leaf: it is computed as it was, and loaded."""
+"""Matrix products. A product whose one factor varies with the rows, and the other with the columns, is a raw score,
+`dot`. Any other product is a leaf: the program computes it, and it is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from flex_inductor.scalar.indices import position, size_expr
 
 
 def product(node: fx.Node, name: str, index: Index) -> Product:
-    """The product at an index of its result."""
+    """The factors of a product at an index of its result."""
     left, right = node.args[FACTORS[name] : FACTORS[name] + 2]
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         raise NoRule
@@ -44,8 +43,8 @@ def rule(name: str) -> Rule:
 
 
 def sides(lifter: Lifter, found: Product) -> tuple[Operand, Operand]:
-    """Which factor varies with the rows only, and which with the columns only. A single row or column varies with
-    nothing."""
+    """The factor that varies with the rows only, and the one that varies with the columns only. Raises NoRule if there
+    are none such. A single row or column counts as varying with nothing."""
     row, column = (all(lifter.sizes[s] == 1 for s in axis) for axis in (lifter.rows, lifter.cols))
     for queries, keys in ((found.left, found.right), (found.right, found.left)):
         of_queries, of_keys = lifter.depends(queries.index), lifter.depends(keys.index)

@@ -1,10 +1,11 @@
-"""Where two values are equal, eager gives the gradient of `maximum` to both by half, and that of `clamp` to what is
-clamped. A score_mod that takes numbers as bounds would give it to what is clamped; one that takes tensors, to both.
+"""The gradients of maximum, minimum and clamp where both values are equal.
 
-    maximum(x, 0.5)   ->   where(x == 0.5, 0.5 * x + 0.25, maximum(x, 0.5))
-    clamp(x, min=t)   ->   where(x >= t, x, maximum(x, t))
+    maximum(s, torch.full((), 0.5))   ->   where(score == 0.5, score * 0.5 + 0.25, maximum(score, 0.5))
+    clamp(s, min=slopes)              ->   where(score >= slopes[h, 0, 0], score, maximum(score, slopes[h, 0, 0]))
 
-Only where gradients flow: elsewhere the plain form says more about its bounds.
+At such a tie eager gives half of the gradient of `maximum` to each of both, and all of that of `clamp` to the first. In
+a score_mod it depends on whether the bound is a number or a tensor. So ties are written out, but only where gradients
+flow: elsewhere the plain form says more about the bounds of a score.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flex_inductor.passes.lift.rules import pointwise
 from flex_inductor.scalar import Expr, compare, const
 
 HIGH = 1e8
-"""Numbers beyond this are no values of a score: what is equal to them has no probability, or no gradient."""
+"""Bounds beyond this are fills. A score that is equal to a fill has no probability, or no gradient."""
 
 
 def extreme(op: str) -> Rule:
@@ -25,7 +26,7 @@ def extreme(op: str) -> Rule:
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
         value = plain(lifter, node, index, at)
-        if value.op != op or not flows(lifter, value):
+        if value.op != op or not needs_gradient(lifter, value):
             return value
         for number, x in (value.args, value.args[::-1]):
             if number.is_const and abs(number.value) < HIGH:
@@ -43,19 +44,19 @@ def halfway(x: Expr, number: float) -> Expr:
 def clamp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     value = pointwise.RULES["clamp"](lifter, node, index, at)
     tensors = [b for b in pointwise.bounds(node) if isinstance(b, fx.Node)]
-    if not tensors or value.op not in INSIDE or not flows(lifter, value):
+    if not tensors or value.op not in INSIDE or not needs_gradient(lifter, value):
         return value
-    if len(tensors) == 2:  # whose gradients hang on their order
+    if len(tensors) == 2:  # their gradients depend on which bound is larger
         raise NoRule
     x, bound = value.args
     return value if bound.is_const else scalar.where(compare(INSIDE[value.op], x, bound), x, value)
 
 
 INSIDE = {"maximum": "ge", "minimum": "le"}
-"""The extremes that bound a value, and what holds inside of the bound."""
+"""The operators that bound a value, and the comparison that holds inside of the bound."""
 
 
-def flows(lifter: Lifter, value: Expr) -> bool:
+def needs_gradient(lifter: Lifter, value: Expr) -> bool:
     """Whether gradients may flow through a value."""
     return lifter.grad and value.dtype.is_floating_point and scalar.has_gradient(value)
 

@@ -1,4 +1,8 @@
-"""Operators that only move elements: the index is mapped, the element stays the same."""
+"""Operators that only move elements: the index is mapped, the element stays the same.
+
+s + bias.transpose(-1, -2)   ->   score + bias[h, k, q]
+s + bias.roll(1, -1)         ->   score + bias[h, q, (k + 11) % 12]
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def shape_of(node: fx.Node) -> list[sympy.Expr]:
 
 
 def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of an operator by place or name."""
+    """An argument of an operator, given by place or by name."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
@@ -101,7 +105,7 @@ def diagonal(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def item(sizes: Sizes, node: fx.Node, index: Index) -> Index:
-    """One of the results of a split."""
+    """One of the tensors that unbind, split or chunk return."""
     parts, which = source_of(node), int(node.args[1])
     name = getattr(getattr(parts.target, "_overloadpacket", None), "__name__", "")
     if name not in ("unbind", "split", "split_with_sizes", "chunk", "tensor_split"):
@@ -155,7 +159,8 @@ INDEX_MAPS = {
     "roll": roll,
     "repeat": repeat,
 }
-"""(sizes of the positions, node, index) -> the index of the same element in the operator's first argument."""
+"""Operators that move elements, each with its index map: a function of (sizes of the positions, node, index) that gives
+the index of the same element in the operator's first argument."""
 
 
 def _moves(index_map: Any) -> Rule:
@@ -173,16 +178,16 @@ def _moves(index_map: Any) -> Rule:
 
 
 def converted(lifter: Lifter, x: Any, index: Index, at: int, dtype: torch.dtype) -> Expr:
-    """An argument in another dtype."""
+    """The element of an argument, converted to another dtype."""
     value = lifter.arg(x, index, at)
     if value.dtype.is_floating_point and not dtype.is_floating_point:
-        near = dtype == torch.bool and precision.decided(value, scalar.const(0, value.dtype))
+        near = dtype == torch.bool and precision.is_decided(value, scalar.const(0, value.dtype))
         value = value if near else lifter.exact(x, index, at)
     return lifter.cast(value, dtype)
 
 
 def to_copy(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-    """A cast; a move between devices is none."""
+    """A conversion to another dtype. Moving to another device changes nothing."""
     return converted(lifter, source_of(node), index, at, node.meta["val"].dtype)
 
 

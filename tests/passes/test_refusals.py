@@ -1,0 +1,109 @@
+"""A refusal says what a reader of the model would say, and names a node that is found in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flex_inductor import explain
+from flex_inductor.compat import stored_attributes
+from tests.support.exactness import check, declines
+from tests.support.programs import H, qkv
+
+MIX = torch.randn(H, H, generator=torch.Generator().manual_seed(0))
+
+
+@torch.library.custom_op("flex_inductor_tests::twist", mutates_args=())
+def twist(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(1)
+
+
+@twist.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def softmax(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(q @ k.mT, -1)
+
+
+def returned(q: Any, k: Any, v: Any) -> Any:
+    p = softmax(q, k)
+    return p @ v, p
+
+
+def returned_scores(q: Any, k: Any, v: Any) -> Any:
+    s = q @ k.mT
+    return torch.softmax(s, -1) @ v, s
+
+
+def regularised(q: Any, k: Any, v: Any) -> Any:
+    p = softmax(q, k)
+    return p @ v, (p * p.log()).sum()
+
+
+class Stores(nn.Module):
+    def forward(self, q: Any, k: Any, v: Any) -> Any:
+        self.attn = softmax(q, k)
+        return self.attn @ v
+
+
+REFUSALS: dict[str, tuple[Callable[..., Any], str, str]] = {
+    "returned": (returned, "the probabilities are returned", "the output of the graph"),
+    "scores": (returned_scores, "the scores are returned", "the output of the graph"),
+    "regularised": (regularised, "the probabilities are also read by log", "log ("),
+    "talking_heads": (
+        lambda q, k, v: torch.einsum("hg,bgqk->bhqk", MIX.to(q.dtype), softmax(q, k)) @ v,
+        "the probabilities are mixed across heads by an einsum",
+        "_softmax (",
+    ),
+    "talking_scores": (
+        lambda q, k, v: torch.softmax(torch.einsum("hg,bgqk->bhqk", MIX.to(q.dtype), q @ k.mT), -1) @ v,
+        "the scores are no product of queries and keys: they are mixed by an einsum",
+        "bmm (",
+    ),
+    "own_operator": (
+        lambda q, k, v: twist(softmax(q, k)) @ v,
+        "the probabilities reach no product with values directly: they go through flex_inductor_tests.twist",
+        "_softmax (",
+    ),
+    "own_operator_on_scores": (
+        lambda q, k, v: torch.softmax(twist(q @ k.mT), -1) @ v,
+        "the scores are no product of queries and keys: they go through flex_inductor_tests.twist",
+        "flex_inductor_tests.twist (",
+    ),
+    "running_sum": (
+        lambda q, k, v: torch.softmax((q @ k.mT).cumsum(-1), -1) @ v,
+        "the scores are no product of queries and keys: they go through cumsum",
+        "cumsum (",
+    ),
+    "queries": (
+        lambda q, k, v: torch.softmax(q @ k.mT, -2) @ v,
+        "the softmax runs over another dimension than the keys",
+        "_softmax (",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_in_words(name: str) -> None:
+    program, reason, node = REFUSALS[name]
+    (decision,) = declines(program, qkv(), reason)
+    assert node in decision.node and "opaque" not in decision.node
+
+
+def test_a_module_that_stores_its_probabilities() -> None:
+    (decision,) = explain(Stores())(*qkv()).sites
+    assert decision.reason == "the probabilities are stored in self.attn"
+
+
+def test_what_is_stored_is_told_of_one_compilation_only() -> None:
+    assert stored_attributes() == {}
+
+
+def test_probabilities_that_nothing_else_reads_are_no_refusal() -> None:
+    check(lambda q, k, v: softmax(q, k) @ v, qkv())
