@@ -58,7 +58,8 @@ def apply_mask(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
     keep = logical_or(logical_and(found.mask, above), *(limits.at_least(extra, -limit) for extra in site.extra))
     if zeroed or keeps_a_key(keep, site.at):
         return apart
-    return replace(site, mask=found.mask, keep=keep, notes=(*site.notes, UNCERTAIN_ROWS))
+    notes = (UNCERTAIN_ROWS,) if len(finite) == len(found.fills) else (UNCERTAIN_ROWS, EMPTY_ROWS)
+    return replace(site, mask=found.mask, keep=keep, notes=(*site.notes, *notes))
 
 
 def hides(found: Masked, limits: Limits, limit: float) -> bool:
