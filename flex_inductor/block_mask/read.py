@@ -54,12 +54,15 @@ class MaskMod:
         return [self.selected(key.node, key.selected) for key in writer.captured.tensors]
 
     def selected(self, node: fx.Node, selected: Selected) -> torch.Tensor:
+        """A buffer with its selected dimensions taken out."""
         value: torch.Tensor = self.value(node)
         for dim, place in reversed(selected):
             value = value.select(dim, int(place))
         return value
 
     def run(self, node: fx.Node) -> torch.Tensor:
+        """Computes a node from the values of its arguments. Raises Declined where that is too large, or no longer
+        possible."""
         value = node.meta["val"]
         if node.op == "placeholder" and not isinstance(value, FakeTensor):
             return value

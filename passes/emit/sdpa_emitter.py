@@ -53,6 +53,7 @@ class SdpaEmitter(Emitter):
         return ("rows that lose all keys get the mean of the values",) if site.keep is not None else site.notes
 
     def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
+        """The node that has the result's value, and a note about the mask."""
         form = form_of(site, result.trains, result.product.meta["autocast"])
         assert form is not None
         query, key, value = operands(self.make, site, self.storage)
@@ -142,6 +143,7 @@ class WholeWriter(ModWriter):
         self.at, self.make = at, make
 
     def capture(self, x: Expr) -> fx.Node:
+        """A buffer as a view, or read at each position."""
         buffer, index = x.args
         at, used = self.at, scalar.positions(x)
         places = (at.b, at.h, at.q, at.k)

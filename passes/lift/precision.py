@@ -42,6 +42,7 @@ def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | No
 
 
 def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
+    """x as an integer of a dtype, wrapped around as the program does; None if that has no formula."""
     if dtype == torch.uint64:  # formulas count in int64
         return None
     if is_integer(x.dtype):

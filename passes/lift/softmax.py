@@ -104,7 +104,7 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
     """The scores that an anchor normalises, at an index of its result."""
     if rule_name(anchor) in SOFTMAX:
         return _of_softmax(lifter, anchor, index, key)
-    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be written out, not loaded
+    lifter = lifter.changed(store=False)  # sums and shifts must be written out, not loaded
     try:
         value = lifter.apply(anchor, index, anchor.meta["position"])
     except NoRule:
@@ -133,7 +133,7 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     if not (offset.is_Integer and behind.is_Integer and 0 <= offset + behind <= MAX_EXTRA):
         raise Declined("columns of the scores are cut off behind the softmax", softmax)
     places = [sympy.Integer(i) for i in range(int(offset))] + [size - behind + i for i in range(int(behind))]
-    whole = replace(lifter, store=False, memo={})  # a shift must be written out in every column
+    whole = lifter.changed(store=False)  # a shift must be written out in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
 

@@ -41,6 +41,7 @@ class AbsBounds:
         return self.memo[x]
 
     def find(self, x: Expr) -> int:
+        """A bound of the integers of an expression, by its operator."""
         if x.op == "index":
             return mask.abs_bound(x.args[0], self.symbol)
         if x.op == "load":
@@ -53,6 +54,7 @@ class AbsBounds:
         return mask.BOUND + 1 if bound is None else bound([self.of(a) for a in x.args if isinstance(a, Expr)])
 
     def symbol(self, s: sympy.Symbol) -> int:
+        """A bound of a symbol inside index arithmetic."""
         if not isinstance(s, Atom):
             return self.longest.get(s, LONGEST)
         if s.expr.op != "load":

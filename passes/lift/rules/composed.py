@@ -30,6 +30,7 @@ def floating(node: fx.Node) -> torch.dtype:
 
 
 def reverse_sub(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """`rsub(a, b)`: b - a."""
     dtype = dtype_of(node)
     a, b = (operand(lifter, x, index, at, dtype) for x in node.args[:2])
     if argument(node, 2, "alpha", 1) != 1:
@@ -38,6 +39,7 @@ def reverse_sub(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def divide(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """A division, true or rounded down."""
     mode = node.kwargs.get("rounding_mode")
     if mode is None:
         return binary("div")(lifter, node, index, at)
@@ -47,6 +49,7 @@ def divide(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """A power, of floating-point numbers or of integers."""
     dtype = dtype_of(node)
     if is_integer(dtype):
         return integer_power(lifter, node, index, at)
