@@ -1,6 +1,6 @@
-"""Everything that knows a torch release: private names, and the shape of private data.
+"""Everything that depends on the torch release: private names, and the form of private data.
 
-Written for 2.11 to 2.15, on all of which the tests were run.
+The tests were run on 2.11 to 2.15.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def block_mask_entries(argument: Any) -> dict[str, Any]:
 
 @functools.cache
 def _block_mask_order() -> tuple[str | None, ...]:
-    """What each entry of a block mask's tuple is, the mask_mod at its end excepted; None for what is not used."""
+    """The name of each entry in a block mask's tuple but the mask_mod at its end; None for entries that are not
+    used."""
     with torch.device("cpu"):
         tensors = {name: torch.zeros([1] * (3 + name.endswith("indices")), dtype=torch.int32) for name in BLOCK_LISTS}
     sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), mask_mod=None, **tensors)
@@ -141,7 +142,7 @@ def _one_block_form() -> tuple[Any, ...]:
 
 
 OWN_OPTION = "FLEX_INDUCTOR"
-"""The kernel option that tells calls of ours from those of the program: the type of the device."""
+"""A kernel option that marks the calls that the passes made. Its value is the type of the device."""
 
 
 def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
 
 
 def graph_module(root: Any, graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
-    """A graph module whose Python code is not written before somebody asks for it."""
+    """A graph module whose Python code is generated only when it is read."""
     return _LazyGraphModule(root, graph, name)
 
 
@@ -196,8 +197,10 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
 
 
 def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """Inductor settings by which its caches, AOTAutograd's included, tell apart what is compiled under a key. The
-    setting names functions that may be cached, and what stands for them in the key; ours is no function of a graph."""
+    """Inductor settings with a word that becomes part of the keys of its caches, and of AOTAutograd's.
+
+    The setting is meant for functions in a graph that may be cached, each with a word for the key. Ours is in no
+    graph."""
     from torch._inductor import config
 
     name = "unsafe_marked_cacheable_functions"
@@ -321,7 +324,7 @@ def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
 
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:
-    """Makes symbolic sizes the numbers that they are now, by guards."""
+    """Fixes symbolic sizes at their present values, by guards."""
     shape_env = value.fake_mode.shape_env
     if shape_env is None:
         return False
@@ -350,11 +353,11 @@ def stored_attributes() -> dict[str, str]:
 
 
 UNKNOWN_SIZE = 4096
-"""What a size that depends on data is taken for where only a guess is wanted."""
+"""The guess for a size that depends on data."""
 
 
 def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
-    """What a size of the program is now, without a guard. value: any fake tensor of the program."""
+    """The present value of a size, without adding a guard. value: any fake tensor of the program."""
     if size.is_Integer:
         return int(size)
     shape_env = value.fake_mode.shape_env
@@ -365,7 +368,7 @@ def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
 
 
 def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
-    """The number that a symbolic size has now. Its name changed in 2.13."""
+    """The present value of a symbolic size. The method was renamed in 2.13."""
     hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
     return hint(size)
 

@@ -1,4 +1,4 @@
-"""What the passes know behind each of their steps, as text.
+"""What the passes know after each step, as text files.
 
 `graph0.1.normalize.txt`, `graph0.2.find.txt`, ...: the ATen graph, the sites, and the graph that is being rewritten.
 """
