@@ -114,7 +114,7 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
             return
 
 
-def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
+def value_products(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
     """The products that read the probabilities, and which operand of each they are."""
     found: dict[tuple[fx.Node, int], None] = {}
     todo, seen = [anchor], {anchor}
@@ -159,7 +159,7 @@ def candidate(anchor: fx.Node) -> Candidate | Declined | None:
         return Candidate(anchor, anchor, 0)
     if not any(is_product(n) for n in above(anchor)) or not any(is_product(n) for n in below(anchor)):
         return None
-    products = results(anchor)
+    products = value_products(anchor)
     if not products:
         return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
     if len(products) > 1:

@@ -21,7 +21,7 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.decide import Kernel
 from flex_inductor.passes.emit.emitter import Emitter
-from flex_inductor.passes.emit.operands import apply_arrangement, dtype_of, operands
+from flex_inductor.passes.emit.operands import apply_arrangement, operand_dtype, operands
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
 from flex_inductor.passes.lift.layout import Dim, arrange
@@ -111,7 +111,7 @@ class SdpaEmitter(Emitter):
             mean = call(torch.sum, call(torch.mul, weights, value), -2, keepdim=True)
             centred = call(torch.mul, weights, call(torch.sub, value, mean))
             share = site.scale
-        centred = call(aten.to.dtype, call(aten.detach.default, centred), dtype_of(site))
+        centred = call(aten.to.dtype, call(aten.detach.default, centred), operand_dtype(site))
         steps = call(torch.mul, call(torch.matmul, call(torch.transpose, key, -1, -2), centred), share)
         if site.group != 1:
             steps = call(torch.repeat_interleave, steps, self.make.size(site.group), 1)

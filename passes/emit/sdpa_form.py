@@ -30,7 +30,7 @@ import sympy
 import torch
 
 from flex_inductor import mask, scalar
-from flex_inductor.passes.emit.operands import dtype_of
+from flex_inductor.passes.emit.operands import operand_dtype
 from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.split.parts import Masked, is_fill, part
 from flex_inductor.passes.split.rows import ABSORBS, keeps_a_key
@@ -77,7 +77,7 @@ class Form:
 
 def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
     """The call that means the same, or None. autocast: whether autocast is active, which would round an added mask."""
-    if site.extra or site.dropout is not None or site.scale <= 0 or dtype_of(site) == torch.float64:
+    if site.extra or site.dropout is not None or site.scale <= 0 or operand_dtype(site) == torch.float64:
         return None
     if not same(sympy.Add(*(n for *_, n in site.products)), site.channels):  # the kernel takes one head dimension
         return None

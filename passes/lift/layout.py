@@ -60,7 +60,7 @@ def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
     return Digit(entry, unit, limit if limit is not None else sympy.cancel(sizes[entry] / unit))
 
 
-def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
+def digits_of_entry(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
     """The digits that make up one entry of an index, most significant first; None if it is not made of digits."""
     if not entry.free_symbols & sizes.keys():
         return []
@@ -89,7 +89,7 @@ def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
     digits."""
     found = []
     for entry, size in zip(operand.index, operand.node.meta["val"].shape):
-        one = number(entry, size_expr(size), sizes)
+        one = digits_of_entry(entry, size_expr(size), sizes)
         if one is None:
             return None
         found.append(one)

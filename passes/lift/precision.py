@@ -18,7 +18,7 @@ import torch
 from flex_inductor import scalar
 from flex_inductor.scalar import Bounds, Expr, is_integer
 
-LOW = (torch.bfloat16, torch.float16)
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 SMALL, HUGE = 1 << 7, float(1 << 70)
 """Integers up to twice SMALL are exact in every floating-point dtype. Every integer is below HUGE."""
 NARROWEST = 32
@@ -38,7 +38,7 @@ def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | No
     exact = is_load(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
     if torch.float64 in (dtype, x.dtype) and not exact:
         return None
-    return None if strict and dtype in LOW else scalar.cast(x, dtype)
+    return None if strict and dtype in HALF_PRECISIONS else scalar.cast(x, dtype)
 
 
 def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
@@ -63,7 +63,7 @@ def is_load(x: Expr) -> bool:
 
 def is_rounded(value: Expr, strict: bool) -> bool:
     """Whether the program rounds the result of arithmetic in a way that the formula would not."""
-    concerned = value.dtype == torch.float64 or (strict and value.dtype in LOW)
+    concerned = value.dtype == torch.float64 or (strict and value.dtype in HALF_PRECISIONS)
     return concerned and scalar.cases(value) is None and not any(n.op == "dot" for n in scalar.walk(value))
 
 

@@ -19,8 +19,8 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.find import above, results
-from flex_inductor.passes.lift.layout import number
+from flex_inductor.passes.find import above, value_products
+from flex_inductor.passes.lift.layout import digits_of_entry
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
 from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
@@ -141,7 +141,7 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
 def _mixed(softmax: fx.Node, dim: int) -> str:
     """What happens to probabilities that a product sums over another dimension than the keys."""
     heads = dim == len(softmax.meta["val"].shape) - 3
-    readers = [called(product) for product, _ in results(softmax)]
+    readers = [called(product) for product, _ in value_products(softmax)]
     return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
 
 
@@ -159,7 +159,7 @@ def dimension(softmax: fx.Node) -> int:
 def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
     """The number that the values give to a key, where they number the keys in another order (columns before rows of an
     image); None where they do not."""
-    found = number(entry, sizes[key], sizes)
+    found = digits_of_entry(entry, sizes[key], sizes)
     if not found or len(found) < 2 or any(d.symbol != key for d in found):
         return None
     place, below = sympy.S.Zero, sympy.S.One

@@ -212,7 +212,7 @@ def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr
     return scalar.where(truth(lifter, node.args[1], at_index, at), fill, x)
 
 
-def bounds(node: fx.Node) -> tuple[Any, Any]:
+def clamp_bounds(node: fx.Node) -> tuple[Any, Any]:
     """The least and the greatest value that a clamp lets through."""
     if "clamp_max" in str(node.target):
         return None, argument(node, 1, "max")
@@ -223,7 +223,7 @@ def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     """A minimum of a maximum, without those that are not given."""
     dtype = dtype_of(node)
     x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
-    low, high = bounds(node)
+    low, high = clamp_bounds(node)
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
             x = result(lifter, op, (x, lifter.cast(lifter.arg(bound, at_index, at), dtype)), dtype)

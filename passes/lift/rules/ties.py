@@ -45,7 +45,7 @@ def halfway(x: Expr, number: float) -> Expr:
 def clamp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     """The rule of clamp, with ties written out."""
     value = pointwise.RULES["clamp"](lifter, node, index, at)
-    tensors = [b for b in pointwise.bounds(node) if isinstance(b, fx.Node)]
+    tensors = [b for b in pointwise.clamp_bounds(node) if isinstance(b, fx.Node)]
     if not tensors or value.op not in INSIDE or not needs_gradient(lifter, value):
         return value
     if len(tensors) == 2:  # their gradients depend on which bound is larger
