@@ -168,7 +168,7 @@ class Emitter:
         if site.dropout is not None:
             options[compat.DROPOUT_OPTION] = site.dropout.p
             mask_reads = (self.random_rows(at, device), *mask_reads)
-        if kernel.mask:  # works out by itself which blocks there are
+        if kernel.mask:  # the kernel works the blocks out itself
             blocks = self.maps.one_block(mask_mod, device)
         else:
             blocks = self.maps.block_mask(mask, at, mask_mod, device, training)

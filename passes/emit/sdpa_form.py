@@ -137,7 +137,8 @@ def _lost(found: Masked, replaces: bool) -> Lost | None:
 
 
 def with_fills(site: Site) -> Expr | None:
-    """What is added to the scores, with the fills that replace scores as terms of the sum."""
+    """The sum of everything that is added to the scores, with fills that replace scores as terms of it; None if that is
+    not the same."""
     fills = list(replacements(site.score))
     if all(f.is_const and f.value <= ABSORBS for f in fills):
         return added(site.score)
@@ -178,7 +179,7 @@ def _replaced(x: Expr, fill: Expr | None) -> Expr | None:
 
 
 def replacements(x: Expr) -> Iterator[Expr]:
-    """What replaces the score somewhere."""
+    """The expressions that replace the score somewhere."""
     for node in scalar.walk(x):
         if node.op == "where" and has_product(node):
             yield from (branch for branch in node.args[1:] if not has_product(branch))

@@ -94,5 +94,5 @@ def shift(x: Expr) -> float | None:
     moved = [shift(a) for a in terms] if x.op in ("add", "sub", "neg", "where") else [None]
     known = [m for m in moved if m is not None]
     if len(known) < len(moved) or (x.op in ("add", "sub") and not any(map(scalar.cases, terms))):
-        return None  # or two integers, each of them rounded
+        return None  # two integers, each rounded, have no such order
     return max(known) if x.op == "where" else sum(known)

@@ -59,7 +59,7 @@ class AbsBounds:
             return self.longest.get(s, LONGEST)
         if s.expr.op != "load":
             return self.of(s.expr)
-        wide = s.expr.args[0].meta["val"].dtype == torch.int64  # as is everything that is computed of it
+        wide = s.expr.args[0].meta["val"].dtype == torch.int64  # then everything computed from it has 64 bits too
         return 0 if wide else mask.BOUND
 
 
