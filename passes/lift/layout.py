@@ -104,9 +104,8 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
     while node.op == "call_function" and rule_name(node) in TRANSPARENT and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         since = node.meta["position"]
-        written = storage.writes(source, since, END) or storage.writes(
-            node, since, read
-        )  # a copy has memory of its own
+        # both are asked, because a copy has memory of its own
+        written = storage.writes(source, since, END) or storage.writes(node, since, read)
         if written or source.meta["grad"] != node.meta["grad"]:
             return
         try:
