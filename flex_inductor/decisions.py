@@ -1,8 +1,8 @@
-"""What was decided about every attention site, and how those who want to know get to hear of it.
+"""The records of what was decided about attention sites, and how to receive them.
 
 A `Decision` is the one record of a site; explain, the command line, logs and tests are views of it. A `GraphReport`
-holds the decisions of one compiled graph together with the graph before and after. Reports are published to whoever
-listens (`with listen() as reports:`) and to the logger `flex_inductor.decisions`.
+holds the decisions of one compiled graph, together with the graph before and after. Reports are published to listeners
+(`with listen() as reports:`) and to the logger `flex_inductor.decisions`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Fallback:
-    """A failure of ours, after which the graph was compiled untouched.
+    """A failure of this backend, after which the graph was compiled untouched.
 
     pass_name: the pass that failed, or "codegen" when the compiler refused the rewritten graph.
     error: type and text of the exception.
@@ -88,7 +88,7 @@ class Fallback:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """All that is known of one compiled graph.
+    """Everything about one compiled graph.
 
     before, after: the graph as Dynamo gave it and as it went on to the compiler; the same object if nothing was
     rewritten.

@@ -1,4 +1,4 @@
-"""What would the backend do with this model, and why? One compiled run, and the records it left behind.
+"""explain: what does the backend do with a model, and why? Runs the model once compiled, and reports the decisions.
 
     report = flex_inductor.explain(model)(x)
     print(report)
@@ -65,7 +65,7 @@ class Report:
         return to_text(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the graphs stay behind, `graphs` writes them."""
+        """The report as plain data, without the graphs; `graphs` writes these."""
         sites = [{"graph": i, **d.as_dict()} for i, r in enumerate(self.reports) for d in r.decisions]
         return {
             "rewritten": self.rewritten,
@@ -119,8 +119,8 @@ def explain(
 
 
 def _fresh(name: BackendName, options: dict[str, Any]) -> Callable[..., Any]:
-    """The backend under a new identity: Dynamo reuses what it compiled for an equal backend, and there would be
-    nothing to report."""
+    """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
+    report."""
     from flex_inductor import backend as backends
 
     known = {"flex": backends.flex, "flex_eager": backends.flex_eager}
@@ -144,7 +144,8 @@ def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _shapes_forgotten() -> Iterator[None]:
-    """Dynamo remembers the sizes of all inputs it saw, and makes those dynamic that changed; ours must not count."""
+    """Makes Dynamo forget the sizes of inputs inside the block. It makes sizes dynamic that change between calls, and
+    this call must not count."""
     state = get_code_state()
     saved = copy.deepcopy(dict(state))
     try:
@@ -155,7 +156,7 @@ def _shapes_forgotten() -> Iterator[None]:
 
 
 def _isolation() -> dict[str, Any]:
-    """Cache entries of our own, where torch has them (2.13); older releases share them, which costs the caller one
-    entry of the recompile limit."""
+    """The setting of torch.compile that separates cache entries (torch 2.13). Older releases have none, so that the
+    call counts for the recompile limit of the model."""
     known = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if known else {}

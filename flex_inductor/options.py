@@ -1,8 +1,7 @@
 """The options of `torch.compile(model, backend="flex", options={...})`.
 
-Ours have names of their own; everything else goes to Inductor, which knows its own. Each of ours can also be given by
-an environment variable, FLEX_INDUCTOR_ and its name in capitals; what is given in `options` wins.
-"""
+Options that are not in `Options` go to Inductor. Each of ours can also be set by an environment variable,
+FLEX_INDUCTOR_ and its name in capitals; `options` overrules it."""
 
 from __future__ import annotations
 
@@ -24,9 +23,11 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """rewrite: "auto" rewrites what pays, "always" whatever can be, "never" nothing.
-    on_failure: after a failure of ours, "fallback" compiles the graph untouched and warns, "raise" raises.
-    kernels: on CUDA, "own" uses our kernels where there is one for the call, "torch" those of torch everywhere."""
+    """The options of this backend.
+
+    rewrite: "auto" rewrites where that is faster, "always" wherever it is possible, "never" nothing.
+    on_failure: after a failure of this backend, "fallback" compiles the graph untouched and warns, "raise" raises.
+    kernels: on CUDA, "own" uses our own kernels where there is one for the call, "torch" always torch's."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"
@@ -40,8 +41,8 @@ class Options:
 
 
 def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
-    """Ours, and the settings for Inductor: its own options, and what `mode` stands for. `mode` may be a key of
-    options, too, because torch.compile takes only one of the two."""
+    """Our options, and the settings for Inductor: its own options, and those that `mode` stands for. `mode` may also be
+    a key of options, because torch.compile takes only one of the two. Raises ValueError for unknown options."""
     given = dict(options or {})
     mode = given.pop("mode", None) or mode
     names = [f.name for f in dataclasses.fields(Options)]
@@ -61,7 +62,7 @@ def inductor_names() -> set[str]:
 
 
 def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Inductor's own reading of mode and options, its errors included."""
+    """The settings that Inductor makes of mode and options. Raises its errors."""
     if mode is not None and mode not in torch._inductor.list_mode_options():
         known = ", ".join(map(repr, torch._inductor.list_mode_options()))
         raise ValueError(f"unknown mode {mode!r} for backend 'flex'; it must be one of {known}")

@@ -12,7 +12,7 @@ import torch
 
 from flex_inductor import compat, scalar
 from flex_inductor.decisions import Replacement
-from flex_inductor.passes.emit.operands import dtype_of
+from flex_inductor.passes.emit.operands import operand_dtype
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
@@ -43,7 +43,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
     called = is_sdpa(site.candidate.anchor)
     return Request(
         device=value.device.type,
-        dtype=dtype_of(site),
+        dtype=operand_dtype(site),
         training=result.trains,
         head_dims=(sympy.Add(*(n for *_, n in site.products)), site.channels),
         heads=at.size(at.h),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from flex_inductor.passes.lift.other_readers import results
+from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
 from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.walk import above, below
@@ -82,7 +82,7 @@ def candidate(anchor: fx.Node) -> Candidate | Declined | None:
         return Candidate(anchor, anchor, 0)
     if not any(is_product(n) for n in above(anchor)) or not any(is_product(n) for n in below(anchor)):
         return None
-    products = results(anchor)
+    products = value_products(anchor)
     if not products:
         return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
     if len(products) > 1:

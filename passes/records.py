@@ -20,7 +20,7 @@ FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
 
 
-def source_of(node: fx.Node) -> str:
+def source_line(node: fx.Node) -> str:
     """Where the user's model computes a node: the innermost frame outside torch."""
     origin = node.meta.get("origin") or node
     frames = list(FRAME.finditer(origin.meta.get("stack_trace") or node.meta.get("stack_trace") or ""))
@@ -50,7 +50,7 @@ def node_text(node: fx.Node | None) -> str:
 def decision(name: str, stage: Stage) -> Decision:
     """The decision record of a site at the end of the pipeline."""
     found = functools.partial(
-        Decision, site=name, source=source_of(stage.found.anchor), matched=describe_anchor(stage.found)
+        Decision, site=name, source=source_line(stage.found.anchor), matched=describe_anchor(stage.found)
     )
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")

@@ -1,4 +1,4 @@
-"""What the passes hand to each other about one attention site."""
+"""One attention site: the data that the passes hand to each other."""
 
 from __future__ import annotations
 

@@ -34,11 +34,13 @@ from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located
 
 
 def normalize(state: State) -> State:
+    """Adds the view of the graph as ATen operators."""
     aten = as_aten(state.gm)
     return replace(state, program=Program(aten, Storage(aten)) if aten is not None else None)
 
 
 def find(state: State) -> State:
+    """Finds candidates, and the values that they will replace."""
     if state.program is None:
         return state
     aten = state.program.aten
@@ -52,6 +54,8 @@ def find(state: State) -> State:
 
 
 def lift(state: State) -> State:
+    """Makes sites of candidates."""
+
     def step(stage: Located, program: Program) -> Lifted:
         site, zeroed = lift_site(stage.candidate, program.storage, stage.result.node.meta["position"])
         return onward(stage, Lifted, site=site, zeroed=zeroed)
@@ -60,6 +64,8 @@ def lift(state: State) -> State:
 
 
 def split(state: State) -> State:
+    """Separates masks from scores."""
+
     def step(stage: Lifted, program: Program) -> Parted:
         return onward(stage, Parted, site=part_site(stage.site, stage.zeroed, program.aten, stage.result.trains))
 
@@ -67,6 +73,8 @@ def split(state: State) -> State:
 
 
 def sparsity(state: State) -> State:
+    """Adds the sparsity of the masks."""
+
     def step(stage: Parted, program: Program) -> Sparse:
         return onward(stage, Sparse, sparsity=Sparsity.of(stage.site, stage.result.node.meta["val"]))
 
@@ -84,6 +92,7 @@ def decide(state: State) -> State:
 
 
 def emit(state: State) -> State:
+    """Replaces the sites by calls."""
     if state.program is None:
         return state
     aten, storage = state.program.aten, state.program.storage
@@ -103,6 +112,7 @@ def emit(state: State) -> State:
 
 
 def clean(state: State) -> State:
+    """Erases what only the replaced sites needed."""
     done = [s for s in state.sites if isinstance(s, Emitted)]
     if done and state.program is not None:
         drawn = [s.site.dropout.drawn.meta["origin"] for s in done if s.site.dropout is not None]

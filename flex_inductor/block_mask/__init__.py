@@ -1,11 +1,11 @@
-"""create_block_mask without the mask: what torch's function of that name gives, in time and memory of the blocks.
+"""create_block_mask: the same result as torch's function of that name, in time and memory of the number of blocks.
 
     create_block_mask(lambda b, h, q, k: q >= k, None, None, 1 << 17, 1 << 17, device="cpu")
 
-The mask_mod is read as a formula, analysed (`flex_inductor.mask`), and the result computed for all blocks at once. Of
-the blocks that are neither known to be empty nor known to be full some positions are tried, and where these do not
-decide, all. So the result is exactly torch's. A mask_mod that cannot be read is evaluated in tiles of bounded size.
-"""
+The mask_mod is read as a formula and analysed (`flex_inductor.mask`), and the formula is computed for all blocks at
+once. In blocks that are neither known to be empty nor known to be full, the mask is evaluated at some positions, and if
+these do not decide, at all of them. So the result is exactly torch's. A mask_mod that cannot be read as a formula is
+evaluated in tiles of bounded size."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from flex_inductor.passes.writers.formula import Former
 from flex_inductor.passes.writers.inline import function_of
 
 TILE = 1 << 22
-"""The number of mask elements that are evaluated at a time."""
+"""How many elements of a mask are evaluated at a time."""
 GRID_TILE = 1 << 18
-"""The number of blocks that are decided at a time."""
+"""How many blocks are decided at a time."""
 
 MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class BlockMap:
-    """Which blocks have a score that is attended, and which have no other: booleans (B, H, Q blocks, KV blocks)."""
+    """Booleans (B, H, Q blocks, KV blocks). some: blocks in which some score is attended. full: in which every one
+    is."""
 
     some: torch.Tensor
     full: torch.Tensor
@@ -57,13 +58,11 @@ def create_block_mask(
 ) -> flex_attention.BlockMask:
     """The block mask of a mask_mod, as `torch.nn.attention.flex_attention.create_block_mask` gives it.
 
-    mask_mod: takes b, h, q_idx, kv_idx (integer tensors) and gives a truth value. B, H: batch size and number of heads,
-    None for one that stands for all. Q_LEN, KV_LEN: numbers of queries and keys. BLOCK_SIZE: of queries and keys, or of
-    each. separate_full_blocks: whether blocks without any masked score are listed apart. Other arguments, and calls
-    inside torch.compile, go to torch's own function.
-    Raises ValueError for sizes below one.
-    Source: torch/nn/attention/flex_attention.py (2.13), whose results these are.
-    """
+    mask_mod: takes b, h, q_idx, kv_idx (integer tensors) and returns a Boolean tensor. B, H: batch size and number of
+    heads, None for one that stands for all. Q_LEN, KV_LEN: numbers of queries and keys. BLOCK_SIZE: of queries and
+    keys, or of each. separate_full_blocks: whether blocks without any masked score are listed apart. Other arguments,
+    and calls inside torch.compile, go to torch's own function. Raises ValueError for sizes below one. Source:
+    torch/nn/attention/flex_attention.py (2.13), whose results these are."""
     if more or torch.compiler.is_compiling():
         if not separate_full_blocks:  # an argument that 2.11 does not have
             more["separate_full_blocks"] = False
@@ -83,7 +82,7 @@ def create_block_mask(
 def block_map(
     mask_mod: MaskFunction, sizes: tuple[int, int, int, int], widths: tuple[int, int], device: torch.device
 ) -> BlockMap:
-    """The exact block map of a mask_mod; of size one in dimensions that it does not vary with."""
+    """The exact block map of a mask_mod, of size one in dimensions that it does not vary with."""
     try:
         return MaskBlocks.of_mask_mod(mask_mod, sizes, widths, device).exact()
     except (Declined, NotImplementedError):
@@ -92,7 +91,7 @@ def block_map(
 
 @dataclass(frozen=True)
 class MaskBlocks:
-    """The blocks of a mask that is known as a formula."""
+    """A mask as a formula, and what computes it. wide: the loads that may give large integers."""
 
     formula: sympy.Basic
     evaluator: Evaluator
@@ -101,7 +100,7 @@ class MaskBlocks:
 
     @classmethod
     def of_mask_mod(cls, mask_mod: MaskFunction, sizes: Any, widths: Any, device: torch.device) -> MaskBlocks:
-        """Raises Declined where the mask_mod is not understood."""
+        """Reads a mask_mod as a formula. Raises Declined where that is not possible."""
         with deep():
             lifted = lift_mask_mod(mask_mod, sizes, device)
             former = Former(lifted.at)
@@ -112,7 +111,7 @@ class MaskBlocks:
         return cls(formula, Evaluator(run, int, buffers, rows, cols, device), sizes, frozenset(former.wide))
 
     def map(self) -> BlockMap:
-        """The block map as far as the formula alone tells: sound."""
+        """The block map by the formula alone. It is sound, but may leave blocks undecided."""
         rows, cols = self.evaluator.rows, self.evaluator.cols
         blocks = mask.analyse(self.formula, rows, cols, pool=False, wide=self.wide)
         grid = self.evaluator.with_blocks(*map(sympy.Integer, self.sizes[:2]))
@@ -128,7 +127,7 @@ class MaskBlocks:
         return result
 
     def exact(self) -> BlockMap:
-        """The block map, undecided blocks looked at."""
+        """The exact block map: the mask is evaluated in undecided blocks."""
         result = self.map()
         rows, cols = self.evaluator.rows, self.evaluator.cols
         open_blocks = (result.some & ~result.full).nonzero()
@@ -145,7 +144,9 @@ class MaskBlocks:
         return result
 
     def tried(self, blocks: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether the mask holds at any, and at all, of some places in each of the given blocks."""
+        """Whether the mask holds at any of some places in each of the given blocks, and whether at all of them.
+
+        q, k: the places, counted from the start of a block."""
         results = [torch.empty(len(blocks), dtype=torch.bool, device=blocks.device) for _ in range(2)]
         step = max(1, TILE // (len(q) * len(k)))
         for start in range(0, len(blocks), step):
@@ -156,7 +157,7 @@ class MaskBlocks:
         return results[0], results[1]
 
     def places(self, block: Any, q: torch.Tensor, k: torch.Tensor) -> dict[sympy.Symbol, torch.Tensor]:
-        """Positions in blocks; those behind the end repeat the last."""
+        """The positions at places in blocks. Those beyond the end repeat the last one."""
         found = {mask.B: block[0], mask.H: block[1]}
         for axis, number, inner in (
             (self.evaluator.rows, block[2], q.view(1, 1, -1, 1)),
@@ -191,5 +192,5 @@ def evaluated(mask_mod: MaskFunction, sizes: Any, widths: tuple[int, int], devic
 
 
 def moved(mask_mod: MaskFunction, batch: int, head: int, row: int, b: Any, h: Any, q: Any, k: Any) -> torch.Tensor:
-    """The mask from another place on."""
+    """The mask_mod, shifted to another batch, head and row."""
     return mask_mod(b + batch, h + head, q + row, k)

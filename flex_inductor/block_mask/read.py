@@ -1,9 +1,9 @@
-"""A user's mask_mod, read as an expression: traced over all positions by vmap on fake tensors, and lifted.
+"""Reads a user's mask_mod as an expression: traced over all positions by vmap on fake tensors, then lifted.
 
-    lambda b, h, q, k: doc[q] == doc[k]   ->   load(doc, q) == load(doc, k)
+`lambda b, h, q, k: doc[q] == doc[k]` becomes `doc[q] == doc[k]`, an expression. Nothing as large as the mask is
+computed. An operator without a lift rule (bit arithmetic) makes a buffer, which is computed when it is needed.
 
-Nothing of the size of the mask is ever computed. What has no rule (bit arithmetic) is a buffer, computed when it is
-asked for. Declines: what no trace can follow, and buffers as large as the mask.
+Declines: functions that cannot be traced, and buffers that are as large as the mask.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flex_inductor.scalar.indices import numbered, position
 
 aten = torch.ops.aten
 LARGEST_BUFFER = 1 << 24
-"""The number of elements of the largest buffer that is computed for its own sake."""
+"""The most elements of a buffer that is computed."""
 
 
 @dataclass
@@ -50,16 +50,19 @@ class MaskMod:
         return self.values[node]
 
     def reads(self, writer: ModWriter) -> list[torch.Tensor]:
-        """What a mod written of a part of the expression captures."""
+        """The tensors that a mod captures, which a writer wrote for a part of the expression."""
         return [self.selected(key.node, key.selected) for key in writer.captured.tensors]
 
     def selected(self, node: fx.Node, selected: Selected) -> torch.Tensor:
+        """A buffer with its selected dimensions taken out."""
         value: torch.Tensor = self.value(node)
         for dim, place in reversed(selected):
             value = value.select(dim, int(place))
         return value
 
     def run(self, node: fx.Node) -> torch.Tensor:
+        """Computes a node from the values of its arguments. Raises Declined where that is too large, or no longer
+        possible."""
         value = node.meta["val"]
         if node.op == "placeholder" and not isinstance(value, FakeTensor):
             return value
@@ -73,7 +76,7 @@ class MaskMod:
 
 
 class Indexing(TorchFunctionMode):
-    """x[i] by a scalar tensor i as an operator, where torch would ask for its number."""
+    """Makes `x[i]` with a scalar tensor i an operator; torch would read the number in i."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__getitem__:
@@ -84,7 +87,7 @@ class Indexing(TorchFunctionMode):
 
 
 def everywhere(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The mask at all positions: as torch's create_mask, which spends most of its time on gradients."""
+    """The mask at all positions, as torch's create_mask computes it, which spends most of its time on gradients."""
     for dim in reversed(range(4)):
         mask_mod = torch.vmap(mask_mod, in_dims=tuple(0 if d == dim else None for d in range(4)))
     with Indexing():

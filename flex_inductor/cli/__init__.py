@@ -28,7 +28,7 @@ class BadInput(click.ClickException):
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What explain and dump share."""
+    """The arguments that explain and dump share."""
     for decorator in (
         click.argument("target"),
         click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), default="always", show_default=True),
@@ -64,7 +64,7 @@ def explain(target: str, rewrite: str, backend: str, train: bool, as_json: bool)
 @main.command()
 @common
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("graphs"), show_default=True)
-@click.option("--between", is_flag=True, help="Also what is known behind every pass.")
+@click.option("--between", is_flag=True, help="Also what is known after every pass.")
 def dump(target: str, rewrite: str, backend: str, train: bool, out: Path, between: bool) -> None:
     """Write the graphs of TARGET before and after, as text, DOT and SVG."""
     from flex_inductor.report.between import recorded

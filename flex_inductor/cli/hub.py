@@ -39,7 +39,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary"},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
 }
-"""What no rule by name can know: fields that depend on each other, or without which the type's own attention is off."""
+"""Fields that no rule by name finds: those that depend on each other, or that turn a type's own attention on."""
 
 
 class HubError(Exception):

@@ -1,6 +1,6 @@
-"""Everything that knows a torch release: private names, and the shape of private data.
+"""Everything that depends on the torch release: private names, and the form of private data.
 
-Written for 2.11 to 2.15, on all of which the tests were run.
+The tests were run on 2.11 to 2.15.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def block_mask_entries(argument: Any) -> dict[str, Any]:
 
 @functools.cache
 def _block_mask_order() -> tuple[str | None, ...]:
-    """What each entry of a block mask's tuple is, the mask_mod at its end excepted; None for what is not used."""
+    """The name of each entry in a block mask's tuple but the mask_mod at its end; None for entries that are not
+    used."""
     with torch.device("cpu"):
         tensors = {name: torch.zeros([1] * (3 + name.endswith("indices")), dtype=torch.int32) for name in BLOCK_LISTS}
     sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), mask_mod=None, **tensors)
@@ -141,7 +142,7 @@ def _one_block_form() -> tuple[Any, ...]:
 
 
 OWN_OPTION = "FLEX_INDUCTOR"
-"""The kernel option that tells calls of ours from those of the program: the type of the device."""
+"""A kernel option that marks the calls that the passes made. Its value is the type of the device."""
 
 
 def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
 
 
 def graph_module(root: Any, graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
-    """A graph module whose Python code is not written before somebody asks for it."""
+    """A graph module whose Python code is generated only when it is read."""
     return _LazyGraphModule(root, graph, name)
 
 
@@ -170,7 +171,7 @@ def own_symbol(size: torch.SymInt) -> Any:
 
 
 SMALLEST_HEAD_DIM = 16
-"""Tensor cores want at least this many numbers in a row; torch refuses less."""
+"""The smallest head dimension on CUDA: tensor cores need as many numbers in a row, and torch refuses fewer."""
 
 
 def cpu_has_template() -> bool:
@@ -181,8 +182,8 @@ def cpu_has_template() -> bool:
 
 
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:
-    """Inductor, as backend="inductor" calls it. around: a context for the compilation of each graph that it makes of
-    this one, the backward's included, which comes later."""
+    """Compiles a graph by Inductor, as backend="inductor" does. around: a context manager around the compilation of
+    each graph that Inductor makes of this one, including that of the backward pass, which is compiled later."""
     from torch._inductor import compile_fx
 
     if around is None:
@@ -196,8 +197,10 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
 
 
 def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """Inductor settings by which its caches, AOTAutograd's included, tell apart what is compiled under a key. The
-    setting names functions that may be cached, and what stands for them in the key; ours is no function of a graph."""
+    """Inductor settings with a word that becomes part of the keys of its caches, and of AOTAutograd's.
+
+    The setting is meant for functions in a graph that may be cached, each with a word for the key. Ours is in no
+    graph."""
     from torch._inductor import config
 
     name = "unsafe_marked_cacheable_functions"
@@ -205,11 +208,11 @@ def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 JOINT_PASSES = ("joint_custom_pre_pass", "joint_custom_post_pass")
-"""Inductor's settings for passes of the user's, right before and right after its patterns look at the joint graph."""
+"""Inductor's settings for a user's passes, which run right before and right after its patterns on the joint graph."""
 
 
 def joint_passes(settings: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """The passes that a setting, given or in force, stands for: one, or several (2.13)."""
+    """The passes in a setting, as given or else as configured. Since 2.13 there may be several."""
     from torch._inductor import config
 
     given = settings.get(name, getattr(config, name))
@@ -240,9 +243,10 @@ def flex_lowerings() -> Any:
 
 
 def stored(tensor: Any) -> Any:
-    """An Inductor tensor that lies in memory as it is: computed ones are stored, views that are no strides of it are
-    copied, as are those without numbers side by side, which `lower_cpu` would copy behind the back of the mod that
-    reads them. Sizes, which are captured as well, stay."""
+    """An Inductor tensor that the C++ template can read from memory; captured sizes are returned as they are.
+
+    A value that is not computed yet is stored. A view that cannot be described by strides is copied, and so is a tensor
+    without a dimension of stride one, because `lower_cpu` would copy that without telling the mod that reads it."""
     from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
     from torch._inductor.virtualized import V
 
@@ -251,19 +255,20 @@ def stored(tensor: Any) -> Any:
     tensor.realize()
     is_view = isinstance(tensor.data, BaseView) and not isinstance(tensor.data, ReinterpretView)
     apart = not is_view and tensor.get_size() and 1 not in tensor.get_stride()
-    written = tensor.get_name() in V.graph.mutated_buffers  # by a scatter: the kernel would read what was there before
+    written = tensor.get_name() in V.graph.mutated_buffers  # by a scatter, before which the kernel would read it
     return _in_rows(ExternKernel.copy_input(tensor)) if is_view or apart or written else tensor
 
 
 def whole_rows(tensor: Any, taken: set[str]) -> Any:
-    """An Inductor tensor as torch's C++ template reads queries, keys and values: stored in a buffer of its own, from
-    its start on, in rows that do not overlap and whose numbers lie side by side. A copy of it where it is not. taken:
-    the names of buffers that the kernel is given already; that of this one is added."""
+    """An Inductor tensor as torch's C++ template reads queries, keys and values, or a copy that is.
+
+    The template reads from the start of a buffer, rows that do not overlap and have stride one, and each buffer only
+    once. taken: the names of the buffers that the kernel reads already; the name of this one is added."""
     from torch._inductor.ir import ExternKernel, FlexibleLayout
     from torch._inductor.virtualized import V
 
     stored = ExternKernel.realize_input(tensor)
-    if isinstance(stored.get_layout(), FlexibleLayout):  # whose strides are decided later, by what it is made of
+    if isinstance(stored.get_layout(), FlexibleLayout):  # its strides would be decided later
         stored = _in_rows(stored)
     *_, between, within = stored.get_stride()
     rows = within == 1 and V.graph.sizevars.statically_known_true(between >= stored.get_size()[-1])
@@ -274,7 +279,7 @@ def whole_rows(tensor: Any, taken: set[str]) -> Any:
 
 
 def _in_rows(tensor: Any) -> Any:
-    """A tensor that is new, its strides fixed: those of a contiguous one."""
+    """A new tensor, with its strides fixed as contiguous ones."""
     from torch._inductor.ir import as_storage_and_layout
 
     as_storage_and_layout(tensor, want_contiguous=True)
@@ -295,8 +300,8 @@ def contiguous(tensor: Any) -> Any:
 
 
 def announce(**backends: str) -> None:
-    """Makes backends known to torch.compile by name, as their entry points do: without that these are installed, and
-    without torch importing every backend that it has to look for them."""
+    """Makes backends known to torch.compile by name, as entry points do, but also in a checkout that is not installed,
+    and without torch importing all of its own backends to look for them."""
     from torch._dynamo.backends import registry
 
     known = getattr(registry, "_BACKENDS", {})  # without it, torch finds installed backends all the same
@@ -311,7 +316,7 @@ def flex_attention_devices(gm: torch.fx.GraphModule) -> set[str]:
 
 
 def _device_of(call: torch.fx.Node) -> str:
-    """Our own calls say it, and Dynamo knows the values of others."""
+    """The type of the device of a call. Calls that the passes made have it as an option; of others Dynamo knows it."""
     query, *_, options, _, _ = call.args
     return options[OWN_OPTION] if OWN_OPTION in options else query.meta["example_value"].device.type
 
@@ -321,7 +326,7 @@ def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
 
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:
-    """Makes symbolic sizes the numbers that they are now, by guards."""
+    """Fixes symbolic sizes at their present values, by guards."""
     shape_env = value.fake_mode.shape_env
     if shape_env is None:
         return False
@@ -363,11 +368,11 @@ def stored_attributes() -> dict[str, str]:
 
 
 UNKNOWN_SIZE = 4096
-"""What a size that depends on data is taken for where only a guess is wanted."""
+"""The guess for a size that depends on data."""
 
 
 def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
-    """What a size of the program is now, without a guard. value: any fake tensor of the program."""
+    """The present value of a size, without adding a guard. value: any fake tensor of the program."""
     if size.is_Integer:
         return int(size)
     shape_env = value.fake_mode.shape_env
@@ -378,15 +383,15 @@ def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
 
 
 def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
-    """The number that a symbolic size has now. Its name changed in 2.13."""
+    """The present value of a symbolic size. The method was renamed in 2.13."""
     hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
     return hint(size)
 
 
 @contextlib.contextmanager
 def sdpa_seen_by(see: Any) -> Iterator[None]:
-    """Inside, SDPA calls that torch's own Python functions make (multi_head_attention_forward) go to see(sdpa, args,
-    kwargs). Only those of this thread: for all others nothing changes."""
+    """Redirects, inside the block and in this thread, SDPA calls that torch's own Python functions make
+    (multi_head_attention_forward) to see(sdpa, args, kwargs)."""
     original, thread = F.scaled_dot_product_attention, threading.get_ident()
 
     def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:

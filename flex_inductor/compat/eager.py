@@ -1,8 +1,8 @@
-"""What runs a graph without code generation: torch's backend aot_eager, with what flex_attention needs besides.
+"""Runs a graph without code generation: torch's backend aot_eager, with two changes for flex_attention.
 
-flex_attention_backward gives gradients to those captured tensors only that require one when it runs (torch 2.13), and
-computes in float32. Of our own calls the scores are computed in float64 here: what the result differs from eager by is
-the rewrite, and no rounding.
+Without code generation flex_attention_backward gives gradients only to captured tensors that require one when it runs
+(torch 2.13); here all get them that need them. And the calls that the passes made are computed in float64, so that the
+result differs from eager by the rewrite, and not by rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from flex_inductor.compat import OWN_OPTION, flex_attention_backward_hop, flex_a
 
 
 def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-    """AOTAutograd without code generation: torch's backend of that name, with gradients for every captured buffer, and
-    with our own attention computed in float64: what it differs from eager by is the rewrite."""
+    """torch's backend of that name, with gradients for captured buffers, and our own calls computed in float64."""
     from functorch.compile import min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
     from torch._dynamo.backends.debugging import boxed_nop
@@ -40,7 +39,7 @@ def aot_eager(gm: torch.fx.GraphModule, inputs: Any) -> Any:
 
 
 def in_float64(graph: torch.fx.GraphModule) -> None:
-    """Has our calls of flex_attention, and their backward passes, computed in float64."""
+    """Makes our calls of flex_attention, and their backward passes, compute in float64."""
     targets = {flex_attention_hop: attention_in_float64, flex_attention_backward_hop: gradients_in_float64}
     for target, other in targets.items():
         for node in graph.graph.find_nodes(op="call_function", target=target):
@@ -50,14 +49,14 @@ def in_float64(graph: torch.fx.GraphModule) -> None:
 
 
 def wide(x: Any) -> Any:
-    """A floating-point tensor in float64, and whether it requires a gradient kept; anything else as it is."""
+    """A floating-point tensor in float64, which requires a gradient if it did. Other values stay as they are."""
     if not isinstance(x, torch.Tensor) or not x.dtype.is_floating_point:
         return x
     return x.detach().double().requires_grad_(x.requires_grad)
 
 
 def overflowing(score_mod: Any) -> Any:
-    """A score_mod whose scores become -inf where they would in float32: of two masks that add up."""
+    """A score_mod whose scores become -inf where they would in float32, as two masks that are added do."""
 
     def mod(*args: Any) -> torch.Tensor:
         score = score_mod(*args)
@@ -67,7 +66,7 @@ def overflowing(score_mod: Any) -> Any:
 
 
 def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *others: Any) -> Any:
-    """flex_attention, its results in the dtypes that they have otherwise."""
+    """flex_attention in float64, with results in their usual dtypes."""
     *call, reads, mask_reads = others
     given = (query.double(), key.double(), value.double())
     out, *rows = flex_attention_hop(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
@@ -75,7 +74,7 @@ def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *othe
 
 
 def gradients_in_float64(query: Any, key: Any, value: Any, *others: Any) -> Any:
-    """flex_attention_backward. What was saved of the forward pass is rounded, and computed again."""
+    """flex_attention_backward in float64. The results of the forward pass were rounded, and so are computed again."""
     _, _, grad, grad_rows, score_mod, joint, *call, narrow, mask_reads = others
     given = [x.detach().double() for x in (query, key, value)]
     score_mod, reads = overflowing(score_mod), tuple(map(wide, narrow))
@@ -96,8 +95,8 @@ BUFFER_GRADIENTS = 3
 
 
 def mark_captured(graph: torch.fx.GraphModule) -> None:
-    """Run without code generation, flex_attention_backward gives gradients to those buffers only that require one when
-    it runs (torch 2.13), which a value saved from the forward graph does not."""
+    """Makes captured buffers require a gradient where theirs is read. Values that were saved from the forward graph do
+    not, and flex_attention_backward would give them none (torch 2.13)."""
     for node in graph.graph.find_nodes(op="call_function", target=flex_attention_backward_hop):
         results = [u for u in node.users if u.target is getitem and u.args[1] == BUFFER_GRADIENTS]
         wanted = {u.args[1] for r in results for u in r.users}

@@ -1,5 +1,4 @@
-"""The part of `compat` that knows Inductor's Triton templates. It imports Inductor: only what lowers graphs imports
-this."""
+"""The part of `compat` about Inductor's Triton templates. It imports Inductor, so only lowerings import it."""
 
 from __future__ import annotations
 
@@ -43,12 +42,12 @@ def template(name: str, grid: Callable[..., Any], source: str) -> Any:
 
 
 def sizes() -> Any:
-    """What is known of the sizes of the graph that is lowered."""
+    """Inductor's knowledge about the sizes of the graph that is being lowered."""
     return V.graph.sizevars
 
 
 def float32_precision() -> str:
-    """How the program wants float32 to be multiplied, as Triton calls it, in quotes: as torch's lowerings read it."""
+    """The precision of float32 products that the program has set, in Triton's words and in quotes."""
     wanted = torch.backends.cuda.matmul.fp32_precision
     if wanted == "none":  # not set in the newer of torch's two ways
         wanted = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
@@ -65,7 +64,7 @@ def is_one(size: Any) -> bool:
 
 
 def hint(size: Any) -> int:
-    """What a size probably is. 2.12 and before have another name for it."""
+    """A guess of a size. The method has another name before 2.13."""
     known = sizes()
     return int((getattr(known, "optimization_hint", None) or known.size_hint)(size))
 
@@ -139,7 +138,7 @@ def gradients(of: Any, reads: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def delta(out: Any, grad_out: Any, grad_logsumexp: Any) -> Any:
-    """What softmax takes off the gradient of its scores: a float32 for every row."""
+    """The row sums that the backward pass of softmax subtracts, in float32."""
     product = lowerings[aten.mul](to_dtype(out, torch.float32), to_dtype(grad_out, torch.float32))
     rows = lowerings[aten.sum](product, axis=-1)
     if grad_logsumexp is not None:
@@ -159,7 +158,8 @@ def position(x: Any, among: Sequence[Any]) -> int:
 
 @contextlib.contextmanager
 def lowered(by: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Operators have other lowerings, inside. Nothing else of the table is touched: Inductor adds to it as it goes."""
+    """Replaces the lowerings of operators inside the block. The rest of the table stays, because Inductor adds to
+    it."""
     before = {operator: lowerings[operator] for operator in by}
     lowerings.update(by)
     try:

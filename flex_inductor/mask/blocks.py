@@ -89,6 +89,7 @@ class Decider:
     every: bool
 
     def of(self, mask: sympy.Basic) -> sympy.Basic:
+        """The condition on block numbers under which the mask holds, as `every` says."""
         varies = mask.free_symbols & {Q, K}
         if not varies or mask in (sympy.true, sympy.false):
             return mask

@@ -137,6 +137,7 @@ class Intervals:
     memo: dict[sympy.Expr, Interval] = field(default_factory=dict)
 
     def of(self, expr: sympy.Expr) -> Interval:
+        """The interval of an expression over each block."""
         if expr not in self.memo:
             axes = [a for a in (self.rows, self.cols) if expr.has(a.position)]
             if not axes:
@@ -189,6 +190,7 @@ class Intervals:
         return result
 
     def product(self, expr: sympy.Mul) -> Interval:
+        """The interval of a product."""
         factor, rest = expr.as_coeff_Mul()
         if factor == 1:
             first, *others = expr.args
@@ -198,6 +200,7 @@ class Intervals:
         return Interval(low, high) if factor > 0 else Interval(high, low)
 
     def quotient(self, value: sympy.Expr, divisor: sympy.Expr) -> Interval:
+        """The interval of a floor division by a positive number that does not vary."""
         if not divisor.is_positive or divisor.free_symbols & {Q, K}:
             return UNKNOWN
         inner = self.of(value)
@@ -215,6 +218,7 @@ class Intervals:
         return Interval(Where(one, low, 0), Where(one, high, top))
 
     def extreme(self, expr: sympy.Expr) -> Interval:
+        """The interval of Min or Max."""
         inner = [self.of(a) for a in expr.args]
         lows, highs = [i.low for i in inner], [i.high for i in inner]
         if isinstance(expr, (Max, sympy.Max)):
@@ -236,6 +240,7 @@ def hull(all_of: list[Interval]) -> Interval:
 
 
 def corners(a: Interval, b: Interval) -> Interval:
+    """The interval of a product of two intervals."""
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return UNKNOWN
     products = [x * y for x, y in itertools.product((a.low, a.high), (b.low, b.high))]

@@ -81,6 +81,8 @@ def in_order(parts: list[SpanBlocks]) -> list[SpanBlocks]:
 
 
 def chosen(condition: sympy.Basic, a: SpanBlocks, b: SpanBlocks) -> SpanBlocks:
+    """The part a where the condition holds, else the part b."""
+
     def span(x: Span, y: Span) -> Span:
         return Span(Where(condition, x.start, y.start), Where(condition, x.stop, y.stop))
 

@@ -119,6 +119,7 @@ class Solver:
         return self.limited(found)
 
     def comparison(self, mask: Relational) -> list[Span]:
+        """The spans of a comparison in normal form: `d >= 0`, `d == 0` or `d != 0`."""
         d = mask.lhs
         if isinstance(mask, sympy.Ge):
             return [self.at_least(d)]

@@ -1,4 +1,4 @@
-"""What the passes know behind each of their steps, as text.
+"""What the passes know after each step, as text files.
 
 `graph0.1.normalize.txt`, `graph0.2.find.txt`, ...: the ATen graph, the sites, and the graph that is being rewritten.
 """
@@ -51,10 +51,10 @@ def step_text(name: str, state: State) -> str:
         return f"{state.program.aten.graph if state.program else 'nothing that could be attention'}\n"
     if name in ("emit", "clean"):
         return str(state.gm.print_readable(print_output=False))
-    return "\n".join(map(describe, state.sites)) + "\n"
+    return "\n".join(map(describe_stage, state.sites)) + "\n"
 
 
-def describe(stage: Stage) -> str:
+def describe_stage(stage: Stage) -> str:
     """A site in lines, one for each thing that is known of it."""
     known = {"anchor": stage.found.anchor.format_node()}
     if isinstance(stage, Ended):

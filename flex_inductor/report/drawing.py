@@ -32,6 +32,7 @@ class Drawing:
 
 
 def drawing(graph: fx.Graph, marked: set[str]) -> Drawing:
+    """Lays a graph out. marked: names of the nodes to be highlighted."""
     rows = _rows(graph)
     places = _places(graph, rows)
     boxes = {

@@ -1,4 +1,4 @@
-"""Every graph before and after, as text, as DOT and as a picture, with the rewritten region marked; and the block maps.
+"""Writes every graph before and after as text, as DOT and as a picture, with changed nodes marked; and the block maps.
 
 `graph0.before.txt`, `graph0.before.dot`, `graph0.before.svg`, the same with `after`, and `graph0.site0.blocks.svg` for
 the first of the sites that have the same block map.

@@ -15,6 +15,7 @@ HEAD = (
 
 
 def svg(picture: Drawing) -> str:
+    """The text of the SVG file."""
     boxes = list(picture.boxes.values())
     widest = max((b.place for b in boxes), default=0) + 1
     counts: dict[int, int] = {}

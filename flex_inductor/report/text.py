@@ -37,6 +37,7 @@ def render(report: Report) -> RenderableType:
 
 
 def headline(report: Report) -> Text:
+    """How many sites there are, and how many were rewritten."""
     found = f"{_count(len(report.sites), 'attention site')} in {_count(len(report.reports), 'graph')}"
     if not report.sites:
         return Text(f"No attention found: {found}.", style="bold")
@@ -55,6 +56,7 @@ def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
 
 
 def footer(report: Report) -> Iterator[RenderableType]:
+    """Failures, graph breaks, and the time of the passes."""
     yield Text()
     for fallback in report.fallbacks:
         brief = dataclasses.replace(fallback, error=_first_line(fallback.error))

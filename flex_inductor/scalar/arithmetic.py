@@ -127,6 +127,7 @@ def cast(x: Expr, dtype: torch.dtype) -> Expr:
 
 
 def compare(op: str, a: Expr, b: Expr) -> Expr:
+    """A comparison, decided at once where the signs of positions and sizes tell."""
     plain = all(is_integer(x.dtype) and (x.is_const or cases(x) is None) for x in (a, b))
     if plain:
         known = _sign(op, sympy.expand(integer(a) - integer(b)))

@@ -38,6 +38,7 @@ class Bounds:
         return self.memo[e]
 
     def find(self, e: sympy.Expr) -> Range:
+        """The range of an integer expression, by its operator."""
         if e.is_Integer:
             return int(e), int(e)
         if isinstance(e, Atom):

@@ -9,6 +9,7 @@ from flex_inductor.scalar.terms import FALSE, TRUE, Atom, Expr, index, is_intege
 
 
 def logical_not(x: Expr) -> Expr:
+    """The negation. A comparison of integers becomes its opposite."""
     if x.is_const:
         return FALSE if x.value else TRUE
     if x.op == "not":
@@ -42,6 +43,7 @@ def logical_or(*parts: Expr) -> Expr:
 
 
 def where(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """A case distinction. One of truth values becomes logic."""
     if condition.is_const:
         return a if condition.value else b
     if a == b:

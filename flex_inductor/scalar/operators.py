@@ -1,15 +1,15 @@
-"""The operators that expressions are made of: one row each, with all that is known of it.
+"""The operators that expressions are made of: one row for each, with everything that is known about it.
 
     OPERATORS["minimum"].code      torch.minimum          what a mod calls
     OPERATORS["minimum"].mirror    "minimum"              its name with the arguments exchanged
     OPERATORS["minimum"].formula   Min                    what the analysis of masks reads
 
-Everything else about operators is read from here: how they are lifted, folded, written and bounded. What a row leaves
-out is not known, and that is always safe: an operator without code is computed by the program and loaded, one without
-a formula is opaque to the analysis of masks, one without bounds may be any number.
+How operators are lifted, folded, written and bounded is read from here. What a row leaves out is not known, which is
+always safe: an operator without code is computed by the program and loaded, one without a formula is a function of
+unknown values in the analysis of masks, and one without bounds may give any number.
 
-A few rows (`where`, `float`, `trunc`, `wrap`) are no functions of numbers alone: the writers know how to write them,
-and only the other facts about them stand here.
+`float`, `trunc` and `wrap` change the kind of a number, and `where` chooses. The writers write these by themselves, and
+their rows have only the other facts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Operator:
         that are lifted to it have rules of their own.
     integers: whether it is lifted where its result is an integer.
     rounds: whether it rounds its result to the dtype.
-    steps: whether it jumps, so that it needs the very numbers that eager has.
+    steps: whether it jumps, like floor, so that its arguments must be exactly those of eager.
 
     fold: its value of Python integers and truth values; None: these do not fold.
     code: its value of tensors, which is what a mod calls. Floating-point constants fold by it.
@@ -47,7 +47,7 @@ class Operator:
     rounding: the mode in which torch.div does the same with floating-point numbers.
     mirror: the operator that it is with its arguments exchanged.
     negation: the operator that holds where it does not.
-    facts: the properties of sympy that a difference has where it compares so with zero, and where it does not.
+    facts: of a comparison with zero: the sympy property (`is_positive`) that proves it, and the one that refutes it.
     neutral: the second argument that changes nothing; the first as well if it `commutes`.
 
     infix, prefix: how people write it between its arguments, or before its only one, and its rank among such operators.
@@ -55,9 +55,9 @@ class Operator:
 
     formula: what it is to sympy, in the analysis of masks.
     bound: the range of its integers, from the ranges of its arguments.
-    abs_bound: what the absolute values of its integers stay within, from those of its arguments.
-    magnitude: what the absolute value of its result stays within, from those of its arguments.
-    most: what it stays within whatever its arguments are.
+    abs_bound: a bound of the absolute value of its integer result, from a list of those of its arguments.
+    magnitude: a bound of the absolute value of its result, from those of its arguments.
+    most: a bound of the absolute value of its result whatever its arguments are.
     nonnegative: whether its result is never negative.
     free: whether computing it costs nothing beside loading its arguments.
     """
@@ -98,7 +98,7 @@ def comparison(name: str, infix: str, **known: Any) -> Operator:
 
 
 def function(name: str, code: Callable[..., Any] | None = None, **known: Any) -> Operator:
-    """A function of one floating-point number; code: if torch has it under another name."""
+    """The row of a function of one floating-point number. code: if torch has it under another name."""
     return Operator(name, lifts="unary", code=code or getattr(torch, name), **known)
 
 
@@ -111,7 +111,7 @@ def next_to(a: float) -> float:
 
 
 def no_bound(parts: list[int]) -> int:
-    """Of what is computed in 64 bits, as is everything that is made of it."""
+    """No bound is needed for what is computed in 64 bits, as is everything that is made of it."""
     return 0
 
 
@@ -207,5 +207,5 @@ NEGATED = {row.name: row.negation for row in ROWS if row.negation is not None}
 
 
 def known_of(op: str) -> Operator:
-    """The row of an operator; of what is no operator (a constant, a load), a row that says nothing."""
+    """The row of an operator; for a constant or a load, a row that says nothing."""
     return OPERATORS.get(op, UNKNOWN)

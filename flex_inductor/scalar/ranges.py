@@ -13,6 +13,7 @@ ANY: Range = (-float("inf"), float("inf"))
 
 
 def range_of(dtype: torch.dtype) -> Range:
+    """The range of an integer or Boolean dtype."""
     if dtype == torch.bool:
         return 0, 1
     info = torch.iinfo(dtype)

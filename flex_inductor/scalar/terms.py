@@ -86,6 +86,7 @@ def is_integer(dtype: torch.dtype) -> bool:
 
 
 def const(value: float | bool, dtype: torch.dtype) -> Expr:
+    """A constant of a dtype, rounded to it."""
     if is_integer(dtype):
         return index(sympy.Integer(int(value)))
     if dtype == torch.bool:

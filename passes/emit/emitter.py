@@ -22,7 +22,7 @@ from torch import fx
 
 from flex_inductor import compat, devices, scalar
 from flex_inductor.passes.emit.copies import copies_of, expand_copies
-from flex_inductor.passes.emit.operands import dtype_of, operands
+from flex_inductor.passes.emit.operands import operand_dtype, operands
 from flex_inductor.passes.emit.result import Result, rebuild
 from flex_inductor.passes.emit.sinks import beside
 from flex_inductor.passes.lift import heads
@@ -132,7 +132,7 @@ class Emitter:
 
     def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
         """The node that has the result's value, and a note about the kernel. Makes all nodes that this takes."""
-        device, dtype, training = result.node.meta["val"].device, dtype_of(site), result.trains
+        device, dtype, training = result.node.meta["val"].device, operand_dtype(site), result.trains
         site = self.subtract_level(self.with_rows(site, device), device)
         sinks = site.extra if kernel.mask is not None else ()  # only our own kernels return the log-sum-exp
         site = replace(site, extra=()) if sinks else site
@@ -148,7 +148,7 @@ class Emitter:
         """The output of a call, (b, h, q, e), with the shape, dtype and strides of the result."""
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
-        out = out if wanted == dtype_of(site) else self.make.call(aten.to.dtype, out, wanted)
+        out = out if wanted == operand_dtype(site) else self.make.call(aten.to.dtype, out, wanted)
         views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
         changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
         if result.trains and changed:  # the backward pass reads the output, of which this may be a view
@@ -168,7 +168,7 @@ class Emitter:
         if site.dropout is not None:
             options[compat.DROPOUT_OPTION] = site.dropout.p
             mask_reads = (self.random_rows(at, device), *mask_reads)
-        if kernel.mask:  # works out by itself which blocks there are
+        if kernel.mask:  # the kernel works the blocks out itself
             blocks = self.maps.one_block(mask_mod, device)
         else:
             blocks = self.maps.block_mask(mask, at, mask_mod, device, training)

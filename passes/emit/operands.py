@@ -45,7 +45,7 @@ def arrangement(wanted: Wanted, site: Site, storage: Storage) -> tuple[Operand, 
     return source, arrange(source, [Dim(at.b, at.size(at.b)), heads, rows, channels], sizes)
 
 
-def dtype_of(site: Site) -> torch.dtype:
+def operand_dtype(site: Site) -> torch.dtype:
     """The dtype of the operands in the call: the widest that they have. flex_attention needs one for all three, and
     widening is exact."""
     if site.dtype is not None:
@@ -97,7 +97,7 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
         if how is None:
             raise Declined("an operand of the attention is no view of a tensor", source.node)
         node = apply_arrangement(make, make.value(source.node), how)
-        if source.node.meta["val"].dtype != dtype_of(site):
-            node = make.call(aten.to.dtype, node, dtype_of(site))
+        if source.node.meta["val"].dtype != operand_dtype(site):
+            node = make.call(aten.to.dtype, node, operand_dtype(site))
         nodes.append(node)
     return nodes[0] if len(nodes) == 1 else make.call(torch.cat, nodes, -1)

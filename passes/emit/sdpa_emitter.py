@@ -20,7 +20,7 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.passes.emit.emitter import Emitter
-from flex_inductor.passes.emit.operands import apply_arrangement, dtype_of, operands
+from flex_inductor.passes.emit.operands import apply_arrangement, operand_dtype, operands
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
 from flex_inductor.passes.lift.layout import Dim, arrange
@@ -53,6 +53,7 @@ class SdpaEmitter(Emitter):
         return ("rows that lose all keys get the mean of the values",) if site.keep is not None else site.notes
 
     def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
+        """The node that has the result's value, and a note about the mask."""
         form = form_of(site, result.trains, result.product.meta["autocast"])
         assert form is not None
         query, key, value = operands(self.make, site, self.storage)
@@ -110,7 +111,7 @@ class SdpaEmitter(Emitter):
             mean = call(torch.sum, call(torch.mul, weights, value), -2, keepdim=True)
             centred = call(torch.mul, weights, call(torch.sub, value, mean))
             share = site.scale
-        centred = call(aten.to.dtype, call(aten.detach.default, centred), dtype_of(site))
+        centred = call(aten.to.dtype, call(aten.detach.default, centred), operand_dtype(site))
         steps = call(torch.mul, call(torch.matmul, call(torch.transpose, key, -1, -2), centred), share)
         if site.group != 1:
             steps = call(torch.repeat_interleave, steps, self.make.size(site.group), 1)
@@ -142,6 +143,7 @@ class WholeWriter(ModWriter):
         self.at, self.make = at, make
 
     def capture(self, x: Expr) -> fx.Node:
+        """A buffer as a view, or read at each position."""
         buffer, index = x.args
         at, used = self.at, scalar.positions(x)
         places = (at.b, at.h, at.q, at.k)

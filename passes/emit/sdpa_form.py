@@ -29,7 +29,7 @@ import sympy
 import torch
 
 from flex_inductor import mask, scalar
-from flex_inductor.passes.emit.operands import dtype_of
+from flex_inductor.passes.emit.operands import operand_dtype
 from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.split.levels import has_raw
 from flex_inductor.passes.split.parts import Masked, is_fill, part, replacements
@@ -77,7 +77,7 @@ class Form:
 
 def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
     """The call that means the same, or None. autocast: whether autocast is active, which would round an added mask."""
-    if site.extra or site.dropout is not None or site.scale <= 0 or dtype_of(site) == torch.float64:
+    if site.extra or site.dropout is not None or site.scale <= 0 or operand_dtype(site) == torch.float64:
         return None
     if not same(sympy.Add(*(n for *_, n in site.products)), site.channels):  # the kernel takes one head dimension
         return None
@@ -137,7 +137,8 @@ def _lost(found: Masked, replaces: bool) -> Lost | None:
 
 
 def with_fills(site: Site) -> Expr | None:
-    """What is added to the scores, with the fills that replace scores as terms of the sum."""
+    """The sum of everything that is added to the scores, with fills that replace scores as terms of it; None if that is
+    not the same."""
     fills = list(replacements(site.score))
     if all(f.is_const and f.value <= ABSORBS for f in fills):
         return added(site.score)

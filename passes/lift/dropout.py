@@ -56,7 +56,7 @@ def _noise(source: fx.Node, noise: fx.Node) -> Dropped | None:
     drawn, keep = noise.args
     if not isinstance(drawn, fx.Node) or drawn.target is not aten.bernoulli_.float:
         return None
-    if (*drawn.args, HALF)[1] != keep or noise.kwargs or drawn.kwargs:  # a rounding mode, a generator
+    if (*drawn.args, HALF)[1] != keep or noise.kwargs or drawn.kwargs:  # not with a rounding mode or a generator
         return None
     private = all(len(n.users) == 1 for n in (noise, drawn, drawn.args[0]))
     return (source, Dropout(1 - keep, drawn)) if private and 0 < keep < 1 else None

@@ -137,7 +137,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     lifter = Lifter(
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
-    behind = replace(lifter, anchor=candidate.anchor, rules=WITH_DROPOUT)
+    behind = lifter.changed(anchor=candidate.anchor, rules=WITH_DROPOUT)
     probabilities = weights_of(behind, weights, candidate.anchor, candidate.result.meta["position"])
     index = probabilities.index
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
@@ -150,7 +150,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
         others = set(products) - {other_readers.most_private(products, candidate.result)}
-        lifter = replace(lifter, leaves=frozenset(others), memo={})  # the program computes these, and they are loaded
+        lifter = lifter.changed(leaves=frozenset(others))  # the program computes these, and they are loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
     check_scores(candidate, merged, found.extra)

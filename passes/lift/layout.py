@@ -59,7 +59,7 @@ def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
     return Digit(entry, unit, limit if limit is not None else sympy.cancel(sizes[entry] / unit))
 
 
-def number(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
+def digits_of_entry(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
     """The digits that make up one entry of an index, most significant first; None if it is not made of digits."""
     if not entry.free_symbols & sizes.keys():
         return []
@@ -88,7 +88,7 @@ def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
     digits."""
     found = []
     for entry, size in zip(operand.index, operand.node.meta["val"].shape):
-        one = number(entry, size_expr(size), sizes)
+        one = digits_of_entry(entry, size_expr(size), sizes)
         if one is None:
             return None
         found.append(one)
@@ -103,7 +103,8 @@ def sources(operand: Operand, storage: Storage, sizes: Sizes) -> Iterator[Operan
     while node.op == "call_function" and rule_name(node) in TRANSPARENT and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         since = node.meta["position"]
-        written = storage.writes(source, since, END) or storage.writes(node, since, read)  # a copy's memory is its own
+        # both are asked, because a copy has memory of its own
+        written = storage.writes(source, since, END) or storage.writes(node, since, read)
         if written or source.meta["grad"] != node.meta["grad"]:
             return
         try:

@@ -124,7 +124,11 @@ class Lifter:
 
     @functools.cached_property
     def strictly(self) -> Lifter:
-        return self if self.strict else replace(self, strict=True, memo={})
+        return self if self.strict else self.changed(strict=True)
+
+    def changed(self, **settings: Any) -> Lifter:
+        """A lifter with other settings. What was lifted under the old ones is forgotten."""
+        return replace(self, memo={}, **settings)
 
     def cast(self, x: Expr, dtype: torch.dtype) -> Expr:
         """A number converted to another dtype as the program converts it. Raises NoRule where that has no formula."""

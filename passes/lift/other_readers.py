@@ -32,7 +32,7 @@ CARRIES = {
 """Operators that may lie between the softmax and the product with the values. Views may too."""
 
 
-def results(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
+def value_products(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
     """The products that read the probabilities, and which operand of each they are."""
     found: dict[tuple[fx.Node, int], None] = {}
     todo, seen = [anchor], {anchor}

@@ -18,7 +18,7 @@ import torch
 from flex_inductor import scalar
 from flex_inductor.scalar import Bounds, Expr, is_integer
 
-LOW = (torch.bfloat16, torch.float16)
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 SMALL, HUGE = 1 << 7, float(1 << 70)
 """Integers up to twice SMALL are exact in every floating-point dtype. Every integer is below HUGE."""
 NARROWEST = 32
@@ -38,10 +38,11 @@ def cast(x: Expr, dtype: torch.dtype, bounds: Bounds, strict: bool) -> Expr | No
     exact = is_load(x) or is_integer(x.dtype) or x.op in ("probabilities", "dot")
     if torch.float64 in (dtype, x.dtype) and not exact:
         return None
-    return None if strict and dtype in LOW else scalar.cast(x, dtype)
+    return None if strict and dtype in HALF_PRECISIONS else scalar.cast(x, dtype)
 
 
 def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
+    """x as an integer of a dtype, wrapped around as the program does; None if that has no formula."""
     if dtype == torch.uint64:  # formulas count in int64
         return None
     if is_integer(x.dtype):
@@ -62,7 +63,7 @@ def is_load(x: Expr) -> bool:
 
 def is_rounded(value: Expr, strict: bool) -> bool:
     """Whether the program rounds the result of arithmetic in a way that the formula would not."""
-    concerned = value.dtype == torch.float64 or (strict and value.dtype in LOW)
+    concerned = value.dtype == torch.float64 or (strict and value.dtype in HALF_PRECISIONS)
     return concerned and scalar.cases(value) is None and not any(n.op == "dot" for n in scalar.walk(value))
 
 
@@ -93,5 +94,5 @@ def shift(x: Expr) -> float | None:
     moved = [shift(a) for a in terms] if x.op in ("add", "sub", "neg", "where") else [None]
     known = [m for m in moved if m is not None]
     if len(known) < len(moved) or (x.op in ("add", "sub") and not any(map(scalar.cases, terms))):
-        return None  # or two integers, each of them rounded
+        return None  # two integers, each rounded, have no such order
     return max(known) if x.op == "where" else sum(known)

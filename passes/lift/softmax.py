@@ -19,9 +19,9 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.lift.layout import number
+from flex_inductor.passes.lift.layout import digits_of_entry
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
-from flex_inductor.passes.lift.other_readers import results
+from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
 from flex_inductor.passes.program.walk import above
@@ -105,7 +105,7 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
     """The scores that an anchor normalises, at an index of its result."""
     if rule_name(anchor) in SOFTMAX:
         return _of_softmax(lifter, anchor, index, key)
-    lifter = replace(lifter, store=False, memo={})  # sums and shifts must be written out, not loaded
+    lifter = lifter.changed(store=False)  # sums and shifts must be written out, not loaded
     try:
         value = lifter.apply(anchor, index, anchor.meta["position"])
     except NoRule:
@@ -134,7 +134,7 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     if not (offset.is_Integer and behind.is_Integer and 0 <= offset + behind <= MAX_EXTRA):
         raise Declined("columns of the scores are cut off behind the softmax", softmax)
     places = [sympy.Integer(i) for i in range(int(offset))] + [size - behind + i for i in range(int(behind))]
-    whole = replace(lifter, store=False, memo={})  # a shift must be written out in every column
+    whole = lifter.changed(store=False)  # a shift must be written out in every column
     score = lifter.lift(source, (*index[:dim], entry, *index[dim + 1 :]))
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
 
@@ -142,7 +142,7 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
 def _mixed(softmax: fx.Node, dim: int) -> str:
     """What happens to probabilities that a product sums over another dimension than the keys."""
     heads = dim == len(softmax.meta["val"].shape) - 3
-    readers = [called(product) for product, _ in results(softmax)]
+    readers = [called(product) for product, _ in value_products(softmax)]
     return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
 
 
@@ -160,7 +160,7 @@ def dimension(softmax: fx.Node) -> int:
 def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr | None:
     """The number that the values give to a key, where they number the keys in another order (columns before rows of an
     image); None where they do not."""
-    found = number(entry, sizes[key], sizes)
+    found = digits_of_entry(entry, sizes[key], sizes)
     if not found or len(found) < 2 or any(d.symbol != key for d in found):
         return None
     place, below = sympy.S.Zero, sympy.S.One

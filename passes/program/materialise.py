@@ -60,6 +60,7 @@ class Materialiser:
         self.own.add(node)
 
     def value(self, node: fx.Node) -> fx.Node:
+        """The Dynamo node of an ATen value."""
         if node in self.own:
             return node
         if node in self.aten_graph.value_of and node not in self.aten_graph.moved:
@@ -69,6 +70,7 @@ class Materialiser:
         return self.made[node]
 
     def make(self, node: fx.Node) -> fx.Node:
+        """Computes an ATen value again. Raises Declined where that may give another value."""
         target: Any = node.target
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if node.op != "call_function" or target is opaque or random or any(True for _ in written_args_of(node)):
@@ -85,6 +87,7 @@ class Materialiser:
         return storage is not None and any(storage.writes(n, since, self.until) for n in (node, *node.all_input_nodes))
 
     def argument(self, x: Any) -> Any:
+        """An argument of an ATen operator as one of a Dynamo node."""
         if isinstance(x, fx.Node):
             return self.value(x)
         if isinstance(x, torch.SymInt):
@@ -112,6 +115,7 @@ class Materialiser:
         return self.sizes[expr]
 
     def make_size(self, expr: sympy.Expr) -> fx.Node:
+        """Makes the node of a dynamic size. Raises Declined if the graph cannot compute it."""
         if expr.is_Symbol:
             if expr not in self.symbols:
                 raise Declined(f"the size {expr} is no input of the graph")

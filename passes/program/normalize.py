@@ -81,6 +81,7 @@ class Recorder(TorchDispatchMode):
 
     @contextlib.contextmanager
     def looking_away(self) -> Iterator[None]:
+        """Records nothing inside the block."""
         self.away = True
         try:
             yield
@@ -124,6 +125,7 @@ class Recorder(TorchDispatchMode):
         return nodes
 
     def add(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        """Adds a node with its metadata."""
         node = self.out.graph.create_node(op, target)
         node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
         node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
@@ -172,6 +174,7 @@ class Normalizer:
         self.transformed: set[fx.Node] = set()  # under functorch transforms
 
     def run(self) -> AtenGraph:
+        """Runs the whole graph, and returns its view as ATen operators."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(compat.no_autocast_cache())
@@ -192,6 +195,7 @@ class Normalizer:
         return self.result
 
     def note_memory(self, node: fx.Node, value: Any) -> None:
+        """Notes which memory of Dynamo's values corresponds to which memory of those here."""
         for seen, own in zip(tree_leaves(node.meta.get("example_value")), tree_leaves(value)):
             there, here = memory_of(seen), memory_of(own)
             if there is not None and here is not None and there != here:
@@ -218,6 +222,7 @@ class Normalizer:
         self.recorder.recent.clear()
 
     def value(self, node: fx.Node) -> Any:
+        """Runs a node, or takes the value that Dynamo found."""
         if node.op == "placeholder":
             return node.meta.get("example_value")
         if node.op == "get_attr":
@@ -236,6 +241,7 @@ class Normalizer:
             return self.unseen(node)
 
     def attribute(self, node: fx.Node) -> Any:
+        """The value of a get_attr node, as a fake tensor."""
         value: Any = self.gm
         for part in str(node.target).split("."):
             value = getattr(value, part)
@@ -244,6 +250,7 @@ class Normalizer:
         return value
 
     def execute(self, node: fx.Node) -> Any:
+        """Runs a node under the recorder."""
         load = lambda n: self.env[n]  # noqa: E731
         args, kwargs = fx.map_arg(node.args, load), fx.map_arg(node.kwargs, load)
         if node.target in compat.SDPA:
@@ -301,10 +308,14 @@ class Normalizer:
             self.autocasts.popitem()[1].__exit__(None, None, None)
 
     def in_functorch(self, node: fx.Node) -> bool:
+        """Whether a node runs under a functorch transform, which Dynamo opens and closes by nodes of their own."""
         name = getattr(node.target, "__name__", "")
         module = getattr(node.target, "__module__", "") or ""
         if "functorch" in module:
-            self.functorch_depth += name.endswith("increment_nesting") - name.endswith("decrement_nesting")
+            if name.endswith("increment_nesting"):
+                self.functorch_depth += 1
+            elif name.endswith("decrement_nesting"):
+                self.functorch_depth -= 1
         elif self.functorch_depth == 0:
             return False
         self.transformed.add(node)

@@ -91,7 +91,7 @@ class Limits:
         if x.op == "dot":
             return self.raw
         if x.op == "load":
-            return self.raw if is_product(x.args[0]) else self.loaded
+            return self.raw if is_of_product(x.args[0]) else self.loaded
         row = known_of(x.op)
         if row.most is not None:
             return row.most
@@ -114,7 +114,7 @@ def _carries_products() -> frozenset[str]:
     return frozenset({*INDEX_MAPS, "_to_copy", "gather", "index", "index_select"})
 
 
-def is_product(node: object) -> bool:
+def is_of_product(node: object) -> bool:
     """Whether a value is a matrix product, or elements of one, and so within the bound of raw scores."""
     while isinstance(node, fx.Node) and rule_name(node) in _carries_products():
         node = node.args[0]

@@ -41,6 +41,7 @@ class AbsBounds:
         return self.memo[x]
 
     def find(self, x: Expr) -> int:
+        """A bound of the integers of an expression, by its operator."""
         if x.op == "index":
             return mask.abs_bound(x.args[0], self.symbol)
         if x.op == "load":
@@ -53,11 +54,12 @@ class AbsBounds:
         return mask.BOUND + 1 if bound is None else bound([self.of(a) for a in x.args if isinstance(a, Expr)])
 
     def symbol(self, s: sympy.Symbol) -> int:
+        """A bound of a symbol inside index arithmetic."""
         if not isinstance(s, Atom):
             return self.longest.get(s, LONGEST)
         if s.expr.op != "load":
             return self.of(s.expr)
-        wide = s.expr.args[0].meta["val"].dtype == torch.int64  # as is everything that is computed of it
+        wide = s.expr.args[0].meta["val"].dtype == torch.int64  # then everything computed from it has 64 bits too
         return 0 if wide else mask.BOUND
 
 

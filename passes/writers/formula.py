@@ -49,6 +49,7 @@ class Former:
         return self.memo[x]
 
     def form(self, x: Expr) -> sympy.Basic:
+        """The formula of a truth value."""
         if x.op == "const":
             return sympy.sympify(bool(x.value))
         function = known_of(x.op).formula
@@ -93,6 +94,7 @@ class Former:
         return value
 
     def name(self, table: dict[str, Any], thing: Any, wanted: str) -> str:
+        """The name of a function in the formula: one for each buffer or expression."""
         for name, known in table.items():
             if known is thing or (isinstance(thing, Expr) and known == thing):
                 return name

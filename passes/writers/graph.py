@@ -78,12 +78,11 @@ class ModWriter:
         self.captured = Captured()
         self.memo: dict[Any, Any] = {}
         self.numbers: set[fx.Node] = set()  # captured sizes, and what is computed of them
-        names = ("score",) * with_score + ("b", "h", "q_idx", "kv_idx")
-        inputs = [self.graph.placeholder(n) for n in names]
-        self.score = inputs[0] if with_score else None
+        self.score = self.graph.placeholder("score") if with_score else None
         self.dot: Expr | None = None
-        self.positions = dict(zip((at.b, at.h, at.q, at.k), inputs[with_score:]))
-        self.last = inputs[-1]
+        positions = [self.graph.placeholder(n) for n in ("b", "h", "q_idx", "kv_idx")]
+        self.positions = dict(zip((at.b, at.h, at.q, at.k), positions))
+        self.last = positions[-1]
         self.wide, self.over = wide, over
 
     def finish(self, expr: Expr, name: str, also: Callable[[Captured], set[sympy.Symbol]]) -> fx.GraphModule:
@@ -100,10 +99,10 @@ class ModWriter:
     def constant(self, value: Any, dtype: torch.dtype) -> fx.Node:
         """A number as a scalar tensor."""
         kind = torch.bool if dtype == torch.bool else computed_in(dtype)
-        one = self.positions[next(iter(self.positions))]
-        return self.call(torch.full_like, one, value, dtype=kind)
+        return self.call(torch.full_like, self.tensor(), value, dtype=kind)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Adds a call to the graph."""
         node = self.graph.call_function(function, args, kwargs)
         if all(n in self.numbers for n in node.all_input_nodes):
             self.numbers.add(node)
@@ -124,6 +123,7 @@ class ModWriter:
         return self.memo[x]
 
     def write(self, x: Expr) -> Any:
+        """The value of an expression, by its operator."""
         if x.op == "const":
             return x.value
         if x.op == "index":
@@ -155,12 +155,14 @@ class ModWriter:
         return self.score
 
     def where(self, x: Expr) -> Any:
+        """A case distinction, of which one branch at least must be a tensor."""
         condition, a, b = (self.value(arg) for arg in x.args)
         if not self.is_tensor(a) and not self.is_tensor(b):
             a = self.constant(a, x.dtype)
         return self.call(torch.where, condition, a, b)
 
     def tensor(self) -> fx.Node:
+        """Some scalar tensor."""
         return self.positions[next(iter(self.positions))]
 
     def function(self, x: Expr) -> Any:
@@ -178,6 +180,7 @@ class ModWriter:
         return self.function_of(row, args, x.dtype)
 
     def function_of(self, row: Operator, args: list[Any], dtype: torch.dtype) -> Any:
+        """A call of an operator's code, in the form that suits its arguments."""
         if row.clamp and not self.is_tensor(args[1]):
             return self.call(torch.clamp, args[0], **{row.clamp: args[1]})
         if row.rounding and dtype.is_floating_point:  # the operator `//` has no derivative
@@ -198,6 +201,7 @@ class ModWriter:
         return self.memo[key]
 
     def capture(self, x: Expr) -> fx.Node:
+        """The element of a captured buffer."""
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
         key = Capture(buffer, selected, self.over(x))
@@ -227,6 +231,7 @@ class ModWriter:
         return self.memo[e]
 
     def write_integer(self, e: sympy.Expr) -> Any:
+        """The value of index arithmetic, by its operator."""
         if e.is_Integer:
             return int(e)
         if isinstance(e, Atom):

@@ -18,6 +18,7 @@ class TextWriter:
         self.memo: dict[tuple[sympy.Expr, int], str] = {}
 
     def text(self, x: Expr, rank: int = 0) -> str:
+        """An expression as text."""
         if x.op == "const":
             return _number(x.value)
         if x.op == "index":
@@ -47,6 +48,7 @@ class TextWriter:
         return self.memo[e, rank]
 
     def sum(self, e: sympy.Expr, rank: int) -> str:
+        """Index arithmetic as text, by its operator."""
         if isinstance(e, Atom):
             return self.text(e.expr, rank)
         if e.is_Symbol:

@@ -207,8 +207,8 @@ def without_infinities(*outcomes: Outcome) -> tuple[Outcome, ...]:
 
 
 def without_what_nan_became(outcomes: tuple[Outcome, ...], decisions: Sequence[Decision]) -> tuple[Outcome, ...]:
-    """Where a row without keys gives 0, as its record says, a projection of all heads or a second attention makes numbers
-    of it, and NaN of eager's: outputs that are NaN in eager have a zero there."""
+    """Where a row without keys gives 0, as its record says, a projection of all heads or a second attention makes
+    numbers of it, and NaN of eager's: outputs that are NaN in eager have a zero there."""
     if not any(EMPTY_ROWS in d.notes for d in decisions):
         return outcomes
     undefined = [x.isnan() for x in outcomes[1].outputs]

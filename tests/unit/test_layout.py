@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.passes.lift.layout import Arrangement, Digit, Dim, arrange, digit, number, radix
+from flex_inductor.passes.lift.layout import Arrangement, Digit, Dim, arrange, digit, digits_of_entry, radix
 from flex_inductor.passes.site import Operand
 from flex_inductor.scalar.indices import position
 
@@ -117,13 +117,13 @@ def test_no_digit(entry: sympy.Expr) -> None:
 
 
 def test_number() -> None:
-    assert number(24 * B + 4 * H + D, I(48), SIZES) == [
+    assert digits_of_entry(24 * B + 4 * H + D, I(48), SIZES) == [
         Digit(B, I(1), I(2)),
         Digit(H, I(1), I(6)),
         Digit(D, I(1), I(4)),
     ]
-    assert number(4 * H + D, I(48), SIZES) is None  # not all of the dimension
-    assert number(I(3), I(7), SIZES) == []
+    assert digits_of_entry(4 * H + D, I(48), SIZES) is None  # not all of the dimension
+    assert digits_of_entry(I(3), I(7), SIZES) == []
 
 
 def test_radix() -> None:

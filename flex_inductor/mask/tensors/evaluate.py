@@ -102,6 +102,7 @@ class Evaluator:
         return self.memo[e]
 
     def compute(self, e: sympy.Basic) -> Any:
+        """The value of a formula: a tensor, or a Number."""
         if e in (sympy.true, sympy.false):
             return Number(bool(e))
         if e in self.positions:
@@ -118,6 +119,7 @@ class Evaluator:
         raise NotImplementedError(f"no code for the formula {e}")
 
     def number(self, e: sympy.Basic) -> Any:
+        """The value of a formula without positions."""
         if isinstance(e, (Relational, sympy.And, sympy.Or, sympy.Not)):  # of sizes alone: as a tensor
             zero = self.call(torch.zeros, [1] * 4, dtype=torch.int64, device=self.device)
             (first, *_) = e.atoms(sympy.Symbol)
@@ -168,6 +170,8 @@ class Evaluator:
         return value[:, :, slice(*self.tile)] if self.tile is not None and value.shape[2] != 1 else value
 
     def reduce(self, e: sympy.Basic) -> Any:
+        """The reduction itself: the values at all positions, with a dimension for those inside of a block, which is
+        reduced."""
         expr, *over = e.args
         axes = [a for a in (self.rows, self.cols) if a.position in over and expr.has(a.position)]
         inner = self.with_positions(*axes)

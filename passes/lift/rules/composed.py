@@ -22,7 +22,7 @@ MAX_POWER = 4
 """The greatest exponent of integers. Greater powers soon overflow."""
 
 
-def floating(node: fx.Node) -> torch.dtype:
+def floating_dtype(node: fx.Node) -> torch.dtype:
     """The dtype of a floating-point result. Raises NoRule for other results."""
     if not dtype_of(node).is_floating_point:
         raise NoRule
@@ -30,6 +30,7 @@ def floating(node: fx.Node) -> torch.dtype:
 
 
 def reverse_sub(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """`rsub(a, b)`: b - a."""
     dtype = dtype_of(node)
     a, b = (operand(lifter, x, index, at, dtype) for x in node.args[:2])
     if argument(node, 2, "alpha", 1) != 1:
@@ -38,6 +39,7 @@ def reverse_sub(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def divide(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """A division, true or rounded down."""
     mode = node.kwargs.get("rounding_mode")
     if mode is None:
         return binary("div")(lifter, node, index, at)
@@ -47,10 +49,11 @@ def divide(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def power(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """A power, of floating-point numbers or of integers."""
     dtype = dtype_of(node)
     if is_integer(dtype):
         return integer_power(lifter, node, index, at)
-    args = tuple(lifter.cast(lifter.arg(x, index, at), floating(node)) for x in node.args[:2])
+    args = tuple(lifter.cast(lifter.arg(x, index, at), floating_dtype(node)) for x in node.args[:2])
     return result(lifter, "pow", args, dtype)
 
 
@@ -67,7 +70,7 @@ def add_scaled(op: str) -> Rule:
     """x + value * a * b, or x + value * a / b"""
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-        dtype = floating(node)
+        dtype = floating_dtype(node)
         x, a, b = (operand(lifter, n, index, at, dtype) for n in node.args[:3])
         value = operand(lifter, argument(node, 3, "value", 1), (), at, dtype)
         first = arithmetic(lifter, "mul", value, a, dtype)
@@ -78,7 +81,7 @@ def add_scaled(op: str) -> Rule:
 
 def lerp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
     """Starts from the end that is nearer, so that the result is exact at both ends."""
-    dtype = floating(node)
+    dtype = floating_dtype(node)
     one, half = scalar.const(1, dtype), scalar.const(0.5, dtype)
     start, end, weight = (operand(lifter, x, index, at, dtype) for x in node.args[:3])
     way = arithmetic(lifter, "sub", end, start, dtype)

@@ -17,6 +17,7 @@ from flex_inductor.scalar.indices import size_expr
 
 
 def arange(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """`start + step * position`, for whole numbers."""
     bounds = list(node.args)
     start = bounds[0] if len(bounds) > 1 else 0
     step = bounds[2] if len(bounds) > 2 else 1
@@ -27,6 +28,8 @@ def arange(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 def constant(value: float) -> Rule:
+    """The rule of an operator that fills a tensor with a constant."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         return const(value, node.meta["val"].dtype)
 
@@ -34,6 +37,8 @@ def constant(value: float) -> Rule:
 
 
 def full(place: int) -> Rule:
+    """The rule of an operator that fills a tensor with the argument at a place."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         return lifter.cast(number(argument(node, place, "fill_value")), node.meta["val"].dtype)
 

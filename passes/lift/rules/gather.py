@@ -30,6 +30,7 @@ def look_up(
 
 
 def gather(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """`x.gather(dim, places)`: one dimension of the index is looked up."""
     source, places = source_of(node), node.args[2]
     if not isinstance(places, fx.Node) or not at_index:
         raise NoRule
@@ -39,6 +40,7 @@ def gather(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 def index_select(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """`x.index_select(dim, places)`."""
     source, places = source_of(node), node.args[2]
     dim = int(node.args[1]) % len(at_index)
     place = integer(lifter.lift(places, (at_index[dim],), at))

@@ -62,6 +62,7 @@ def _behind(lifter: Lifter, place: sympy.Expr, part: Segment) -> bool:
 
 
 def cat(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """Tensors one after the other along a dimension."""
     tensors = [t for t in node.args[0] if t.meta["val"].dim() == len(at_index)]
     dim, start, parts = argument(node, 1, "dim", 0) % len(at_index), sympy.S.Zero, []
     for tensor in tensors:
@@ -76,6 +77,7 @@ def cat(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """Tensors side by side along a new dimension."""
     tensors, dim = node.args[0], argument(node, 1, "dim", 0) % len(at_index)
     rest = (*at_index[:dim], *at_index[dim + 1 :])
 
@@ -87,6 +89,7 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
 
 
 def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """A tensor inside a constant border, which may be negative."""
     source, amounts = source_of(node), [size_expr(n) for n in argument(node, 1, "pad")]
     dtype = node.meta["val"].dtype
     fill = lifter.cast(number(argument(node, 2, "value", 0)), dtype)

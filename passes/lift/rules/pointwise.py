@@ -95,6 +95,8 @@ def arithmetic(lifter: Lifter, op: str, a: Expr, b: Expr, dtype: torch.dtype) ->
 
 
 def binary(op: str) -> Rule:
+    """The rule of an operator on two numbers of the dtype of its result."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
         a, b = (operand(lifter, x, at_index, at, dtype) for x in node.args[:2])
@@ -131,6 +133,8 @@ def logical(op: str, a: Expr, b: Expr) -> Expr:
 
 
 def unary(op: str) -> Rule:
+    """The rule of an operator on one number."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         dtype = dtype_of(node)
         if len(node.args) > 1 or node.kwargs:
@@ -160,6 +164,8 @@ def compared(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> tuple[E
 
 
 def comparison(op: str) -> Rule:
+    """The rule of a comparison."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         a, b = compared(lifter, node, at_index, at)
         if a.dtype == torch.bool:
@@ -182,6 +188,8 @@ def truth(lifter: Lifter, x: Any, at_index: Index, at: int) -> Expr:
 
 
 def logic(combine: Any, bitwise: bool) -> Rule:
+    """The rule of an operator on truth values. bitwise: whether it is one on bits for integers."""
+
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         if bitwise and node.meta["val"].dtype != torch.bool:
             raise NoRule
@@ -191,6 +199,7 @@ def logic(combine: Any, bitwise: bool) -> Rule:
 
 
 def where(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """`torch.where(condition, a, b)`."""
     if len(node.args) < 3:
         raise NoRule
     condition = truth(lifter, node.args[0], at_index, at)
@@ -203,7 +212,7 @@ def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr
     return scalar.where(truth(lifter, node.args[1], at_index, at), fill, x)
 
 
-def bounds(node: fx.Node) -> tuple[Any, Any]:
+def clamp_bounds(node: fx.Node) -> tuple[Any, Any]:
     """The least and the greatest value that a clamp lets through."""
     if "clamp_max" in str(node.target):
         return None, argument(node, 1, "max")
@@ -211,9 +220,10 @@ def bounds(node: fx.Node) -> tuple[Any, Any]:
 
 
 def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """A minimum of a maximum, without those that are not given."""
     dtype = dtype_of(node)
     x = lifter.cast(lifter.arg(node.args[0], at_index, at), dtype)
-    low, high = bounds(node)
+    low, high = clamp_bounds(node)
     for op, bound in (("maximum", low), ("minimum", high)):
         if bound is not None:
             x = result(lifter, op, (x, lifter.cast(lifter.arg(bound, at_index, at), dtype)), dtype)

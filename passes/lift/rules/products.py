@@ -28,6 +28,8 @@ def product(node: fx.Node, name: str, index: Index) -> Product:
 
 
 def rule(name: str) -> Rule:
+    """The rule of a product: a raw score, or a leaf."""
+
     def lift_product(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
         found = product(node, name, index)
         queries, keys = sides(lifter, found)

@@ -22,6 +22,7 @@ HIGH = 1e8
 
 
 def extreme(op: str) -> Rule:
+    """The rule of maximum or minimum, with ties written out."""
     plain = pointwise.RULES[op]
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
@@ -42,8 +43,9 @@ def halfway(x: Expr, number: float) -> Expr:
 
 
 def clamp(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """The rule of clamp, with ties written out."""
     value = pointwise.RULES["clamp"](lifter, node, index, at)
-    tensors = [b for b in pointwise.bounds(node) if isinstance(b, fx.Node)]
+    tensors = [b for b in pointwise.clamp_bounds(node) if isinstance(b, fx.Node)]
     if not tensors or value.op not in INSIDE or not needs_gradient(lifter, value):
         return value
     if len(tensors) == 2:  # their gradients depend on which bound is larger

@@ -30,6 +30,7 @@ def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
 
 
 def source_of(node: fx.Node) -> fx.Node:
+    """The first argument of an operator, which must be a tensor."""
     source = node.args[0]
     if not isinstance(source, fx.Node):
         raise NoRule
@@ -49,6 +50,7 @@ def view(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def permute(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """Each dimension of the result is one of the argument."""
     source = list(index)
     for place, dim in enumerate(argument(node, 1, "dims")):
         source[dim % rank(node)] = index[place]
@@ -56,6 +58,7 @@ def permute(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def transpose(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """Two dimensions are exchanged."""
     if rank(node) < 2:
         return index
     first, second = (argument(node, 1, "dim0", 0) % rank(node), argument(node, 2, "dim1", 1) % rank(node))
@@ -74,6 +77,7 @@ def unsqueeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def squeeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """Dimensions of size one that were removed have the index 0."""
     source = source_of(node)
     dims = argument(node, 1, "dim", argument(node, 1, "dims", range(rank(source))))
     gone = {d % rank(source) for d in ([dims] if isinstance(dims, int) else dims) if rank(source)}
@@ -83,6 +87,7 @@ def squeeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def select(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """The dimension that was removed has the selected index."""
     source = source_of(node)
     dim, which = argument(node, 1, "dim") % rank(source), size_expr(argument(node, 2, "index"))
     if which.is_negative:
@@ -96,6 +101,7 @@ def slice_(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def diagonal(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """Two dimensions of the argument have the same index, but for the offset."""
     source, offset = source_of(node), argument(node, 1, "offset", 0)
     first, second = argument(node, 2, "dim1", 0) % rank(source), argument(node, 3, "dim2", 1) % rank(source)
     entries = dict.fromkeys((first, second), index[-1])
@@ -123,6 +129,7 @@ def flip(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def roll(sizes: Sizes, node: fx.Node, index: Index) -> Index:
+    """Positions are shifted, and come in again at the other end."""
     shifts, dims = argument(node, 1, "shifts"), argument(node, 2, "dims", ())
     if len(shifts) != len(dims):
         raise NoRule
@@ -192,6 +199,7 @@ def to_copy(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
 
 
 def detach(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """The element itself, or a leaf where a gradient would flow through it."""
     value = lifter.lift(source_of(node), index, at)
     if lifter.grad and node.meta["val"].dtype.is_floating_point and scalar.has_gradient(value):
         raise NoRule
