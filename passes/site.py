@@ -91,9 +91,11 @@ class Site:
         row was the more significant part.
     extra: scores of columns beyond the keys, which have no values (attention sinks).
     unshifted: whether the program takes exponentials of the scores without subtracting the maximum of the row.
+    safe: whether the program gives 0, and not NaN, for a row whose scores are all -inf.
     mask: which keys may be attended; None for all.
     keep: a condition on keys. The mask holds for rows in which some key fulfils it; other rows attend to all keys. None
         where the mask holds for all rows.
+    rows: a condition on rows, of which others give 0. None where every row counts, or where the mask says so.
     level: the score with 0 for its raw scores. Its maximum over a row is subtracted where it is far from zero, so that
         the log-sum-exp stays precise. None where that is not needed.
     replaces: whether the model replaced hidden scores by a fill (`masked_fill`), and did not add the fill to them.
@@ -115,8 +117,10 @@ class Site:
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
     unshifted: bool = False
+    safe: bool = False
     mask: Expr | None = None
     keep: Expr | None = None
+    rows: Expr | None = None
     level: Expr | None = None
     replaces: bool = False
     dropout: Dropout | None = None

@@ -198,9 +198,11 @@ class Emitter:
         assert site.mask is not None
         try:
             alive = self.maps.rows_with_keys(site.keep, site.at, device)
+            mask = logical_or(site.mask, scalar.logical_not(alive))
         except Declined:  # without a mask the fill in the score is right for all rows
-            return replace(site, mask=None, keep=None)
-        return replace(site, mask=logical_or(site.mask, scalar.logical_not(alive)), keep=None)
+            mask = scalar.TRUE
+        mask = mask if site.rows is None else scalar.logical_and(mask, site.rows)
+        return replace(site, mask=None if mask == scalar.TRUE else mask, keep=None, rows=None)
 
     def subtract_level(self, site: Site, device: torch.device) -> Site:
         """The site with its level subtracted, so that every row has a score near zero. Softmax does not change when a

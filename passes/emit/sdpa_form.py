@@ -77,7 +77,13 @@ class Form:
 
 def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
     """The call that means the same, or None. autocast: whether autocast is active, which would round an added mask."""
-    if site.extra or site.dropout is not None or site.scale <= 0 or operand_dtype(site) == torch.float64:
+    if (
+        site.rows is not None
+        or site.extra
+        or site.dropout is not None
+        or site.scale <= 0
+        or operand_dtype(site) == torch.float64
+    ):
         return None
     if not same(sympy.Add(*(n for *_, n in site.products)), site.channels):  # the kernel takes one head dimension
         return None

@@ -16,6 +16,7 @@ from torch import fx
 
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Dropout
 from flex_inductor.scalar import Expr
@@ -78,5 +79,17 @@ def _rule(name: str) -> Rule:
     return rule
 
 
-WITH_DROPOUT: Mapping[str, Rule] = {**RULES, **{name: _rule(name) for name in ("getitem", "mul")}}
+def _nan_to_num(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
+    """NaN made zero. Probabilities have no infinities, so it does not matter what becomes of those."""
+    if argument(node, 1, "nan") not in (None, 0):
+        raise NoRule
+    inner = lifter.lift(node.args[0], index, at)
+    return Expr("nan_to_num", (inner,), inner.dtype)
+
+
+WITH_DROPOUT: Mapping[str, Rule] = {
+    **RULES,
+    **{name: _rule(name) for name in ("getitem", "mul")},
+    "nan_to_num": _nan_to_num,
+}
 """The lift rules between the softmax and the values, where dropout may occur."""

@@ -96,7 +96,7 @@ def site_from_call(candidate: Candidate, storage: Storage, until: int) -> Site:
     score, mask = _masked(_scaled(dot, args.get("scale"), dim), args, lifter, at, (*batch, q, k), call)
     return Site(
         candidate, at, group, ((queries, keys, d, dim),), Operand(value, lifter.clip(value, (*shared, k, e))), e,
-        shape[-1], score, mask=mask, dropout=Dropout(p, call) if p > 0 else None, dtype=rounded_to(call),
+        shape[-1], score, mask=mask, safe=True, dropout=Dropout(p, call) if p > 0 else None, dtype=rounded_to(call),
     )  # fmt: skip
 
 

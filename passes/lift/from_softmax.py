@@ -96,6 +96,7 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
         unshifted=exact.unshifted,
         merged=split.merged,
         row_first=split.row_first,
+        safe=exact.weights.safe or rule_name(candidate.anchor) == "_safe_softmax",
         dropout=exact.weights.dropout,
     )
     return site, exact.weights.kept

@@ -28,6 +28,7 @@ CARRIES = {
     "div",
     "bernoulli",
     "detach",
+    "nan_to_num",
 }
 """Operators that may lie between the softmax and the product with the values. Views may too."""
 

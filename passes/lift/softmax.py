@@ -47,10 +47,12 @@ class Columns:
 @dataclass(frozen=True)
 class Weights:
     """The weights of the values, as the probabilities at an index of the anchor's result. kept: the condition under
-    which they are not set to zero afterwards, None for always. dropout: that is applied to them."""
+    which they are not set to zero afterwards, None for always. safe: whether NaN, which rows without keys have, is
+    made zero. dropout: that is applied to them."""
 
     index: Index
     kept: Expr | None = None
+    safe: bool = False
     dropout: Dropout | None = None
 
 
@@ -65,9 +67,13 @@ def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> We
 
 
 def _weights(value: Expr) -> Weights | None:
-    """An expression as weights: probabilities that are masked at most once, and dropped at most once; else None."""
+    """An expression as weights: probabilities that are masked, and dropped at most once; else None."""
     if value.op == "probabilities":
         return Weights(value.args[0])
+    without_nan = _without_nan(value)
+    if without_nan is not None:
+        inner = _weights(without_nan)
+        return replace(inner, safe=True) if inner else None
     if value.op == "dropout":
         inner = _weights(value.args[0])
         return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
@@ -85,7 +91,20 @@ def _weights(value: Expr) -> Weights | None:
 
 def _kept(value: Expr, condition: Expr) -> Weights | None:
     inner = _weights(value)
-    return replace(inner, kept=condition) if inner and inner.kept is None else None
+    if inner is None:
+        return None
+    return replace(inner, kept=condition if inner.kept is None else scalar.logical_and(inner.kept, condition))
+
+
+def _without_nan(value: Expr) -> Expr | None:
+    """The x of `nan_to_num(x)` and of `where(isnan(x), 0, x)`; None for anything else."""
+    if value.op == "nan_to_num":
+        return value.args[0]
+    if value.op != "where" or value.args[0].op not in ("eq", "ne"):
+        return None
+    (a, b), is_nan = value.args[0].args, value.args[0].op == "ne"
+    zero, other = value.args[1:] if is_nan else value.args[:0:-1]
+    return other if a == b == other and _is(zero, 0) else None
 
 
 def _is(x: Expr, value: float) -> bool:

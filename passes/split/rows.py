@@ -37,14 +37,14 @@ def keeps_a_key(hidden: Expr, at: Coordinates) -> bool:
     return bool(mask.keeps_a_key(Former(at).formula(hidden), *axes) == sympy.true)
 
 
-def apply_mask(site: Site, found: Masked, zeroed: bool, safe: bool) -> Site:
+def apply_mask(site: Site, found: Masked, zeroed: bool) -> Site:
     """The site with its mask, for all rows or for those that keep a key far above the fill.
 
-    zeroed: whether the model masks the probabilities again. safe: whether the operator gives 0 for a row of -inf."""
+    zeroed: whether the model masks the probabilities again."""
     apart = replace(site, score=found.score, mask=found.mask)
     finite = [f for f in found.fills if f > -math.inf]
     if not finite:
-        kept = safe or zeroed or bool(site.extra) or keeps_a_key(found.mask, site.at)
+        kept = site.safe or zeroed or bool(site.extra) or keeps_a_key(found.mask, site.at)
         return apart if kept else replace(apart, notes=(*site.notes, EMPTY_ROWS))
     limit = -max(finite) / 4
     limits = Limits(site.at, min(RAW, limit / 8))

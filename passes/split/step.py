@@ -12,15 +12,11 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift.from_sdpa import has_coarse_gradients
 from flex_inductor.passes.lift.softmax import subtracts_logsumexp
 from flex_inductor.passes.program.normalize import AtenGraph
-from flex_inductor.passes.program.operators import rule_name
-from flex_inductor.passes.site import Declined, Site
+from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.split.parts import part, replacements
 from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb
 from flex_inductor.passes.split.scale import move_scale
-from flex_inductor.scalar import Expr
-
-SAFE = {"_safe_softmax", "scaled_dot_product_attention"}
-"""The operators that give 0 for a row whose scores are all -inf."""
+from flex_inductor.scalar import Expr, logical_and
 
 
 def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: bool) -> Site:
@@ -30,11 +26,15 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     gradients flow; then the log-sum-exp of a row must not be far from zero."""
     anchor = site.candidate.anchor
     found = part(site.score)
+    zeroed, rows = rows_apart(zeroed, site.at) if zeroed is not None else (None, scalar.TRUE)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     site = replace(site, replaces=any(replacements(site.score)))
     if found.mask != scalar.TRUE:
-        site = apply_mask(site, found, zeroed is not None, rule_name(anchor) in SAFE)
+        site = apply_mask(site, found, zeroed is not None)
+    if rows != scalar.TRUE:
+        alone = replace(site, mask=rows if site.mask is None else logical_and(site.mask, rows))
+        site = alone if site.keep is None else replace(site, rows=rows)
     if training:
         site = keep_level(site)
         if site.level is not None and has_coarse_gradients(anchor, aten_graph):
@@ -42,3 +42,11 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     if subtracts_logsumexp(anchor) and may_absorb(keep_level(site).level):
         raise Declined("a row may have nothing but low numbers, beside which its sum is lost", anchor)
     return move_scale(apply_floor(site))
+
+
+def rows_apart(kept: Expr, at: Coordinates) -> tuple[Expr | None, Expr]:
+    """What a condition says of keys (None for nothing), and what it says of whole rows."""
+    parts = kept.args if kept.op == "and" else (kept,)
+    of_rows = [part for part in parts if at.k not in scalar.positions(part)]
+    of_keys = [part for part in parts if part not in of_rows]
+    return (logical_and(*of_keys) if of_keys else None), logical_and(*of_rows)
