@@ -9,14 +9,11 @@ the kernel that computes the attention draws its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import fx
 
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.lift.rules import RULES
-from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Dropout
 from flex_inductor.scalar import Expr
@@ -63,7 +60,7 @@ def _noise(source: fx.Node, noise: fx.Node) -> Dropped | None:
     return (source, Dropout(1 - keep, drawn)) if private and 0 < keep < 1 else None
 
 
-def _rule(name: str) -> Rule:
+def dropout_rule(name: str) -> Rule:
     """The rule for an operator that may be a dropout."""
 
     def rule(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
@@ -77,19 +74,3 @@ def _rule(name: str) -> Rule:
         return Expr("dropout", (kept, dropped), kept.dtype)
 
     return rule
-
-
-def _nan_to_num(lifter: Lifter, node: fx.Node, index: Index, at: int) -> Expr:
-    """NaN made zero. Probabilities have no infinities, so it does not matter what becomes of those."""
-    if argument(node, 1, "nan") not in (None, 0):
-        raise NoRule
-    inner = lifter.lift(node.args[0], index, at)
-    return Expr("nan_to_num", (inner,), inner.dtype)
-
-
-WITH_DROPOUT: Mapping[str, Rule] = {
-    **RULES,
-    **{name: _rule(name) for name in ("getitem", "mul")},
-    "nan_to_num": _nan_to_num,
-}
-"""The lift rules between the softmax and the values, where dropout may occur."""

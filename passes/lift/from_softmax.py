@@ -18,7 +18,7 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.passes.lift import heads, other_readers
-from flex_inductor.passes.lift.dropout import WITH_DROPOUT
+from flex_inductor.passes.lift.behind import BEHIND
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.rules.products import product
@@ -138,7 +138,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     lifter = Lifter(
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
-    behind = lifter.changed(anchor=candidate.anchor, rules=WITH_DROPOUT)
+    behind = lifter.changed(anchor=candidate.anchor, rules=BEHIND)
     probabilities = weights_of(behind, weights, candidate.anchor, candidate.result.meta["position"])
     index = probabilities.index
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.exactness import check, declines
-from tests.support.programs import D, H, S, causal, qkv, randn
+from tests.support.exactness import check, compiled, declines
+from tests.support.programs import B, D, H, S, causal, qkv, randn
 
 
 def shifted(s: Any) -> Any:
@@ -151,3 +151,47 @@ def test_shift_by_the_mean() -> None:
         qkv(),
         train=True,
     )
+
+
+LOST = torch.ones(B, 1, S, S, dtype=torch.bool).tril()
+LOST[0, :, 2:4] = False
+LOW = torch.finfo(torch.float32).min
+
+
+def masked(q: Any, k: Any, m: Any, fill: float = -torch.inf) -> Any:
+    return torch.softmax((q @ k.mT).masked_fill(~m, fill), -1)
+
+
+def zeroed_where_nan(p: Any) -> Any:
+    return p.masked_fill(p.isnan(), 0.0)
+
+
+def kept_where_number(p: Any) -> Any:
+    return torch.where(~p.isnan(), p, torch.zeros_like(p))
+
+
+ZEROED: dict[str, Any] = {
+    "nan_to_num": lambda q, k, v, m: masked(q, k, m).nan_to_num() @ v,
+    "nan_to_num_of_0": lambda q, k, v, m: torch.nan_to_num(masked(q, k, m), nan=0.0) @ v,
+    "isnan": lambda q, k, v, m: zeroed_where_nan(masked(q, k, m)) @ v,
+    "where_not_isnan": lambda q, k, v, m: kept_where_number(masked(q, k, m)) @ v,
+    "rows_with_keys": lambda q, k, v, m: torch.where(m.any(-1, keepdim=True), masked(q, k, m), 0.0) @ v,
+    "rows_with_keys_of_finite_fills": lambda q, k, v, m: (masked(q, k, m, LOW) * m.any(-1, keepdim=True)) @ v,
+    "rows_of_a_finite_fill": lambda q, k, v, m: masked(q, k, m, LOW).masked_fill(m.sum(-1, True) == 5, 0) @ v,
+    "rows_and_keys": lambda q, k, v, m: masked(q, k, m).masked_fill(~m, 0).masked_fill(~m.any(-1, keepdim=True), 0) @ v,
+    "rows_without_a_mask": lambda q, k, v, m: torch.softmax(q @ k.mT, -1).masked_fill(~m.any(-1, keepdim=True), 0) @ v,
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", ZEROED)
+def test_rows_that_are_zeroed(name: str, train: bool) -> None:
+    """NaN that is made zero, and rows that are zeroed behind the softmax: exactly zero here, too."""
+    program = ZEROED[name]
+    check(program, (*qkv(), LOST), train=train)
+    got = compiled(program, "flex_eager")(*qkv(), LOST)
+    assert torch.equal(got == 0, program(*qkv(), LOST) == 0)
+
+
+def test_nan_that_becomes_another_number_declines() -> None:
+    declines(lambda q, k, v, m: masked(q, k, m).nan_to_num(1.0) @ v, (*qkv(), LOST | True), "changed")
