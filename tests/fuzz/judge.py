@@ -179,7 +179,8 @@ def run(
     """Compiles a program once and runs it at each length; what goes wrong. reports: of what was compiled so far."""
     torch._dynamo.reset()
     options = {"options": options} if options else {}
-    coarse = torch.finfo(torch.bfloat16).eps if "torch.bfloat16" in module["SOURCE"] else 0.0
+    named = (d for d in (torch.bfloat16, torch.float16) if str(d) in module["SOURCE"])
+    coarse = max((torch.finfo(d).eps for d in named), default=0.0)
     compiled = torch.compile(module["program"], backend=backend, dynamic=module["DYNAMIC"], **options)
     try:
         for c in cases:
