@@ -19,8 +19,7 @@ from torch import fx
 
 from flex_inductor import compat, compat_eager, passes
 from flex_inductor.decisions import Fallback, GraphReport, publish
-from flex_inductor.lowering import profit, support
-from flex_inductor.lowering.cpu import mended
+from flex_inductor.lowering import cpu_own, profit, support
 from flex_inductor.lowering.cuda import covers, own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.lowering.spelled import unfused
@@ -52,7 +51,8 @@ def flex(
     ours, settings = read(mode, options)
 
     def refuse(request: Request) -> str | None:
-        return lacking(request) or unprofitable(request, ours) or slower(request, ours)
+        best = None if faster_when_causal(request, ours) else unprofitable(request, ours)
+        return lacking(request) or best or slower(request, ours)
 
     def prefer(request: Request) -> bool:
         return prefers_sdpa(request, ours)
@@ -71,12 +71,14 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
         return compat.inductor(gm, inputs, settings)
     if compat.on_cpu(inputs):
         settings = {"epilogue_fusion": False, **settings}
-    around = mended if compat.on_cpu(inputs) else own
+    around = cpu_own.own if compat.on_cpu(inputs) else own
     return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
 
 
 def choose(request: Request, mask: Callable[[], str | None], options: Options, settings: Mapping[str, Any]) -> Kernel:
     """The kernel for a call: decide.Choice, for the options of a program and its settings for Inductor."""
+    if request.device == "cpu":
+        return kernel_on_cpu(request, mask(), options)
     if request.device != "cuda":
         return torchs(request)
     if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
@@ -98,6 +100,20 @@ def kernel_on_cuda(request: Request, mask: str | None, options: Options, capabil
     if lacking is None:
         return Kernel("", f"own kernel, with lists of blocks: {open_form}")
     return torchs_on_cuda(request, lacking)
+
+
+def kernel_on_cpu(request: Request, mask: str | None, options: Options) -> Kernel:
+    """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
+    if options.kernels == "torch":
+        kernel = torchs(request, note="torch's kernel: asked for by kernels='torch'")
+        no_backward = "torch's flex_attention has no backward on CPU" if request.training else ""
+        return kernel if kernel.lacking else replace(kernel, lacking=no_backward)
+    if not own_on_cpu(request, options):
+        return torchs(request)
+    open_form = "the mask reads tensors" if mask is None else cpu_own.no_closed_form(request.lengths, mask)
+    if open_form is None:
+        return Kernel(mask, "own kernel, which works out the blocks of the mask")
+    return Kernel("", f"own kernel, with lists of blocks: {open_form}")
 
 
 def torchs_on_cuda(request: Request, why: str) -> Kernel:
@@ -131,11 +147,22 @@ def unprofitable(request: Request, options: Options) -> str | None:
     return None
 
 
+def faster_when_causal(request: Request, options: Options) -> bool:
+    """Whether our kernel may be faster than SDPA's own of a call without a mask."""
+    return request.device == "cpu" and request.instead is Instead.CAUSAL and own_on_cpu(request, options)
+
+
+def own_on_cpu(request: Request, options: Options) -> bool:
+    """Whether our kernel for CPU would take a site."""
+    return options.kernels == "own" and not request.dropout
+
+
 def slower(request: Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
     if options.rewrite == "always":
         return None
-    return profit.refusal(request.device, request.scores, request.attended, request.called, request.reads)
+    given = request.device, request.scores, request.attended, request.called, request.reads
+    return profit.refusal(*given, request.instead and request.instead.name, own_on_cpu(request, options))
 
 
 def prefers_sdpa(request: Request, options: Options) -> bool:
@@ -147,7 +174,8 @@ def prefers_sdpa(request: Request, options: Options) -> bool:
         return False
     if lacking(request) is not None:
         return request.dtype in support.DTYPES and compat.sdpa_enabled()
-    return compat.sdpa_enabled() and profit.prefers_sdpa(request.instead.name, request.attended)
+    given = request.instead.name, request.attended, request.scores, own_on_cpu(request, options)
+    return compat.sdpa_enabled() and profit.prefers_sdpa(*given)
 
 
 def lacking(request: Request) -> str | None:

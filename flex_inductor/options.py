@@ -26,7 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 class Options:
     """rewrite: "auto" rewrites what pays, "always" whatever can be, "never" nothing.
     on_failure: after a failure of ours, "fallback" compiles the graph untouched and warns, "raise" raises.
-    kernels: on CUDA, "own" uses our kernels where there is one for the call, "torch" those of torch everywhere."""
+    kernels: "own" uses our kernels where there is one for the call, "torch" those of torch everywhere."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"
