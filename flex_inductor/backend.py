@@ -154,7 +154,8 @@ def faster_when_causal(request: Request, options: Options) -> bool:
 
 def own_on_cpu(request: Request, options: Options) -> bool:
     """Whether our kernel for CPU would take a site."""
-    return options.kernels == "own" and not request.dropout
+    known = all(n.is_Integer for n in (*request.head_dims, request.heads))
+    return options.kernels == "own" and not request.dropout and known
 
 
 def slower(request: Request, options: Options) -> str | None:
