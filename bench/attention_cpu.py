@@ -140,8 +140,8 @@ def expected(name: str, shape: tuple[int, int, int, int]) -> str:
         table = table.triu(-WINDOW // 64)
     share = float(table.mean()) if name in ("causal", "window") else 1.0
     fused = name in ("plain", "padding")  # by Inductor's own patterns
-    there = profit.left(batch * heads * length * length, fused, name == "bias")
-    return f"{profit.flex(share) / there:.2f}"
+    scores = batch * heads * length * length
+    return f"{profit.flex(share, scores) / profit.left(scores, fused, name == 'bias'):.2f}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Options:
 
     rewrite: "auto" rewrites where that is faster, "always" wherever it is possible, "never" nothing.
     on_failure: after a failure of this backend, "fallback" compiles the graph untouched and warns, "raise" raises.
-    kernels: on CUDA, "own" uses our own kernels where there is one for the call, "torch" always torch's."""
+    kernels: "own" uses our own kernels where there is one for the call, "torch" always torch's."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"

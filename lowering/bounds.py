@@ -50,20 +50,10 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
 
     text: the formula of the mask. lengths: numbers of queries and keys, as sympy expressions; by name in the kernel
     where they are not known. tile: queries and keys in a block. Raises Stock where there is no closed form."""
-    known = {s: sympy.sympify(n) for s, n in zip((Q_LEN, KV_LEN), lengths) if sympy.sympify(n).is_Integer}
-    formula = parse_formula(text).xreplace(known)
-    axes = mask.axes(Q_LEN.xreplace(known), KV_LEN.xreplace(known), tile)
-    rows, cols = axes[::-1] if by_key else axes
-    ranges = mask.ranges(formula, rows, cols)
-    if ranges is None:
-        raise Stock("the mask has no closed form")
-    loops = mask.loops(ranges)
+    formula, loops, known = closed_form(text, lengths, tile, by_key)
     if len(loops) > MOST_LOOPS:
         raise Stock(f"the mask takes {len(loops)} loops")
-    names = {rows.block: ROW, rows.position: PLACES}
-    ends = [end.xreplace(names) for loop in loops for end in (loop.start, loop.stop)]
-    if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
-        raise Stock("the closed form of the mask reads tensors, or varies with batch or head")
+    ends = [end for loop in loops for end in (loop.start, loop.stop)]
     if not loops:
         return Bounds("", "0 : 0 : masked : step")
     wide = not fits([formula, *ends], known)
@@ -77,6 +67,26 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
         ),
         wide=wide,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def closed_form(
+    text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: bool
+) -> tuple[sympy.Basic, tuple[mask.Loop, ...], Mapping[sympy.Symbol, sympy.Expr]]:
+    """The formula of a mask, its loops as formulas of ROW and PLACES, and the lengths that are known. As bounds."""
+    known = {s: sympy.sympify(n) for s, n in zip((Q_LEN, KV_LEN), lengths) if sympy.sympify(n).is_Integer}
+    formula = parse_formula(text).xreplace(known)
+    axes = mask.axes(Q_LEN.xreplace(known), KV_LEN.xreplace(known), tile)
+    rows, cols = axes[::-1] if by_key else axes
+    ranges = mask.ranges(formula, rows, cols)
+    if ranges is None:
+        raise Stock("the mask has no closed form")
+    names = {rows.block: ROW, rows.position: PLACES}
+    loops = tuple(mask.Loop(x.start.xreplace(names), x.stop.xreplace(names), x.masked) for x in mask.loops(ranges))
+    ends = [end for loop in loops for end in (loop.start, loop.stop)]
+    if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
+        raise Stock("the closed form of the mask reads tensors, or varies with batch or head")
+    return formula, loops, known
 
 
 def fits(expressions: Sequence[sympy.Basic], known: Mapping[sympy.Symbol, sympy.Expr]) -> bool:

@@ -20,7 +20,7 @@ from flex_inductor import compat
 from flex_inductor.lowering.stock import Stock
 
 log = logging.getLogger(__name__)
-_lock = threading.RLock()
+lock = threading.RLock()
 Lowering = Callable[..., Any]
 
 
@@ -30,7 +30,7 @@ def own() -> Iterator[None]:
     from flex_inductor.compat import triton as inductor
 
     makers = {compat.flex_attention_hop: _forward, compat.flex_attention_backward_hop: _backward}
-    with _lock, inductor.lowered({hop: make(inductor.lowerings[hop]) for hop, make in makers.items()}):
+    with lock, inductor.lowered({hop: make(inductor.lowerings[hop]) for hop, make in makers.items()}):
         yield
 
 
@@ -57,7 +57,7 @@ def _forward(stock: Lowering) -> Lowering:
     def flex_attention(
         query: Any, key: Any, value: Any, score_mod: Any, blocks: Any, scale: Any, options: Any, *reads: Any
     ) -> Any:
-        options, mask, dropout = _parted(options)
+        options, mask, dropout = parted(options)
 
         def ours() -> Any:
             call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
@@ -79,7 +79,7 @@ def _backward(stock: Lowering) -> Lowering:
         query: Any, key: Any, value: Any, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, score_mod: Any,
         joint: Any, blocks: Any, scale: Any, options: Any, *reads: Any,
     ) -> Any:  # fmt: skip
-        options, mask, dropout = _parted(options)
+        options, mask, dropout = parted(options)
         rows = out, logsumexp, grad_out, grad_logsumexp
 
         def ours() -> Any:
@@ -94,7 +94,7 @@ def _backward(stock: Lowering) -> Lowering:
     return flex_attention_backward
 
 
-def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
+def parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
     """Kernel options, and what among them is ours: the formula of the mask, None in a call that is torch's to lower,
     and the share of probabilities that are dropped."""
     rest = {name: option for name, option in options.items() if name != compat.OWN_OPTION}

@@ -21,11 +21,11 @@ def refusal(
     device: "cpu" or "cuda". head_dims: of queries and keys, and of values; symbolic where not known."""
     if dtype not in DTYPES:
         return f"flex_attention has no kernel for {str(dtype).removeprefix('torch.')}"
-    if device == "cpu":
-        if training:
-            return "flex_attention has no backward on CPU in this torch"
-        return None if compat.cpu_has_template() else "flex_attention needs AVX2 on this CPU"
-    if device == "cuda":
+    if device == "cpu" and not compat.cpu_has_template():
+        return "flex_attention needs AVX2 on this CPU"
+    if device == "cpu" and not training:  # what ours does not take, torch's does
+        return None
+    if device in ("cpu", "cuda"):
         known = all(n.is_Integer for n in (*head_dims, heads))
         return None if known else "the number of heads or the head dimension is dynamic"
     return f"flex_attention has no kernel for device {device!r} (supported: cpu, cuda)"

@@ -1,4 +1,5 @@
-"""Training on CPU with backend="flex": torch's flex_attention has no backward there; SDPA has, or the site is left."""
+"""Training on CPU with backend="flex": by our own kernels, by SDPA where that is faster, or left to Inductor: torch's
+flex_attention has no backward there."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import nn
 from flex_inductor import listen
 from tests.support.programs import attend, causal, randn
 
-REASON = "flex_attention has no backward on CPU in this torch"
+REASON = "torch's flex_attention has no backward on CPU"
 
 
 class Tiny(nn.Module):
@@ -32,17 +33,20 @@ def step(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("rewrite", ["auto", "always"])
-def test_a_model_trains(rewrite: str) -> None:
+@pytest.mark.parametrize(("rewrite", "kernels"), [("auto", "own"), ("always", "own"), ("always", "torch")])
+def test_a_model_trains(rewrite: str, kernels: str) -> None:
     torch._dynamo.reset()
     model, x = Tiny(), randn(2, 12, 32)
     expected = step(model, x)
-    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": rewrite})
+    options = {"on_failure": "raise", "rewrite": rewrite, "kernels": kernels}
+    compiled = torch.compile(model, backend="flex", options=options)
     with listen() as reports:
         got = step(compiled, x)
     (decision,) = [d for r in reports for d in r.decisions]
     if rewrite == "auto":
         assert (decision.operator, decision.notes) == ("scaled_dot_product_attention", ("is_causal",))
+    elif kernels == "own":
+        assert decision.operator == "flex_attention"
     else:
         assert (decision.verdict, decision.reason) == ("declined", REASON)
     assert all(r.fallback is None for r in reports)

@@ -22,7 +22,11 @@ def eager(q: Any, k: Any, v: Any, keep: Any) -> Any:
 
 
 def called(q: Any, k: Any, v: Any, keep: Any) -> Any:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, is_causal=keep is None)
+
+
+def short(q: Any, k: Any, v: Any, keep: Any) -> Any:
+    return called(q[:, :1, :48], k[:, :1, :48], v[:, :1, :48], keep)
 
 
 def distance() -> torch.Tensor:
@@ -41,6 +45,10 @@ def window(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any
     return attend(q, k, v, (distance() >= 0) & (distance() < 64))
 
 
+def causal(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
+    return attend(q, k, v, None)
+
+
 def packed(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
     document = keep[0].cumsum(0)
     return attend(q, k, v, (document[:, None] == document) & (distance() >= 0))
@@ -55,10 +63,12 @@ CASES: list[tuple[Any, Any, str]] = [
     (window, eager, FLEX),
     (window, called, FLEX),
     (packed, eager, FLEX),  # documents leave many blocks empty
-    (unknown, eager, SDPA),  # a mask of which nothing is known, read for every score
-    (unknown, called, ""),  # what it is already
-    (padding, eager, SDPA),
-    (padding, called, ""),
+    (unknown, eager, FLEX),  # a mask of which nothing is known, read for every score
+    (unknown, called, FLEX),
+    (padding, eager, FLEX),
+    (padding, called, FLEX),
+    (causal, called, FLEX),  # the mask that SDPA knows by name
+    (causal, short, ""),  # too little to do
     (padding, capped, FLEX),  # many scores, which Inductor would keep in memory, and no SDPA can give
 ]
 
@@ -75,16 +85,23 @@ def test_what_is_rewritten_by_default(mask: Any, attend: Any, operator: str) -> 
 
 
 def test_fewer_blocks_are_expected_to_be_faster() -> None:
-    times = [profit.flex(share) for share in (0.1, 0.5, 1.0)]
+    times = [profit.flex(share, profit.CACHED) for share in (0.1, 0.5, 1.0)]
     assert times == sorted(times)
     for scores, called, reads in itertools.product(
         (profit.CACHED // 2, profit.CACHED * 2), (False, True), (False, True)
     ):
         assert profit.refusal("cpu", scores, 0.1, called, reads) is None
-    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, called=True, reads=False) is not None
-    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, called=True, reads=False) is None
+    assert profit.refusal("cpu", profit.CACHED * 2, 1.0, called=True, reads=False, own=False) is not None
+    assert profit.refusal("cuda", profit.CACHED * 2, 1.0, called=True, reads=False, own=False) is None
+
+
+def test_a_call_costs_more_than_a_few_scores() -> None:
+    assert profit.flex(1.0, 10_000) > 2 * profit.flex(1.0, 10_000_000)
+    assert profit.refusal("cpu", 10_000, 0.5, called=True, reads=False) is not None
 
 
 @pytest.mark.parametrize("mask", ["PLAIN", "CAUSAL", "ROW", "DENSE", "HEADS"])
-def test_a_full_mask_is_for_sdpa_and_a_sparse_one_for_flex_attention(mask: str) -> None:
-    assert profit.prefers_sdpa(mask, 1.0) and not profit.prefers_sdpa(mask, 0.1)
+def test_a_sparse_mask_is_for_flex_attention_and_a_full_one_not_for_torchs_kernel(mask: str) -> None:
+    scores = profit.CACHED
+    assert not profit.prefers_sdpa(mask, 0.1, scores) and not profit.prefers_sdpa(mask, 0.1, scores, own=False)
+    assert profit.prefers_sdpa(mask, 1.0, scores, own=False)

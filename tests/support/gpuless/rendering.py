@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from flex_inductor import compat, devices, passes
-from flex_inductor.backend import kernel_on_cuda
+from flex_inductor.lowering.choose import kernel_on_cuda
 from flex_inductor.lowering.cuda import own
 from flex_inductor.options import Options
 from flex_inductor.request import Kernel, Request

@@ -1,0 +1,133 @@
+"""Which kernel computes a call, and does it pay? What a backend answers to the passes, for the options of a program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from flex_inductor import compat, devices
+from flex_inductor.lowering import cpu_own, profit, support
+from flex_inductor.lowering.cuda import covers
+from flex_inductor.options import Options
+from flex_inductor.request import Backend, Instead, Kernel, Request, torchs
+
+
+def answers(options: Options, settings: Mapping[str, Any]) -> Backend:
+    """What the backend "flex" answers."""
+    return Backend(
+        functools.partial(refusal, options=options),
+        functools.partial(kernel, options=options, settings=settings),
+        functools.partial(prefers_sdpa, options=options),
+    )
+
+
+def refusal(request: Request, options: Options) -> str | None:
+    """Why a site is not rewritten into flex_attention; None if it is."""
+    best = None if faster_when_causal(request, options) else unprofitable(request, options)
+    return lacking(request) or best or slower(request, options)
+
+
+def kernel(request: Request, options: Options, settings: Mapping[str, Any]) -> Kernel:
+    """The kernel for a call. settings: those for Inductor."""
+    if request.device == "cpu":
+        return kernel_on_cpu(request, options)
+    if request.device != "cuda":
+        return torchs(request)
+    if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
+        return torchs(request, note="its random numbers are to be eager's (fallback_random)")
+    return kernel_on_cuda(request, options, capability())
+
+
+def kernel_on_cuda(request: Request, options: Options, capability: int) -> Kernel:
+    """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
+    if options.kernels == "torch":
+        return torchs_on_cuda(request, "asked for by kernels='torch'")
+    if torch.version.hip:
+        return torchs_on_cuda(request, "ours are for NVIDIA's devices")
+    given = request.dtype, request.training, request.head_dims, request.lengths
+    open_form = "the mask reads tensors" if request.mask is None else covers(*given, request.mask, capability)
+    if open_form is None:
+        return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
+    lacking = covers(*given, devices.of(torch.device("cuda")).width(True), capability)
+    if lacking is None:
+        return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+    return torchs_on_cuda(request, lacking)
+
+
+def kernel_on_cpu(request: Request, options: Options) -> Kernel:
+    """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
+    if options.kernels == "torch":
+        theirs = torchs(request, note="torch's kernel: asked for by kernels='torch'")
+        no_backward = "torch's flex_attention has no backward on CPU" if request.training else ""
+        return theirs if theirs.lacking else replace(theirs, lacking=no_backward)
+    if not own_on_cpu(request, options):
+        return torchs(request)
+    open_form = no_closed_form(request)
+    if open_form is None:
+        return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
+    return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+
+
+def torchs_on_cuda(request: Request, why: str) -> Kernel:
+    """torch's kernel, and why it is not ours."""
+    theirs = torchs(request, note=f"torch's kernel: {why}")
+    return theirs if theirs.lacking else replace(theirs, lacking=support.too_small(request.head_dims))
+
+
+def capability() -> int:
+    """The compute capability of the device in use: 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def no_closed_form(request: Request) -> str | None:
+    """Why a kernel on CPU cannot work out the blocks by itself; None if it can."""
+    return "the mask reads tensors" if request.mask is None else cpu_own.no_closed_form(request.lengths, request.mask)
+
+
+def unprofitable(request: Request, options: Options) -> str | None:
+    """Why a rewrite would not pay."""
+    if request.plain and options.rewrite != "always":
+        return "an SDPA call without a mask has its best kernel already (rewrite='always' overrides)"
+    return None
+
+
+def faster_when_causal(request: Request, options: Options) -> bool:
+    """Whether our kernel may be faster than SDPA's own of a call without a mask."""
+    return request.device == "cpu" and request.instead is Instead.CAUSAL and own_on_cpu(request, options)
+
+
+def own_on_cpu(request: Request, options: Options) -> bool:
+    """Whether our kernel for CPU would take a site."""
+    known = all(n.is_Integer for n in (*request.head_dims, request.heads))
+    return options.kernels == "own" and not request.dropout and known
+
+
+def slower(request: Request, options: Options) -> str | None:
+    """Why the generated code would be slower than Inductor's."""
+    if options.rewrite == "always":
+        return None
+    given = request.device, request.scores, request.attended, request.called, request.reads
+    return profit.refusal(*given, request.instead and request.instead.name, own_on_cpu(request, options))
+
+
+def prefers_sdpa(request: Request, options: Options) -> bool:
+    """Whether a site that SDPA can compute is to be rewritten into a call of it. One that is such a call already stays,
+    unless it can do without its mask."""
+    if options.rewrite == "always" or request.instead is None or request.device != "cpu":
+        return False
+    if request.plain or (request.called and request.instead not in (Instead.PLAIN, Instead.CAUSAL)):
+        return False
+    if lacking(request) is not None:
+        return request.dtype in support.DTYPES and compat.sdpa_enabled()
+    given = request.instead.name, request.attended, request.scores, own_on_cpu(request, options)
+    return compat.sdpa_enabled() and profit.prefers_sdpa(*given)
+
+
+def lacking(request: Request) -> str | None:
+    """What flex_attention has no kernel for."""
+    return support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)

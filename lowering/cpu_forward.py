@@ -1,0 +1,32 @@
+"""The lowering of flex_attention to our C++ kernel, templates/cpu_forward.cpp.jinja."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flex_inductor.compat import cpp as inductor
+from flex_inductor.compat import cpp_rows as rows
+from flex_inductor.lowering.cpu_call import Call, source
+
+
+def lower(call: Call) -> tuple[Any, Any, Any]:
+    """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Stock, before anything was done, for what
+    torch's kernel must do."""
+    constants = call.constants()
+    query, key, value = call.operands()
+    mods, lists = call.traced().scores(to=rows.ROW), call.lists()
+    batch, heads, length, _ = query.get_size()
+    made = [inductor.empty_float32([batch, heads, length]) for _ in range(2)]
+    wanted = call.options["OUTPUT_LOGSUMEXP"], call.options.get("OUTPUT_MAX", False)
+    template = inductor.Template(
+        "flex_inductor_forward",
+        source("cpu_forward"),
+        {"Q": query, "K": key, "V": value, **lists},
+        {name: x for name, x, asked in zip(("LSE", "MAX"), made, wanted) if asked},
+        call.captured,
+        inductor.dense_layout(query, [batch, heads, length, call.value.get_size()[3]]),
+        mods,
+        constants,
+        lists,
+    )
+    return template.result(), *made

@@ -1,0 +1,102 @@
+"""Our own lowerings of flex_attention on the CPU, while our graphs compile.
+
+Every call in them is lowered to our kernels where those can take it, the program's own calls too; every other as torch
+does it, and a counter (`torch._dynamo.utils.counters["flex_inductor"]`) and the log say why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch._dynamo.utils import counters
+
+from flex_inductor import compat
+from flex_inductor.lowering import cpu, cuda
+from flex_inductor.lowering.stock import Stock
+
+log = logging.getLogger(__name__)
+Lowering = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def own() -> Iterator[None]:
+    """Our lowerings instead of torch's, which is mended, for the time of a compilation."""
+    from flex_inductor.compat import triton as inductor
+
+    makers = {compat.flex_attention_hop: _forward, compat.flex_attention_backward_hop: _backward}
+    lowerings = {hop: make(inductor.lowerings[hop]) for hop, make in makers.items()}
+    with cuda.lock, cpu.mended(), inductor.lowered(lowerings):
+        yield
+
+
+def no_closed_form(lengths: tuple[Any, Any], mask: str) -> str | None:
+    """Why our kernels cannot work out the blocks of a mask by themselves; None if they can. mask: its formula."""
+    from flex_inductor.lowering import cpu_bounds, cpu_call
+
+    try:
+        cpu_bounds.loops(mask, lengths, (cpu_call.QUERIES, cpu_call.UNIT))
+    except Stock as why:
+        return str(why)
+    return None
+
+
+def _forward(stock: Lowering) -> Lowering:
+    from flex_inductor.lowering import cpu_forward
+    from flex_inductor.lowering.cpu_call import Call
+
+    def flex_attention(
+        query: Any, key: Any, value: Any, score_mod: Any, blocks: Any, scale: Any, options: Any, *reads: Any
+    ) -> Any:
+        chosen = compat.OWN_OPTION not in options or compat.MASK_OPTION in options
+        options, mask, _ = cuda.parted(options)
+
+        def ours() -> Any:
+            if not chosen:
+                raise Stock("not asked for ours")
+            return cpu_forward.lower(Call(query, key, value, score_mod, blocks, mask, scale, options, *reads))
+
+        def theirs() -> Any:
+            return stock(query, key, value, score_mod, blocks, scale, options, *reads)
+
+        return lowered(ours, theirs)
+
+    return flex_attention
+
+
+def _backward(stock: Lowering) -> Lowering:
+    from flex_inductor.lowering import cpu_backward
+    from flex_inductor.lowering.cpu_call import Call
+
+    def flex_attention_backward(
+        query: Any, key: Any, value: Any, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, score_mod: Any,
+        joint: Any, blocks: Any, scale: Any, options: Any, *reads: Any,
+    ) -> Any:  # fmt: skip
+        options, mask, _ = cuda.parted(options)
+        rows = out, logsumexp, grad_out, grad_logsumexp
+
+        def ours() -> Any:
+            return cpu_backward.lower(
+                Call(query, key, value, score_mod, blocks, mask, scale, options, *reads), *rows, joint
+            )
+
+        def theirs() -> Any:
+            return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
+
+        return lowered(ours, theirs)
+
+    return flex_attention_backward
+
+
+def lowered(ours: Callable[[], Any], stock: Callable[[], Any]) -> Any:
+    """What our kernel computes, or torch's."""
+    try:
+        result = ours()
+    except Stock as why:
+        counters["flex_inductor"][f"torch's kernel: {why}"] += 1
+        log.info("flex_attention is lowered to torch's kernel: %s", why)
+        return stock()
+    counters["flex_inductor"]["own kernel"] += 1
+    return result

@@ -1,0 +1,200 @@
+"""Our C++ kernels, compiled and run, against float64; and faults in them, which the same comparison must see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from flex_inductor.lowering import cpu_bounds
+from flex_inductor.lowering.cpu_bounds import Loop, Loops
+from tests.lowering.cases import GROUPS, Case, results, shares
+from tests.support.exactness import check
+
+OPTIONS = {"rewrite": "always", "on_failure": "raise"}
+CASES = [
+    pytest.param(case, id=f"{group}, {name}")
+    for group, cases in GROUPS.items()
+    for name, case in cases.items()
+    if not case.dropout
+]
+
+
+@pytest.fixture(autouse=True)
+def lowered_anew() -> Iterator[None]:
+    """Nothing comes from a cache: the counters tell what was lowered."""
+    with inductor.patch(force_disable_caches=True):
+        yield
+
+
+def compiled(program: Callable[..., Any], dynamic: bool = False) -> Callable[..., Any]:
+    """A program of our kernels."""
+    torch._dynamo.reset()
+    counters.clear()
+    return torch.compile(program, backend="flex", dynamic=dynamic, fullgraph=True, options=OPTIONS)
+
+
+def own(case: Case) -> list[torch.Tensor]:
+    with torch.set_grad_enabled(case.training):
+        return results(case, compiled(case.program, case.dynamic), None)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_are_right(case: Case) -> None:
+    found = own(case)
+    assert counters["flex_inductor"] == {"own kernel": 1 + case.training}
+    assert max(shares(case, found)) <= 1
+
+
+FAULTS: dict[str, Callable[[Loop], Loop]] = {
+    "a block short": lambda part: replace(part, stop=f"({part.stop}) - {int(part.masked)}"),
+    "the diagonal called full": lambda part: replace(part, masked=False),
+    "a block late": lambda part: replace(part, start=f"({part.start}) + 1"),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("group", "name", "fault"),
+    [
+        ("masks", "causal", "a block short"),
+        ("masks", "causal", "the diagonal called full"),
+        ("masks", "prefix", "a block late"),
+        ("gradients", "causal", "a block short"),
+        ("gradients", "softcap", "the diagonal called full"),
+        ("decoding", "five queries, groups", "the diagonal called full"),
+    ],
+)
+def test_faults_are_seen(group: str, name: str, fault: str) -> None:
+    right = cpu_bounds.loops
+
+    def wrong(*given: Any) -> Loops:
+        found = right(*given)
+        return replace(found, loops=tuple(map(FAULTS[fault], found.loops)))
+
+    with mock.patch.object(cpu_bounds, "loops", wrong):
+        assert max(shares(GROUPS[group][name], own(GROUPS[group][name]))) > 5
+
+
+class Offsets(nn.Module):
+    """Attention with a learned bias by distance: many scores for each number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(17, 4))
+
+    def forward(self, q: Any, k: Any, v: Any) -> Any:
+        distance = torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])
+        bias = self.table[distance.clamp(-8, 8) + 8].permute(2, 0, 1)
+        return torch.softmax(q @ k.mT * 0.25 + bias, -1) @ v
+
+
+def tensors(*shape: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape) for _ in range(3)]
+
+
+@pytest.mark.compile
+def test_a_table_gets_its_gradient() -> None:
+    counters.clear()
+    check(Offsets(), tensors(2, 4, 150, 16), backend="flex", train=True)
+    assert counters["flex_inductor"] == {"own kernel": 2}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_are_the_same_every_time(threads: int) -> None:
+    """Also those that several workers add up, each for itself."""
+    module, given, before = Offsets(), tensors(1, 4, 200, 16), torch.get_num_threads()
+    program = compiled(module)
+    torch.set_num_threads(threads)
+    try:
+        found = []
+        for _ in range(2):
+            module.zero_grad()
+            inputs = [x.clone().requires_grad_() for x in given]
+            program(*inputs).square().sum().backward()
+            found.append([x.grad for x in (*inputs, module.table)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(*found))
+
+
+def cut(x: Any) -> list[Any]:
+    """Queries, keys and values of one projection, (batch, heads, length, 32)."""
+    return [y.unflatten(-1, (4, 32)).transpose(1, 2) for y in x.chunk(3, -1)]
+
+
+VIEWS: dict[str, Callable[..., Any]] = {
+    "one projection": lambda q, k, v: cut(q.transpose(1, 2).reshape(*q.shape[::2], -1).repeat(1, 1, 3) * 2),
+    "rows with gaps": lambda q, k, v: (q[..., ::2], k[..., 1::2], v[:, :, :, :16]),
+    "keys that the batch shares": lambda q, k, v: (q, k[:1].expand_as(k), v[:1].expand_as(v)),
+    "the same values for all": lambda q, k, v: (q, k, v[:, :, :1].expand_as(v)),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("train", [False, True])
+def test_operands_are_read_where_they_are(views: str, train: bool) -> None:
+    def program(q: Any, k: Any, v: Any) -> Any:
+        q, k, v = VIEWS[views](q, k, v)
+        i = torch.arange(q.shape[2])
+        return torch.softmax((q @ k.mT * 0.25).masked_fill(i > i[:, None], float("-inf")), -1) @ v
+
+    counters.clear()
+    check(program, tensors(2, 4, 70, 32), backend="flex", train=train)
+    assert counters["flex_inductor"] == {"own kernel": 1 + train}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("width", "kernel"), [(32, "own kernel"), (100, "torch's kernel: blocks of 100 x 100")])
+def test_a_call_of_the_program(width: int, kernel: str) -> None:
+    """Its lists of blocks are visited, with what the mask itself does not say."""
+    q, k, v = tensors(2, 4, 300, 32)
+    blocks = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < 70), 2, None, 300, 300, "cpu", width)
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + (h + 1) * (j - i), block_mask=blocks)
+
+    with torch.no_grad():
+        got = compiled(program)(q, k, v)
+    i, heads = torch.arange(300), torch.arange(1, 5)[:, None, None]
+    distance = i[:, None] - i
+    scores = (q.double() @ k.double().mT / 32**0.5 - heads * distance).masked_fill(
+        (distance < 0) | (distance >= 70), float("-inf")
+    )
+    torch.testing.assert_close(got, (scores.softmax(-1) @ v.double()).float(), atol=3e-6, rtol=0)
+    assert counters["flex_inductor"] == {kernel: 1}
+
+
+@pytest.mark.compile
+def test_a_call_gives_its_log_sum_exp() -> None:
+    """Which torch's kernel on CPU does not."""
+    q, k, v = tensors(1, 2, 90, 16)
+    with torch.no_grad():
+        out, logsumexp = compiled(lambda *given: flex_attention(*given, return_lse=True))(q, k, v)
+    scores = q @ k.mT / 4
+    torch.testing.assert_close(logsumexp, scores.logsumexp(-1), atol=3e-6, rtol=0)
+    torch.testing.assert_close(out, scores.softmax(-1) @ v, atol=3e-6, rtol=0)
+
+
+@pytest.mark.compile
+def test_steep_numbers_are_exact() -> None:
+    """Inductor makes ramps by additions of 32 bits: 15 times the step was beyond them."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        i = torch.arange(q.shape[2])
+        return torch.softmax(q @ k.mT + (i * 300_000_000 - i[:, None] * 299_999_999) / 1e9, -1) @ v
+
+    with torch.no_grad():
+        check(program, tensors(1, 2, 70, 16), backend="flex")
