@@ -24,6 +24,7 @@ from flex_inductor import compat, devices, scalar
 from flex_inductor.passes.emit.copies import copies_of, expand_copies
 from flex_inductor.passes.emit.operands import operand_dtype, operands
 from flex_inductor.passes.emit.result import Result, rebuild
+from flex_inductor.passes.emit.row_level import less_level, rounds
 from flex_inductor.passes.emit.sinks import beside
 from flex_inductor.passes.lift import heads
 from flex_inductor.passes.lift.layout import TRANSPARENT
@@ -212,7 +213,8 @@ class Emitter:
         mask = site.mask if site.mask is not None else scalar.TRUE
         top = scalar.where(mask, site.level, scalar.const(-math.inf, site.level.dtype))
         above = self.maps.row_levels(top, site.at, device)
-        score, *extra = (Expr("sub", (x, above), x.dtype) for x in (site.score, *site.extra))
+        rounded = rounds(site.score)
+        score, *extra = (less_level(x, above, rounded) for x in (site.score, *site.extra))
         return replace(site, score=score, extra=tuple(extra), level=None)
 
     def restore_layout(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:

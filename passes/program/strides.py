@@ -18,6 +18,8 @@ from flex_inductor.passes.program.walk import reachable
 
 ASK_FOR_STRIDES = {"view", "view_as", "stride", "as_strided", "is_contiguous"}
 """Functions and methods in Dynamo graphs whose result depends on strides, or that fail on some."""
+COPIES = {"clone", "contiguous"}
+"""Those that copy whatever the strides."""
 
 
 def needs_strides(value: fx.Node) -> bool:
@@ -31,8 +33,10 @@ def inheritors(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def has_own_strides(node: fx.Node) -> bool:
+    """Whether a value is laid out in the same way whatever its arguments are. A reshape copies only if it must, which
+    is another question for other strides."""
     copies = rule_name(node) == "clone" and node.kwargs.get("memory_format") == torch.contiguous_format
-    return copies or rule_name(node) in FACTORS
+    return (copies and name_of(node.meta["origin"]) in COPIES) or rule_name(node) in FACTORS
 
 
 def is_stride_sensitive(node: fx.Node) -> bool:
@@ -42,5 +46,10 @@ def is_stride_sensitive(node: fx.Node) -> bool:
 
 
 def asks_for_strides(origin: fx.Node) -> bool:
-    name = origin.target if isinstance(origin.target, str) else getattr(origin.target, "__name__", "")
-    return name in ASK_FOR_STRIDES
+    """Whether the result of a node of the Dynamo graph depends on strides, or it fails on some."""
+    return name_of(origin) in ASK_FOR_STRIDES
+
+
+def name_of(origin: fx.Node) -> str:
+    """What a node of the Dynamo graph calls."""
+    return origin.target if isinstance(origin.target, str) else getattr(origin.target, "__name__", "")

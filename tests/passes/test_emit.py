@@ -240,9 +240,10 @@ return (%9,)""",
 %4 = full([1, 1, 1, 1], 0, dtype=torch.int32, device=device(type='cpu'))
 %5 = flex_attention(l_q_, l_k_, l_v_, %0, ...)
 %6 = getitem(%5, 0)
-%7 = transpose(%6, 1, 2)
-%8 = flatten(%7, 2)
-return (%8,)""",
+%7 = contiguous(%6)
+%8 = transpose(%7, 1, 2)
+%9 = flatten(%8, 2)
+return (%9,)""",
         )
 
 

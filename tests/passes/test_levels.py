@@ -256,3 +256,13 @@ def test_levels_and_limits() -> None:
     assert limits.at_most(s, 2e7).op == "le"
     assert level(s) == bias and level(dot) == scalar.const(0, torch.float32)
     assert steepness(s) == pytest.approx(1 / 3) and steepness(bias) == 0
+
+
+@pytest.mark.parametrize("scaled", [lambda s: 0.1 * s, lambda s: s / 3, lambda s: torch.where(s > 0, s, 0.1 * s)])
+def test_a_level_that_is_rounded(scaled: Any) -> None:
+    """Regression: of a row of nothing but fills that are scaled, scores less their level were the rounding error of
+    both, about 1e30, and gradients were those of other weights."""
+    hidden = torch.ones(S, S).tril() == 0
+    hidden[2] = True
+    program = lambda q, k, v: attend(q, k, v, lambda s: scaled(s.masked_fill(hidden, MIN / 2)))  # noqa: E731
+    check(program, qkv(), train=True)

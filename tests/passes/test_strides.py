@@ -101,3 +101,17 @@ def test_sdpa_whose_mask_wants_a_gradient() -> None:
     torch._dynamo.reset()
     want = outcome(program, "aot_eager", inputs)
     assert outcome(program, "flex_eager", inputs)[0].stride() == want[0].stride()
+
+
+def test_a_flattening_that_copies_in_eager() -> None:
+    """Regression: of one sequence with shared heads the einsum's result is laid out so that eager's flatten copies, and
+    that copy was taken for one whatever the strides."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        s = torch.einsum("bngid,bnjd->bngij", q.unflatten(1, (2, -1)), k)
+        return torch.einsum("bngij,bnjd->bingd", torch.softmax(s, -1), v).flatten(2, 3)
+
+    inputs = [randn(1, 4, S, D), *(randn(1, 2, S, D, seed=i) for i in (1, 2))]
+    torch._dynamo.reset()
+    want = outcome(program, "aot_eager", inputs)
+    assert outcome(program, "flex_eager", inputs)[0].stride() == want[0].stride()
