@@ -122,3 +122,15 @@ def test_few_writes_stay_cases() -> None:
 
     (decision,) = check(program, qkv())
     assert "[q, k]" not in decision.mask_mod
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_coefficient_beyond_64_bits(dynamic: bool) -> None:
+    """Regression: `(i * 7919 + j) * (1 << 62)` was multiplied out, with a factor that no program can hold."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        i, j = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        mask = (i * 7919 + j) * 6364136223846793005 > 0
+        return attend(q, k, v, lambda s: s + (~mask).to(s.dtype) * torch.finfo(s.dtype).min)
+
+    check(program, qkv(), dynamic=dynamic)

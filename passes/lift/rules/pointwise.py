@@ -22,6 +22,7 @@ from flex_inductor.passes.lift.rules.views import argument, converted
 from flex_inductor.scalar import OPERATORS, Atom, Expr, Operator, index, integer, is_integer
 from flex_inductor.scalar.indices import floordiv, mod
 
+LARGEST = 1 << 63
 MAX_TERMS = 64
 """The most terms that a product of sums is multiplied out to."""
 MAX_QUOTIENTS = 8
@@ -74,11 +75,13 @@ def operand(lifter: Lifter, x: Any, at_index: Index, at: int, dtype: torch.dtype
 
 
 def integers(lifter: Lifter, op: str, a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
-    """Integer arithmetic that sympy can do in a reasonable time; None for other operators."""
+    """Integer arithmetic that sympy can do in a reasonable time, with numbers that a program can hold; None for
+    other operators."""
     if op == "mul" and len(sympy.Add.make_args(a)) * len(sympy.Add.make_args(b)) > MAX_TERMS:
         return None
     if op in SUMS:
-        return sympy.expand(SUMS[op](a, b))
+        result = sympy.expand(SUMS[op](a, b))
+        return result if all(abs(n) < LARGEST for n in result.atoms(sympy.Integer)) else None
     if op in ("floor_divide", "remainder") and b.is_positive and len(a.atoms(FloorDiv, Mod)) < MAX_QUOTIENTS:
         return (floordiv if op == "floor_divide" else mod)(a, b, lifter.sizes)
     return None
