@@ -29,12 +29,14 @@ aten = torch.ops.aten
 @dataclass(frozen=True)
 class Result:
     """The value that an attention replaces. product: the product with the values, or the SDPA call. views: those behind
-    it. dynamo: the Dynamo node of the value; if `hidden`, the Dynamo node that the value is inside of."""
+    it. dynamo: the Dynamo node of the value; if `hidden`, the Dynamo node that the value is inside of. moved: whether
+    the value is given another shape in place, later on."""
 
     product: fx.Node
     views: tuple[fx.Node, ...]
     dynamo: fx.Node
     hidden: bool = False
+    moved: bool = False
 
     @property
     def node(self) -> fx.Node:
@@ -44,7 +46,7 @@ class Result:
     def strides(self) -> Sequence[int | torch.SymInt]:
         """The strides of the value in the program. An SDPA call that needs gradients may give other strides than the
         ATen graph has, which is recorded without gradients."""
-        value = None if self.hidden else self.dynamo.meta.get("example_value")
+        value = None if self.hidden or self.moved else self.dynamo.meta.get("example_value")
         return (value if isinstance(value, torch.Tensor) else self.node.meta["val"]).stride()
 
     @property
@@ -64,7 +66,7 @@ def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:
             return Result(product, (), product.meta["origin"], hidden=True)
         node = users[0]
         views.append(node)
-    return Result(product, tuple(views), aten_graph.value_of[node])
+    return Result(product, tuple(views), aten_graph.value_of[node], moved=node in aten_graph.moved)
 
 
 def rebuild(make: Materialiser, out: fx.Node, site: Site, result: Result) -> fx.Node:

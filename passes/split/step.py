@@ -26,6 +26,8 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     gradients flow; then the log-sum-exp of a row must not be far from zero."""
     anchor = site.candidate.anchor
     found = part(site.score)
+    if zeroed == scalar.FALSE:
+        raise Declined("every probability is set to zero", site.candidate.result)
     zeroed, rows = rows_apart(zeroed, site.at) if zeroed is not None else (None, scalar.TRUE)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
