@@ -28,7 +28,9 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     found = part(site.score)
     if zeroed == scalar.FALSE:
         raise Declined("every probability is set to zero", site.candidate.result)
-    zeroed, rows = rows_apart(zeroed, site.at) if zeroed is not None else (None, scalar.TRUE)
+    rows = scalar.TRUE
+    if zeroed is not None and zeroed != found.mask:
+        zeroed, rows = rows_apart(zeroed, site.at)
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     site = replace(site, replaces=any(replacements(site.score)))

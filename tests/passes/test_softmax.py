@@ -166,6 +166,11 @@ def zeroed_where_nan(p: Any) -> Any:
     return p.masked_fill(p.isnan(), 0.0)
 
 
+def twice(q: Any, k: Any, v: Any, m: Any) -> Any:
+    """The same mask before the softmax and behind it."""
+    return masked(q, k, m, LOW).masked_fill(~m, 0) @ v
+
+
 def kept_where_number(p: Any) -> Any:
     return torch.where(~p.isnan(), p, torch.zeros_like(p))
 
@@ -179,6 +184,7 @@ ZEROED: dict[str, Any] = {
     "rows_with_keys_of_finite_fills": lambda q, k, v, m: (masked(q, k, m, LOW) * m.any(-1, keepdim=True)) @ v,
     "rows_of_a_finite_fill": lambda q, k, v, m: masked(q, k, m, LOW).masked_fill(m.sum(-1, True) == 5, 0) @ v,
     "rows_and_keys": lambda q, k, v, m: masked(q, k, m).masked_fill(~m, 0).masked_fill(~m.any(-1, keepdim=True), 0) @ v,
+    "keys_by_rows_again": lambda q, k, v, m: twice(q, k, v, m[:, :, :1] & (torch.arange(S) != 3)[:, None]),
     "rows_without_a_mask": lambda q, k, v, m: torch.softmax(q @ k.mT, -1).masked_fill(~m.any(-1, keepdim=True), 0) @ v,
 }
 
