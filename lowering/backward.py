@@ -9,13 +9,13 @@ import torch
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.call import Call
 from flex_inductor.lowering.plan import Variant
-from flex_inductor.lowering.stock import Stock
 from flex_inductor.lowering.templates import template
+from flex_inductor.lowering.unsupported import Unsupported
 
 
 def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, joint_graph: Any) -> Any:
-    """Gradients of queries, keys, values, and of what the score_mod captures. logsumexp is in base 2. Raises Stock,
-    before anything was done, for what torch's kernel must do."""
+    """Gradients of queries, keys, values, and of what the score_mod captures. logsumexp is in base 2. Raises
+    Unsupported, before anything was done, for what torch's kernel must do."""
     by_query, by_key = plans(call, inductor.has_captured_gradients(joint_graph))
     query, key, value = call.operands()
     joint = inductor.joint(joint_graph, call.score_reads, call.dtype, query.get_device())
@@ -39,12 +39,12 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
 
 def plans(call: Call, captured: bool) -> tuple[list[Variant], list[Variant]]:
     """The variants of both kernels. captured: whether anything that the score_mod captures gets a gradient. Raises
-    Stock."""
+    Unsupported."""
     sizes = call.query.get_size()[0], call.key.get_size()[0]
     if not inductor.sizes().statically_known_equals(*sizes):
-        raise Stock("different batch sizes")
+        raise Unsupported("different batch sizes")
     if torch.are_deterministic_algorithms_enabled() and captured:
-        raise Stock("gradients of captured tensors are sums in no certain order")
+        raise Unsupported("gradients of captured tensors are sums in no certain order")
     return call.plan("dq"), call.plan("dkdv")
 
 

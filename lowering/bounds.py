@@ -22,7 +22,7 @@ from torch.utils._sympy.functions import Where as TorchWhere
 
 from flex_inductor import mask
 from flex_inductor.compat import triton as inductor
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 from flex_inductor.mask.text import KV_LEN, Q_LEN, parse_formula
 
 MOST_LOOPS = 6
@@ -49,10 +49,10 @@ def bounds(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: b
     """The loops over blocks of keys for a block of queries, or of queries for a block of keys.
 
     text: the formula of the mask. lengths: numbers of queries and keys, as sympy expressions; by name in the kernel
-    where they are not known. tile: queries and keys in a block. Raises Stock where there is no closed form."""
+    where they are not known. tile: queries and keys in a block. Raises Unsupported where there is no closed form."""
     formula, loops, known = closed_form(text, lengths, tile, by_key)
     if len(loops) > MOST_LOOPS:
-        raise Stock(f"the mask takes {len(loops)} loops")
+        raise Unsupported(f"the mask takes {len(loops)} loops")
     ends = [end for loop in loops for end in (loop.start, loop.stop)]
     if not loops:
         return Bounds("", "0 : 0 : masked : step")
@@ -80,20 +80,20 @@ def closed_form(
     rows, cols = axes[::-1] if by_key else axes
     ranges = mask.ranges(formula, rows, cols)
     if ranges is None:
-        raise Stock("the mask has no closed form")
+        raise Unsupported("the mask has no closed form")
     names = {rows.block: ROW, rows.position: PLACES}
     loops = tuple(mask.Loop(x.start.xreplace(names), x.stop.xreplace(names), x.masked) for x in mask.loops(ranges))
     ends = [end for loop in loops for end in (loop.start, loop.stop)]
     if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
-        raise Stock("the closed form of the mask reads tensors, or varies with batch or head")
+        raise Unsupported("the closed form of the mask reads tensors, or varies with batch or head")
     return formula, loops, known
 
 
 def fits(expressions: Sequence[sympy.Basic], known: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
-    """Whether all numbers in expressions fit into 32 bits, given the lengths that are known. Raises Stock where they
-    may not even fit into 64."""
+    """Whether all numbers in expressions fit into 32 bits, given the lengths that are known. Raises Unsupported
+    where they may not even fit into 64."""
     if max(map(mask.abs_bound, expressions)) > mask.LARGEST:
-        raise Stock("the numbers in the mask may be too large")
+        raise Unsupported("the numbers in the mask may be too large")
     longest = max(map(int, known.values())) if len(known) == 2 else mask.BOUND
     return all(mask.abs_bound(e, longest) < mask.BOUND for e in expressions)
 

@@ -13,7 +13,7 @@ import torch
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.plan import Problem, Variant, plan
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 
 INDICES = ("b", "h", "m", "n")
 
@@ -38,20 +38,20 @@ class Call:
     mask_reads: Sequence[Any]
 
     def __post_init__(self) -> None:
-        """Raises Stock for what no kernel of ours does."""
+        """Raises Unsupported for what no kernel of ours does."""
         sizes = inductor.sizes()
         dims = [self.query.get_size()[-1], self.value.get_size()[-1]]
         heads = [self.query.get_size()[1], self.key.get_size()[1]]
         if not all(sympy.sympify(n).is_Integer for n in (*dims, *heads)):
-            raise Stock("a dynamic number of heads or head dimension")
+            raise Unsupported("a dynamic number of heads or head dimension")
         if {self.key.get_dtype(), self.value.get_dtype()} != {self.dtype}:
-            raise Stock("queries, keys and values of different dtypes")
+            raise Unsupported("queries, keys and values of different dtypes")
         batches = [self.query.get_size()[0], self.key.get_size()[0]]
         if not (sizes.statically_known_equals(*batches) or sizes.statically_known_equals(batches[1], 1)):
-            raise Stock("different batch sizes")
+            raise Unsupported("different batch sizes")
         chosen = [name for name in self.options if name.startswith(("fwd_", "bwd_", "BLOCK_", "num_"))]
         if chosen or self.options.get("BACKEND", "AUTO") not in ("AUTO", "TRITON") or self.options.get("PRESCALE_QK"):
-            raise Stock("kernel options are for torch's kernel")
+            raise Unsupported("kernel options are for torch's kernel")
 
     @property
     def dtype(self) -> torch.dtype:

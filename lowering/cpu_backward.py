@@ -17,8 +17,8 @@ GIVEN = 6
 
 
 def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, joint_graph: Any) -> Any:
-    """Gradients of queries, keys, values, and of what the score_mod captures. logsumexp is in base 2. Raises Stock,
-    before anything was done, for what torch's kernel must do."""
+    """Gradients of queries, keys, values, and of what the score_mod captures. logsumexp is in base 2. Raises
+    Unsupported, before anything was done, for what torch's kernel must do."""
     constants = call.constants()
     query, key, value = call.operands()
     traced, lists = call.traced(), call.lists()

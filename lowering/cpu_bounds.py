@@ -37,11 +37,11 @@ class Loops:
 
 @functools.lru_cache(maxsize=1024)  # the layers of a model have the same mask
 def loops(text: str, lengths: tuple[Any, Any], tile: tuple[int, int], by_key: bool = False) -> Loops:
-    """The loops for the block of queries `row`, or of keys. tile: queries in a block and keys in a unit. Raises Stock
-    where there is no closed form."""
+    """The loops for the block of queries `row`, or of keys. tile: queries in a block and keys in a unit. Raises
+    Unsupported where there is no closed form."""
     formula, found, known = closed_form(text, lengths, tile, by_key)
     ends = [sympy.sympify(end) for loop in found for end in (loop.start, loop.stop)]
-    fits([formula, *ends], known)  # raises Stock where they are too large for 64 bits
+    fits([formula, *ends], known)  # raises Unsupported where they are too large for 64 bits
     shared: list[Any] = []
     if not any(end.has(PLACES) for end in ends):
         shared, ends = sympy.cse(ends, sympy.numbered_symbols("t", integer=True))

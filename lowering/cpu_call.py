@@ -16,8 +16,8 @@ from flex_inductor import compat
 from flex_inductor.compat import cpp as inductor
 from flex_inductor.compat import cpp_rows as rows
 from flex_inductor.lowering import cpu_bounds
-from flex_inductor.lowering.stock import Stock
 from flex_inductor.lowering.support import DTYPES
+from flex_inductor.lowering.unsupported import Unsupported
 
 TEMPLATES = Path(__file__).parent / "templates"
 QUERIES, KEYS, UNIT = 64, 512, 64
@@ -43,20 +43,20 @@ class Call:
     mask_reads: Sequence[Any]
 
     def __post_init__(self) -> None:
-        """Raises Stock for what no kernel of ours does."""
+        """Raises Unsupported for what no kernel of ours does."""
         sizes = inductor.sizes()
         fixed = [self.query.get_size()[1], self.key.get_size()[1], self.query.get_size()[3], self.value.get_size()[3]]
         if not all(sympy.sympify(n).is_Integer for n in fixed):
-            raise Stock("a dynamic number of heads or head dimension")
+            raise Unsupported("a dynamic number of heads or head dimension")
         if {self.query.get_dtype(), self.key.get_dtype(), self.value.get_dtype()} - {self.dtype}:
-            raise Stock("queries, keys and values of different dtypes")
+            raise Unsupported("queries, keys and values of different dtypes")
         if self.dtype not in DTYPES:
-            raise Stock(f"no kernel for {self.dtype}")
+            raise Unsupported(f"no kernel for {self.dtype}")
         batch, kv_batch = self.query.get_size()[0], self.key.get_size()[0]
         if not (sizes.statically_known_equals(batch, kv_batch) or sizes.statically_known_equals(kv_batch, 1)):
-            raise Stock("different batch sizes")
+            raise Unsupported("different batch sizes")
         if self.options.get("SKIP_MASK_SCORE"):
-            raise Stock("kernel options are for torch's kernel")
+            raise Unsupported("kernel options are for torch's kernel")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,15 +74,15 @@ class Call:
 
     @cached_property
     def widths(self) -> tuple[int, int]:
-        """Queries and keys in a block of the lists. Raises Stock for what tiles cannot be made of."""
+        """Queries and keys in a block of the lists. Raises Unsupported for what tiles cannot be made of."""
         found = [inductor.number(self.listed[name]) for name in ("q_width", "k_width")]
         if min(math.gcd(found[0], QUERIES), math.gcd(found[1], UNIT)) < SMALLEST:
-            raise Stock(f"blocks of {found[0]} x {found[1]}")
+            raise Unsupported(f"blocks of {found[0]} x {found[1]}")
         return found[0], found[1]
 
     @cached_property
     def loops(self) -> cpu_bounds.Loops | None:
-        """The loops of the mask's formula; None for the lists of blocks. Raises Stock."""
+        """The loops of the mask's formula; None for the lists of blocks. Raises Unsupported."""
         if self.mask:
             return cpu_bounds.loops(self.mask, self.lengths, (QUERIES, UNIT))
         if inductor.number(self.listed["q_width"]) < compat.ONE_BLOCK:

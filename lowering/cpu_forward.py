@@ -10,8 +10,8 @@ from flex_inductor.lowering.cpu_call import Call, source
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:
-    """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Stock, before anything was done, for what
-    torch's kernel must do."""
+    """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Unsupported, before anything was done,
+    for what torch's kernel must do."""
     constants = call.constants()
     query, key, value = call.operands()
     mods, lists = call.traced().scores(to=rows.ROW), call.lists()

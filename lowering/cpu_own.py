@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from flex_inductor import compat
 from flex_inductor.lowering import cpu, cuda
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 
 log = logging.getLogger(__name__)
 Lowering = Callable[..., Any]
@@ -38,7 +38,7 @@ def no_closed_form(lengths: tuple[Any, Any], mask: str) -> str | None:
 
     try:
         cpu_bounds.loops(mask, lengths, (cpu_call.QUERIES, cpu_call.UNIT))
-    except Stock as why:
+    except Unsupported as why:
         return str(why)
     return None
 
@@ -55,7 +55,7 @@ def _forward(stock: Lowering) -> Lowering:
 
         def ours() -> Any:
             if not chosen:
-                raise Stock("not asked for ours")
+                raise Unsupported("not asked for ours")
             return cpu_forward.lower(Call(query, key, value, score_mod, blocks, mask, scale, options, *reads))
 
         def theirs() -> Any:
@@ -94,7 +94,7 @@ def lowered(ours: Callable[[], Any], stock: Callable[[], Any]) -> Any:
     """What our kernel computes, or torch's."""
     try:
         result = ours()
-    except Stock as why:
+    except Unsupported as why:
         counters["flex_inductor"][f"torch's kernel: {why}"] += 1
         log.info("flex_attention is lowered to torch's kernel: %s", why)
         return stock()

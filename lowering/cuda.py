@@ -17,7 +17,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from flex_inductor import compat
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 
 log = logging.getLogger(__name__)
 lock = threading.RLock()
@@ -45,7 +45,7 @@ def covers(
     try:
         for kind in ("prefill", "dq", "dkdv") if training else ("prefill",):
             plan(kind, problem)
-    except Stock as why:
+    except Unsupported as why:
         return str(why)
     return None
 
@@ -105,9 +105,9 @@ def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None
     """What our kernel computes, or torch's, which drops nothing."""
     try:
         if mask is None:
-            raise Stock("not asked for ours")
+            raise Unsupported("not asked for ours")
         result = ours()
-    except Stock as why:
+    except Unsupported as why:
         if dropout:
             raise RuntimeError(f"flex_attention with dropout has no kernel: {why}") from why
         counters["flex_inductor"][f"torch's kernel: {why}"] += 1

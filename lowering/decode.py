@@ -28,7 +28,7 @@ def takes(call: Call) -> bool:
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:
-    """As prefill.lower. Raises Stock, before anything was done, for what torch's kernel must do."""
+    """As prefill.lower. Raises Unsupported, before anything was done, for what torch's kernel must do."""
     queries = int(call.lengths[0])
     variants = call.plan("decode", rows=power_of_two(queries))
     query, key, value = call.operands()

@@ -15,7 +15,7 @@ import torch
 from flex_inductor.lowering import configs as tables
 from flex_inductor.lowering.bounds import Bounds, bounds, everywhere, listed
 from flex_inductor.lowering.configs import Config
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 
 KINDS = {"prefill": (tables.PREFILL, False), "dq": (tables.DQ, False), "dkdv": (tables.DKDV, True),
          "decode": (tables.DECODE, False)}  # fmt: skip
@@ -44,11 +44,11 @@ class Problem:
 
 def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     """The variants of a kernel, the one to take without measuring first. rows: queries in a tile, where the config does
-    not say. Raises Stock where there is none."""
+    not say. Raises Unsupported where there is none."""
     table, by_key = KINDS[kind]
     configs = tables.configs(table, problem.capability, problem.dtype.itemsize, max(*problem.dims, 16))
     if not configs:
-        raise Stock(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
+        raise Unsupported(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
     return [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]
 
 
@@ -59,5 +59,5 @@ def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:
     if problem.mask is None:
         return everywhere("Q_LEN" if by_key else "KV_LEN", columns)
     if problem.mask % tile[0] or problem.mask % tile[1]:
-        raise Stock(f"tiles of {tile[0]} x {tile[1]} in blocks of {problem.mask}")
+        raise Unsupported(f"tiles of {tile[0]} x {tile[1]} in blocks of {problem.mask}")
     return listed(columns, problem.mask)

@@ -13,8 +13,8 @@ from flex_inductor.lowering.templates import template
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:
-    """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Stock, before anything was done, for what
-    torch's kernel must do."""
+    """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Unsupported, before anything was done,
+    for what torch's kernel must do."""
     variants = call.plan("prefill")
     if call.dropout and call.options["OUTPUT_LOGSUMEXP"]:
         plans(call, captured=bool(call.score_reads))  # must be ours too, and is asked only when gradients are

@@ -11,7 +11,7 @@ import torch
 from torch.utils._sympy.functions import FloorDiv
 
 from flex_inductor.lowering.bounds import bounds
-from flex_inductor.lowering.stock import Stock
+from flex_inductor.lowering.unsupported import Unsupported
 from flex_inductor.mask import K, Q, load
 from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula, parse_formula
 from tests.mask.test_loops import MASKS, MEETING, ONE_WAY
@@ -72,7 +72,7 @@ def test_loops_are_the_blocks_of_the_mask(name: str, by_key: bool, dynamic: bool
         dense, axes = grid.dense(CLOSED[name]), grid.axes
         lengths: Any = (Q_LEN, KV_LEN) if dynamic else (queries, keys)
         if by_key and name in ONE_WAY:
-            with pytest.raises(Stock, match="no closed form"):
+            with pytest.raises(Unsupported, match="no closed form"):
                 bounds(text, lengths, tile, by_key)
             return
         if by_key:
@@ -124,5 +124,5 @@ def test_large_numbers_take_64_bits() -> None:
     known = (sympy.Integer(70000), sympy.Integer(70000))
     assert bounds(text, known, (64, 64)).wide and not bounds("q >= k", known, (64, 64)).wide
     assert bounds("q >= k", (Q_LEN, KV_LEN), (64, 64)).wide  # the lengths may be anything
-    with pytest.raises(Stock, match="too large"):
+    with pytest.raises(Unsupported, match="too large"):
         bounds(format_formula(sympy.Integer(10) ** 12 * Q >= K) or "", known, (64, 64))

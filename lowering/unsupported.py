@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Stock(Exception):
+class Unsupported(Exception):
     """The call is lowered as torch lowers it; the message says why."""
