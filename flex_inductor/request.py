@@ -30,7 +30,8 @@ class Request:
     scores: their number, now. attended: the share of their blocks that are expected to be attended. called: whether it
     is an SDPA call already. reads: whether score or mask load a number for every score. dropout: whether probabilities
     are dropped at random. instead: what a call of SDPA would be given that means the same; None where none does.
-    mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors."""
+    mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
+    learns: whether gradients flow to tensors that the score reads."""
 
     device: str
     dtype: torch.dtype
@@ -46,6 +47,7 @@ class Request:
     dropout: bool
     instead: Instead | None = None
     mask: str | None = None
+    learns: bool = False
 
 
 Refusal = Callable[[Request], str | None]

@@ -130,4 +130,6 @@ def prefers_sdpa(request: Request, options: Options) -> bool:
 
 def lacking(request: Request) -> str | None:
     """What flex_attention has no kernel for."""
+    if request.device == "cpu" and request.learns:
+        return "gradients of tensors that the score reads have no kernel on CPU that is known to be right"
     return support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)

@@ -55,6 +55,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         reads=reads_scores(site),
         dropout=site.dropout is not None,
         instead=instead(site, result),
+        learns=result.trains and any(n.meta["grad"] for n in scalar.differentiable(site.score)),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 

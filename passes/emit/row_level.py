@@ -1,6 +1,5 @@
-"""The level of a row, taken from its scores.
-
-score - level, both about -1.7e37   ->   0, and not the rounding error of either
+"""The level of a row, taken from its scores. Where both are huge, say -1.7e37, nothing may be left of them: not the
+rounding error of either, which is 1e30.
 """
 
 from __future__ import annotations
