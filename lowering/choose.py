@@ -15,6 +15,9 @@ from flex_inductor.lowering.cuda import covers
 from flex_inductor.options import Options
 from flex_inductor.request import Backend, Instead, Kernel, Request, torchs
 
+LEARNS_ON_CPU = False
+"""Whether sites with gradients of captured tensors go to our kernels on CPU: some come out wrong."""
+
 
 def answers(options: Options, settings: Mapping[str, Any]) -> Backend:
     """What the backend "flex" answers."""
@@ -130,6 +133,6 @@ def prefers_sdpa(request: Request, options: Options) -> bool:
 
 def lacking(request: Request) -> str | None:
     """What flex_attention has no kernel for."""
-    if request.device == "cpu" and request.learns:
+    if request.device == "cpu" and request.learns and not LEARNS_ON_CPU:
         return "gradients of tensors that the score reads have no kernel on CPU that is known to be right"
     return support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)

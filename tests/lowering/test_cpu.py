@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from flex_inductor.lowering import cpu_bounds
+from flex_inductor.lowering import choose, cpu_bounds
 from flex_inductor.lowering.cpu_bounds import Loop, Loops
 from tests.lowering.cases import GROUPS, Case, results, shares
 from tests.support.exactness import check
@@ -26,6 +26,12 @@ CASES = [
     for name, case in cases.items()
     if not case.dropout
 ]
+
+
+@pytest.fixture(autouse=True)
+def gradients_of_captured_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are judged by themselves, those too that no site goes to yet."""
+    monkeypatch.setattr(choose, "LEARNS_ON_CPU", True)
 
 
 @pytest.fixture(autouse=True)
