@@ -1,22 +1,26 @@
 """Attention alone, on a GPU: our kernels, torch's, SDPA, Inductor's and eager code, side by side.
 
     python -m bench.attention --device cuda [--variants causal window] [--lengths 8192] [--dims 64 128] [--heads 16:4]
-                              [--minutes 8] [--out bench/results/attention_cuda.csv] [--plot]
+                              [--minutes 8] [--jobs 8] [--out bench/results/attention_cuda.csv] [--plot]
 
 Sixteen thousand tokens in a batch, bfloat16. how: "flex" is backend="flex", "flex, torch's kernel" the same rewrite
 with kernels="torch", "by hand" a call of flex_attention with a block mask made beforehand, "inductor" and "eager" the
 plain program. ms: medians, with p20 and p80; tflops: by the scores that are attended, exactly; ceiling: as a share of a
 matrix product of the same run; peak_mb: memory of a call. Stops when the time is up: the important rows come first.
+With --jobs, so many processes compile at a time, and one of them measures.
 On a CPU (`--device cpu --lengths 512`) it only shows that everything runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ HOW = ("flex", "flex, torch's kernel", "by hand", "sdpa", "inductor", "eager")
 TOKENS = 16384
 DENSE = 1 << 31
 """The number of scores up to which the plain program, which keeps them all, is run."""
+alone: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+"""Held by the process that measures."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int)
     parser.add_argument("--heads", nargs="+")
     parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/attention_cuda.csv")
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
@@ -63,24 +70,39 @@ def main() -> None:
     limit = ceiling(args.device)
     print(f"a matrix product: {limit:.0f} TFLOP/s")
     rows: list[dict[str, Any]] = []
-    for name, shape in plan(args):
-        for how, training in itertools.product(args.how, (False, True)):
-            if time.monotonic() > end:
-                print("the time is up")
-                return
-            row = measured(name, how, shape, training, args.device)
-            if row is None:
-                continue
-            if "tflops" in row:
-                row |= {"ceiling": f"{row['tflops'] / limit:.2f}", "tflops": f"{row['tflops']:.1f}"}
-            rows.append(row)
-            print(
-                {k: row[k] for k in ("variant", "how", "pass", "length", "dim", "ms", "tflops", "error") if k in row},
-                flush=True,
-            )
-            write(args.out, COLUMNS, rows)
+    for row in all_rows(args, end):
+        if "tflops" in row:
+            row |= {"ceiling": f"{row['tflops'] / limit:.2f}", "tflops": f"{row['tflops']:.1f}"}
+        rows.append(row)
+        print(
+            {k: row[k] for k in ("variant", "how", "pass", "length", "dim", "ms", "tflops", "error") if k in row},
+            flush=True,
+        )
+        write(args.out, COLUMNS, rows)
     if args.plot:
         plot(rows, args.out.with_suffix(".png"))
+
+
+def all_rows(args: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
+    """The rows of the table, as they are done, until the time is up."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, share, (spawn.Lock(),)) as pool:
+        rows = [
+            pool.submit(measured, name, how, shape, training, args.device)
+            for (name, shape), how, training in itertools.product(list(plan(args)), args.how, (False, True))
+        ]
+        try:
+            for row in as_completed(rows, timeout=max(0.0, end - time.monotonic())):
+                if found := row.result():
+                    yield found
+        except TimeoutError:
+            print("the time is up")
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def share(lock: contextlib.AbstractContextManager[Any]) -> None:
+    global alone
+    alone = lock
 
 
 def plan(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
@@ -157,16 +179,21 @@ def timed(
         return torch.autograd.grad(out, tensors, gradient, retain_graph=True) if training else function(*inputs)
 
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    call()
-    peak = torch.cuda.max_memory_allocated() - before if device == "cuda" else 0
-    ms, low, high = durations(call, device)
+    with alone:
+        peak = memory(call) if device == "cuda" else 0
+        ms, low, high = durations(call, device)
     flops = (10 if training else 4) * area(variant, shape, inputs[3], device) * shape.dim
     return {"ms": f"{ms:.3f}", "p20": f"{low:.3f}", "p80": f"{high:.3f}", "tflops": flops / ms / 1e9,
             "peak_mb": f"{peak / 2**20:.0f}"}  # fmt: skip
+
+
+def memory(call: Callable[[], Any]) -> int:
+    """Bytes of the device's memory that a call takes at its peak."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def durations(call: Callable[[], Any], device: str) -> tuple[float, float, float]:

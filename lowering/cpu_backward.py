@@ -26,7 +26,7 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
     joint = rows.joint(joint_graph, [traced.scaled, *traced.positions, change, *call.reads[0]], GIVEN)
     names = [f"grad{number}" for number in range(len(joint.mutated_grads))]
     grad_key, grad_value = inductor.empty_like(key), inductor.empty_like(value)
-    delta = compat.contiguous(triton.delta(out, grad_out, grad_logsumexp))
+    delta = compat.contiguous(triton.delta(out, grad_out, grad_logsumexp, besides=bool(names)))
     template = inductor.Template(
         "flex_inductor_backward",
         source("cpu_backward"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sympy
 import torch
+from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.decisions import Replacement
@@ -55,7 +56,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         reads=reads_scores(site),
         dropout=site.dropout is not None,
         instead=instead(site, result),
-        learns=result.trains and any(n.meta["grad"] for n in scalar.differentiable(site.score)),
+        learns=result.trains and any(map(may_learn, scalar.differentiable(site.score))),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 
@@ -70,6 +71,11 @@ def instead(site: Site, result: Result) -> Instead | None:
     if not form.varies(site.at.q, site.at.k):
         return Instead.ROW
     return Instead.HEADS if form.varies(site.at.h) and form.given.op != "load" else Instead.DENSE
+
+
+def may_learn(node: fx.Node) -> bool:
+    """Whether a tensor may want a gradient: one that is computed in the graph may always."""
+    return node.op != "placeholder" or bool(node.meta["val"].requires_grad)
 
 
 def reads_scores(site: Site) -> bool:

@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch._inductor import config, ir, lowering
 from torch._inductor.codegen.cpp import CppKernelProxy, KernelGroup, ParallelDepth
+from torch._inductor.cpu_vec_isa import invalid_vec_isa
 from torch._inductor.kernel.flex import common, flex_attention
 from torch._inductor.loop_body import LoopBody, MemoryUsageType
 from torch._inductor.utils import sympy_index_symbol_with_prefix
@@ -109,10 +110,19 @@ def loaded(made: Any) -> Any:
 
 def row_code(kernel: Any, row: Row, stores: Mapping[str, Callable[[], Any]], sums: Sequence[Sum] = ()) -> str:
     """C++ code that works on a row of numbers, as Inductor vectorises it. stores: what is written, by the name of the
-    row that it is written to, all of float32; a row that is written may be read. sums: what is added to."""
+    row that it is written to, all of float32; a row that is written may be read. sums: what is added to, before that,
+    number by number: those of one vector may belong to the same place, and Inductor would keep the last of them."""
+    adding = _loop(kernel, row, {}, sums, vectors=False) if sums else ""
+    return adding + _loop(kernel, row, stores, (), vectors=True)
+
+
+def _loop(kernel: Any, row: Row, stores: Mapping[str, Callable[[], Any]], sums: Sequence[Sum], vectors: bool) -> str:
+    """A loop over a row."""
     group = KernelGroup()
     group.args, group.ws.num_threads = kernel.args, 1  # nobody else adds to the same numbers
     proxy = CppKernelProxy(group)
+    if not vectors:
+        proxy.picked_vec_isa = invalid_vec_isa
     index = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
 
     def write(*indices: Any) -> None:

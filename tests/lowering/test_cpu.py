@@ -30,8 +30,8 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def gradients_of_captured_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels are judged by themselves, those too that no site goes to yet."""
-    monkeypatch.setattr(choose, "LEARNS_ON_CPU", True)
+    """The kernels are judged by themselves, those too that no site goes to."""
+    monkeypatch.setattr(choose, "too_coarse", lambda request: None)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,31 @@ def tensors(*shape: int) -> list[torch.Tensor]:
 def test_a_table_gets_its_gradient() -> None:
     counters.clear()
     check(Offsets(), tensors(2, 4, 150, 16), backend="flex", train=True)
+    assert counters["flex_inductor"] == {"own kernel": 2}
+
+
+LEARNED: dict[str, Callable[..., Any]] = {
+    "one temperature": lambda s, q, one, heads, rows: s * one,
+    "a temperature of a head": lambda s, q, one, heads, rows: s / heads[:, None, None].exp(),
+    "a slope of a head": lambda s, q, one, heads, rows: s + heads[:, None, None] * torch.arange(s.shape[-1]),
+    "a number of a query": lambda s, q, one, heads, rows: (s * rows[:, None]).tanh() * one,
+    "a product with queries": lambda s, q, one, heads, rows: s + torch.einsum("bhqd,kd->bhqk", q, rows[:, None] * one),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("length", [40, 150])
+@pytest.mark.parametrize("learned", LEARNED)
+def test_what_a_score_learns(learned: str, length: int) -> None:
+    """Regression: of the numbers of a vector that were added to one place the last one was kept."""
+
+    def program(q: Any, k: Any, v: Any, one: Any, heads: Any, rows: Any) -> Any:
+        return torch.softmax(LEARNED[learned](q @ k.mT * 0.25, q, one, heads, rows), -1) @ v
+
+    torch.manual_seed(1)
+    parameters = torch.tensor(0.7), torch.randn(4) * 0.3, torch.randn(length)
+    counters.clear()
+    check(program, (*tensors(2, 4, length, 16), *parameters), backend="flex", train=True)
     assert counters["flex_inductor"] == {"own kernel": 2}
 
 
