@@ -1,43 +1,39 @@
 """Attention alone, on a GPU: our kernels, torch's, SDPA, Inductor's and eager code, side by side.
 
     python -m bench.attention --device cuda [--variants causal window] [--lengths 8192] [--dims 64 128] [--heads 16:4]
-                              [--minutes 8] [--jobs 8] [--out bench/results/attention_cuda.csv] [--plot]
+                              [--dtype bfloat16] [--minutes 8] [--jobs 8] [--out FILE] [--plot]
 
-Sixteen thousand tokens in a batch, bfloat16. how: "flex" is backend="flex", "flex, torch's kernel" the same rewrite
+Sixteen thousand tokens in a batch. how: "flex" is backend="flex", "flex, torch's kernel" the same rewrite
 with kernels="torch", "by hand" a call of flex_attention with a block mask made beforehand, "inductor" and "eager" the
 plain program. ms: medians, with p20 and p80; tflops: by the scores that are attended, exactly; ceiling: as a share of a
 matrix product of the same run; peak_mb: memory of a call. Stops when the time is up: the important rows come first.
-With --jobs, so many processes compile at a time, and one of them measures.
+With --jobs, so many processes compile at a time, and one of them measures. kernels: the milliseconds of each that
+takes a share worth to be named.
 On a CPU (`--device cpu --lengths 512`) it only shows that everything runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import multiprocessing
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import measure
 from bench.record import ROOT, write
 from bench.variants import VARIANTS, Variant
 
-COLUMNS = ("variant", "how", "pass", "batch", "heads", "kv_heads", "length", "dim", "ms", "p20", "p80", "tflops",
-           "ceiling", "peak_mb", "error")  # fmt: skip
+COLUMNS = ("variant", "how", "pass", "dtype", "batch", "heads", "kv_heads", "length", "dim", "ms", "p20", "p80",
+           "tflops", "ceiling", "peak_mb", "kernels", "error")  # fmt: skip
 HOW = ("flex", "flex, torch's kernel", "by hand", "sdpa", "inductor", "eager")
 TOKENS = 16384
 DENSE = 1 << 31
 """The number of scores up to which the plain program, which keeps them all, is run."""
-alone: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-"""Held by the process that measures."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int)
     parser.add_argument("--dims", nargs="+", type=int)
     parser.add_argument("--heads", nargs="+")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/attention_cuda.csv")
@@ -85,24 +82,9 @@ def main() -> None:
 
 def all_rows(args: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
     """The rows of the table, as they are done, until the time is up."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, spawn, share, (spawn.Lock(),)) as pool:
-        rows = [
-            pool.submit(measured, name, how, shape, training, args.device)
-            for (name, shape), how, training in itertools.product(list(plan(args)), args.how, (False, True))
-        ]
-        try:
-            for row in as_completed(rows, timeout=max(0.0, end - time.monotonic())):
-                if found := row.result():
-                    yield found
-        except TimeoutError:
-            print("the time is up")
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def share(lock: contextlib.AbstractContextManager[Any]) -> None:
-    global alone
-    alone = lock
+    given = itertools.product(list(plan(args)), args.how, (False, True))
+    tasks = ((name, how, shape, training, args.device, args.dtype) for (name, shape), how, training in given)
+    yield from filter(None, measure.results(measured, tasks, args.jobs, end))
 
 
 def plan(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
@@ -128,16 +110,16 @@ def special(name: str) -> Shape | None:
     return {"differential": Shape(1, 32, 32, 16384, 64), "evoformer": Shape(8192, 4, 4, 256, 64)}.get(name)
 
 
-def measured(name: str, how: str, shape: Shape, training: bool, device: str) -> dict[str, Any] | None:
+def measured(name: str, how: str, shape: Shape, training: bool, device: str, dtype: str) -> dict[str, Any] | None:
     """One row; None for what there is not."""
     variant = VARIANTS[name]
-    row = {"variant": name, "how": how, "pass": "backward" if training else "forward", **shape.__dict__}
+    row = {"variant": name, "how": how, "pass": "backward" if training else "forward", "dtype": dtype, **shape.__dict__}
     if how in ("inductor", "eager") and shape.scores > DENSE:
         return None
     torch._dynamo.reset()
     torch.manual_seed(0)
     try:
-        inputs = operands(name, shape, training, device)
+        inputs = operands(name, shape, training, device, getattr(torch, dtype))
         with torch.set_grad_enabled(training):
             function = maker(variant, how, inputs)
             if function is None:
@@ -147,10 +129,10 @@ def measured(name: str, how: str, shape: Shape, training: bool, device: str) -> 
         return {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
-def operands(name: str, shape: Shape, training: bool, device: str) -> list[Any]:
+def operands(name: str, shape: Shape, training: bool, device: str, dtype: torch.dtype) -> list[Any]:
     values = shape.kv_heads // 2 if name == "differential" else shape.kv_heads
     sizes = [(shape.batch, heads, shape.length, shape.dim) for heads in (shape.heads, shape.kv_heads, values)]
-    found = [torch.randn(size, device=device, dtype=torch.bfloat16).requires_grad_(training) for size in sizes]
+    found = [torch.randn(size, device=device, dtype=dtype).requires_grad_(training) for size in sizes]
     return [*found, VARIANTS[name].extra(shape.heads, shape.length, device)]
 
 
@@ -179,36 +161,14 @@ def timed(
         return torch.autograd.grad(out, tensors, gradient, retain_graph=True) if training else function(*inputs)
 
     call()
-    with alone:
-        peak = memory(call) if device == "cuda" else 0
-        ms, low, high = durations(call, device)
+    with measure.alone:
+        peak = measure.memory(call) if device == "cuda" else 0
+        median, low, high = measure.durations(call, device)
+        parts = measure.kernels(call) if device == "cuda" else {}
     flops = (10 if training else 4) * area(variant, shape, inputs[3], device) * shape.dim
-    return {"ms": f"{ms:.3f}", "p20": f"{low:.3f}", "p80": f"{high:.3f}", "tflops": flops / ms / 1e9,
-            "peak_mb": f"{peak / 2**20:.0f}"}  # fmt: skip
-
-
-def memory(call: Callable[[], Any]) -> int:
-    """Bytes of the device's memory that a call takes at its peak."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def durations(call: Callable[[], Any], device: str) -> tuple[float, float, float]:
-    """Milliseconds: the median, and the quantiles 0.2 and 0.8."""
-    if device == "cuda":
-        from triton.testing import do_bench
-
-        ms, low, high = do_bench(call, warmup=50, rep=200, quantiles=[0.5, 0.2, 0.8])
-        return ms, low, high
-    found = []
-    for _ in range(5):
-        start = time.perf_counter()
-        call()
-        found.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(found), min(found), max(found)
+    kernels = "; ".join(f"{name[:60]} {ms:.3f}" for name, ms in parts.items())
+    return {"ms": f"{median:.3f}", "p20": f"{low:.3f}", "p80": f"{high:.3f}", "tflops": flops / median / 1e9,
+            "peak_mb": f"{peak / 2**20:.0f}", "kernels": kernels}  # fmt: skip
 
 
 def area(variant: Variant, shape: Shape, extra: Any, device: str) -> int:
@@ -225,7 +185,7 @@ def ceiling(device: str) -> float:
     n = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     a @ b
-    return 2 * n**3 / durations(lambda: a @ b, device)[0] / 1e9
+    return 2 * n**3 / measure.durations(lambda: a @ b, device)[0] / 1e9
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -20,7 +20,7 @@ def write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) ->
     import torch
 
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    device = f"cpu, {os.cpu_count()} cores"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
     place = dict(zip(PLACE, (torch.__version__, device, git.stdout.strip(), datetime.date.today().isoformat())))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

@@ -49,8 +49,8 @@ def plans(call: Call, captured: bool) -> tuple[list[Variant], list[Variant]]:
 
 
 def dq_grid(batch: Any, heads: Any, queries: Any, kv_heads: Any, keys: Any, meta: Any, *, cdiv: Any) -> Any:
-    return cdiv(queries, meta["BLOCK_M"]), batch, heads
+    return cdiv(queries, meta["BLOCK_M"]) * batch * heads, 1, 1
 
 
 def dkdv_grid(batch: Any, heads: Any, queries: Any, kv_heads: Any, keys: Any, meta: Any, *, cdiv: Any) -> Any:
-    return cdiv(keys, meta["BLOCK_N"]), batch, kv_heads
+    return cdiv(keys, meta["BLOCK_N"]) * batch * kv_heads, 1, 1

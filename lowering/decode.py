@@ -17,6 +17,8 @@ MOST_ROWS = 64
 """The number of queries times heads of a group up to which they are one tile."""
 PROGRAMS = 2
 """Programs for each multiprocessor of the device."""
+LEAST = 64
+"""The number of keys below which a share is not worth its while."""
 
 
 def takes(call: Call) -> bool:
@@ -24,7 +26,7 @@ def takes(call: Call) -> bool:
     if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_num_blocks"].get_size()[1]):
         return False  # lists of blocks that heads of a group do not share
     plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
-    return bool(plenty <= MOST_ROWS and not call.dropout)
+    return bool(plenty <= MOST_ROWS and not call.dropout and number_of_shares(call) > 1)
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:
@@ -33,7 +35,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     variants = call.plan("decode", rows=power_of_two(queries))
     query, key, value = call.operands()
     batch, heads, *_ = query.get_size()
-    shares = number_of_shares(call, batch, min(v.config.block_n for v in variants))
+    shares = number_of_shares(call)
     size = [batch, shares, heads, queries, call.v_dim]
     kept = {"dtype": torch.float32, "device": query.get_device()}
     layout = inductor.contiguous_layout(size, **kept)
@@ -61,13 +63,13 @@ def together(acc: Any, top: Any, total: Any, dtype: torch.dtype) -> tuple[Any, A
     return out, call[aten.add](greatest, call[aten.log2](sums)), greatest
 
 
-def number_of_shares(call: Call, batch: Any, block: int) -> int:
-    """Enough programs for the device, and no more than there are blocks."""
-    hint = inductor.hint
+def number_of_shares(call: Call) -> int:
+    """Enough programs for the device, and, of a length that stays, no more than there are blocks."""
     programs = PROGRAMS * torch.cuda.get_device_properties(call.query.get_device()).multi_processor_count
-    wanted = programs // max(1, hint(batch) * call.kv_heads)
-    return max(1, min(wanted, -(-hint(call.lengths[1]) // block)))
+    wanted = programs // max(1, inductor.hint(call.query.get_size()[0]) * call.kv_heads)
+    keys = call.lengths[1]
+    return max(1, min(wanted, -(-int(keys) // LEAST)) if inductor.is_number(keys) else wanted)
 
 
 def grid(batch: Any, kv_heads: Any, meta: Any) -> tuple[Any, Any, Any]:
-    return meta["SHARES"], batch, kv_heads
+    return meta["SHARES"] * batch * kv_heads, 1, 1

@@ -1,0 +1,133 @@
+"""Which tile sizes of our Triton kernels are the fastest on this GPU: what lowering/configs.py is written from.
+
+    python -m bench.tiles [--dtype bfloat16] [--dims 64 128 256] [--jobs 8] [--minutes 5] [--out FILE]
+
+Causal attention of 8192 tokens and 16 heads, in training: each row is a kernel with a tile size, its milliseconds, or
+why it does not compile. Prints the best five of each kernel, and where in that order the one is that is taken today.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from bench import measure
+from bench.record import ROOT, write
+from bench.variants import VARIANTS
+from flex_inductor.lowering import configs, plan
+from flex_inductor.lowering.configs import Config
+
+COLUMNS = ("kernel", "dtype", "dim", "block_m", "block_n", "warps", "stages", "today", "ms", "error")
+LENGTH, HEADS, BATCH = 8192, 16, 2
+KINDS = ("prefill", "dq", "dkdv")
+SIZES = {2: ((64, 128), (32, 64, 128)), 4: ((16, 32, 64), (16, 32, 64))}
+"""Queries and keys in a tile, by the bytes of a number; the kernel for keys and values has them the other way round."""
+WARPS, STAGES = (4, 8), (1, 2, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--dims", nargs="+", type=int, default=[64, 128, 256])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/tiles.csv")
+    args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+    rows: list[dict[str, Any]] = []
+    sizes = candidates(getattr(torch, args.dtype))
+    tasks = ((args.dtype, dim, size) for size, dim in itertools.product(sizes, args.dims))
+    for found in measure.results(measured, tasks, args.jobs, end):
+        rows += found
+        write(args.out, COLUMNS, rows)
+    print(summary(rows))
+
+
+def candidates(dtype: torch.dtype) -> list[tuple[Config, ...]]:
+    """A config for each of KINDS."""
+    queries, keys = SIZES[dtype.itemsize]
+    found = itertools.product(queries, keys, WARPS, STAGES)
+    return [(Config(m, n, w, s), Config(m, n, w, s), Config(n, m, w, s)) for m, n, w, s in found]
+
+
+def measured(dtype: str, dim: int, sizes: tuple[Config, ...]) -> list[dict[str, Any]]:
+    """A row for each kernel. One that does not compile hides the others: then each is tried alone."""
+    try:
+        times = milliseconds(dtype, dim, sizes)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        return [row for number in range(len(KINDS)) for row in one(number, dtype, dim, sizes, text)]
+    return [described(kind, dtype, dim, size, ms=f"{ms:.3f}") for kind, size, ms in zip(KINDS, sizes, times)]
+
+
+def one(number: int, dtype: str, dim: int, sizes: tuple[Config, ...], error: str) -> Iterator[dict[str, Any]]:
+    """The row of one kernel, the others in the sizes that they have today."""
+    chosen = tuple(s if i == number else default(KINDS[i], dtype, dim) for i, s in enumerate(sizes))
+    try:
+        ms = milliseconds(dtype, dim, chosen)[number]
+        yield described(KINDS[number], dtype, dim, sizes[number], ms=f"{ms:.3f}")
+    except Exception:
+        yield described(KINDS[number], dtype, dim, sizes[number], error=error)
+
+
+def default(kind: str, dtype: str, dim: int) -> Config:
+    major, minor = torch.cuda.get_device_capability()
+    return configs.configs(plan.KINDS[kind][0], 10 * major + minor, getattr(torch, dtype).itemsize, dim)[0]
+
+
+def described(kind: str, dtype: str, dim: int, size: Config, **found: str) -> dict[str, Any]:
+    today = size == default(kind, dtype, dim)
+    return {"kernel": kind, "dtype": dtype, "dim": dim, **size.__dict__, "today": today, **found}
+
+
+def milliseconds(dtype: str, dim: int, sizes: tuple[Config, ...]) -> list[float]:
+    """The times of the kernels in the order of KINDS."""
+    torch._dynamo.reset()
+    given = [torch.randn(BATCH, HEADS, LENGTH, dim, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3)]
+    inputs = [x.requires_grad_() for x in given]
+    options = {"rewrite": "always", "on_failure": "raise", "force_disable_caches": True}
+    chosen = dict(zip((plan.KINDS[kind][0] for kind in KINDS), sizes))
+    with mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],)):
+        program = torch.compile(VARIANTS["causal"].program, backend="flex", options=options)
+        out = program(*inputs, None)
+        gradient = torch.randn_like(out)
+        torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+    with measure.alone:
+        forward = measure.kernels(lambda: program(*inputs, None))
+        backward = measure.kernels(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True))
+    return [*templates(forward), *templates(backward)]
+
+
+def templates(found: dict[str, float]) -> list[float]:
+    """The times of kernels from templates, in the order in which Inductor wrote them."""
+    names = [name for name in found if name.startswith("triton_tem")]
+    return [found[name] for name in sorted(names, key=lambda name: int(name.rsplit("_", 1)[1]))]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for (kind, dim), group in itertools.groupby(sorted(rows, key=order), key=order):
+        best = sorted((r for r in group if "ms" in r), key=lambda r: float(r["ms"]))
+        shown = [r for place, r in enumerate(best) if place < 5 or r["today"]]
+        lines.append(f"{kind}, {dim} dimensions")
+        lines += [f"  {best.index(r) + 1:2} {r['ms']} {text(r)}{', today' * r['today']}" for r in shown]
+    return "\n".join(lines)
+
+
+def order(row: dict[str, Any]) -> tuple[str, int]:
+    return row["kernel"], row["dim"]
+
+
+def text(row: dict[str, Any]) -> str:
+    return f"Config({row['block_m']}, {row['block_n']}, {row['warps']}, {row['stages']})"
+
+
+if __name__ == "__main__":
+    main()
