@@ -40,6 +40,11 @@ def share(lock: contextlib.AbstractContextManager[Any]) -> None:
     alone = lock
 
 
+def wait() -> None:
+    """Until the GPU has done all it was given."""
+    torch.cuda.synchronize()
+
+
 def memory(call: Callable[[], Any]) -> int:
     """Bytes of the device's memory that a call takes at its peak."""
     torch.cuda.synchronize()

@@ -1,6 +1,7 @@
-"""Whole models on CPU, side by side: eager, backend="inductor" and backend="flex", as ratios to Inductor.
+"""Whole models, side by side: eager, backend="inductor" and backend="flex", as ratios to Inductor. sdpa: Inductor on
+the same model with attn_implementation="sdpa", where it has one that means the same.
 
-    python -m bench.models [--only mistral-window packed families ...] [--out bench/results/models.csv]
+    python -m bench.models [--only mistral-window packed families ...] [--device cpu] [--out bench/results/models.csv]
 
 Long sequences, where masks leave most of the scores out: a Mistral-shaped decoder with a window of 512 at 4096 tokens,
 a Llama-shaped one with 12 documents packed into 4096, a BERT batch of 16 x 512 of which half is padding, a
@@ -8,7 +9,8 @@ Gemma-2-shaped decoder at 4096. And ten families at 128, 512 and 2048 tokens wit
 cost nothing. Decoders have the proportions of a Mistral at a width of 256 (mistral-wide: 512): the wider, the more of
 the time goes into linear layers, which are the same. Weights are random; runs are interleaved; seconds are medians;
 ratio is of medians, p20 and p80 of the ratios round by round. peak_mb: what a call adds to the memory of the process.
-rewritten: sites, of all. Bars: 3 times faster on the first two, nothing more than 3% slower.
+rewritten: sites, of all. Bars: 3 times faster on the first two, nothing more than 3% slower. On CUDA the long ones have
+the width of a Mistral of 3 billion parameters, eight heads of 128 to two of keys, and bfloat16.
 """
 
 from __future__ import annotations
@@ -25,15 +27,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import measure
 from bench.record import ROOT, write
 
 COLUMNS = ("model", "batch", "length", "backend", "seconds", "ratio", "p20", "p80", "peak_mb", "rewritten", "sites")
-BACKENDS = ("eager", "inductor", "flex")
+BACKENDS = ("eager", "inductor", "sdpa", "flex")
+NO_SDPA = ("gemma2",)
+"""Whose scores SDPA cannot express."""
 DECODER = {"hidden_size": 256, "intermediate_size": 896, "num_attention_heads": 4, "num_key_value_heads": 1,
            "head_dim": 64, "num_hidden_layers": 4, "use_cache": False}  # fmt: skip
 ENCODER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 4}
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_hidden_layers": 2}
 WIDE = {"hidden_size": 512, "intermediate_size": 1792, "num_attention_heads": 8, "num_key_value_heads": 2}
+ON_CUDA = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4,
+           "head_dim": 128}  # fmt: skip
 LONG: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "mistral-window": ("mistral", 1, 4096, {**DECODER, "sliding_window": 512}),
     "mistral-wide": ("mistral", 1, 4096, {**DECODER, **WIDE, "sliding_window": 512}),
@@ -61,16 +68,18 @@ DOCUMENTS, VOCABULARY = 12, 1000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[*LONG, "families"], choices=[*LONG, "families", *FAMILIES])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/models.csv")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print("RESULT" + json.dumps(measured(args.child[0], *map(int, args.child[1:]))))
+        name, batch, length = args.child
+        print("RESULT" + json.dumps(measured(name, int(batch), int(length), args.device)))
         return
     rows: list[dict[str, Any]] = []
     for name in args.only:
         for case in cases(name):
-            rows += child(*case)
+            rows += child(*case, args.device)
             write(args.out, COLUMNS, rows)
             print(*({k: r[k] for k in COLUMNS} for r in rows[-len(BACKENDS) :]), sep="\n", flush=True)
 
@@ -82,8 +91,8 @@ def cases(name: str) -> list[tuple[str, int, int]]:
     return [(family, batch, length) for family in chosen for length, batch in LENGTHS.items()]
 
 
-def child(name: str, batch: int, length: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "bench.models", "--child", name, str(batch), str(length)]
+def child(name: str, batch: int, length: int, device: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "bench.models", "--device", device, "--child", name, str(batch), str(length)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
@@ -91,12 +100,13 @@ def child(name: str, batch: int, length: int) -> list[dict[str, Any]]:
     return rows
 
 
-def built(name: str, batch: int, length: int) -> tuple[Any, dict[str, Any]]:
+def built(name: str, batch: int, length: int, device: str, attention: str = "eager") -> tuple[Any, dict[str, Any]]:
     """A model, and its inputs."""
     import torch
     import transformers
 
     kind, sizes = (LONG[name][0], LONG[name][3]) if name in LONG else (name, FAMILIES[name])
+    sizes = {**sizes, **ON_CUDA} if device == "cuda" and name in LONG else sizes
     config = transformers.AutoConfig.for_model(kind)
     for field, value in {**sizes, "vocab_size": VOCABULARY, "max_position_embeddings": length + 2}.items():
         setattr(config, field, value)
@@ -104,33 +114,41 @@ def built(name: str, batch: int, length: int) -> tuple[Any, dict[str, Any]]:
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
     auto = transformers.T5EncoderModel._from_config if kind == "t5" else transformers.AutoModel.from_config
-    net = auto(config, attn_implementation="eager").eval()
-    ids = torch.randint(3, VOCABULARY, (batch, length))
+    net = auto(config, attn_implementation=attention).eval().to(device)
+    net = net.bfloat16() if device == "cuda" else net
+    ids = torch.randint(3, VOCABULARY, (batch, length), device=device)
     if name == "packed":
-        starts = torch.arange(0, length, -(-length // DOCUMENTS))
-        places = torch.arange(length)
+        starts = torch.arange(0, length, -(-length // DOCUMENTS), device=device)
+        places = torch.arange(length, device=device)
         places = places - starts[torch.searchsorted(starts, places, right=True) - 1]
         return net, {"input_ids": ids, "position_ids": places[None]}
     keep = torch.ones_like(ids)
     if name == "half-padded":
-        keep = (torch.arange(length) < torch.linspace(64, length - 64, batch)[:, None]).long()
+        ends = torch.linspace(64, length - 64, batch, device=device)[:, None]
+        keep = (torch.arange(length, device=device) < ends).long()
     return net, {"input_ids": ids, "attention_mask": keep}
 
 
-def measured(name: str, batch: int, length: int) -> list[dict[str, Any]]:
+def measured(name: str, batch: int, length: int, device: str) -> list[dict[str, Any]]:
     import torch
 
     from flex_inductor import listen
 
-    net, inputs = built(name, batch, length)
+    net, inputs = built(name, batch, length, device)
     runs: dict[str, Callable[..., Any]] = {"eager": net}
+    allowed = 1e-4 if device == "cpu" else 3e-2
     with torch.no_grad(), listen() as reports:
         expected = net(**inputs)[0]
         for backend in BACKENDS[1:]:
-            runs[backend] = torch.compile(net, backend=backend)
-            torch.testing.assert_close(runs[backend](**inputs)[0], expected, atol=1e-3, rtol=1e-3)
-        times = interleaved(runs, inputs, 60 if name in LONG else 15)
-        peaks = {backend: peak(run, inputs) for backend, run in runs.items()}
+            if backend != "sdpa":
+                runs[backend] = torch.compile(net, backend=backend)
+            elif name not in NO_SDPA:
+                runs[backend] = torch.compile(built(name, batch, length, device, "sdpa")[0])
+        for run in runs.values():
+            error = (run(**inputs)[0] - expected).float().norm() / expected.float().norm()
+            assert error < allowed, error
+        times = interleaved(runs, inputs, 60 if name in LONG and device == "cpu" else 15, device)
+        peaks = {backend: peak(run, inputs, device) for backend, run in runs.items()}
     decisions = [d for r in reports for d in r.decisions]
     rewritten = sum(d.rewritten for d in decisions)
     rows = []
@@ -144,7 +162,9 @@ def measured(name: str, batch: int, length: int) -> list[dict[str, Any]]:
     return rows
 
 
-def interleaved(runs: dict[str, Callable[..., Any]], inputs: Any, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    runs: dict[str, Callable[..., Any]], inputs: Any, seconds: float, device: str
+) -> dict[str, list[float]]:
     """The times of rounds of calls: as many rounds as fit into some seconds, five at least, 41 at most."""
     times: dict[str, list[float]] = {backend: [] for backend in runs}
     end = time.perf_counter() + seconds
@@ -152,12 +172,16 @@ def interleaved(runs: dict[str, Callable[..., Any]], inputs: Any, seconds: float
         for backend, run in runs.items():
             start = time.perf_counter()
             run(**inputs)
+            if device == "cuda":
+                measure.wait()
             times[backend].append(time.perf_counter() - start)
     return times
 
 
-def peak(run: Callable[..., Any], inputs: dict[str, Any]) -> float:
-    """MB that a call adds to the memory of the process at most (Linux, glibc)."""
+def peak(run: Callable[..., Any], inputs: dict[str, Any], device: str) -> float:
+    """MB that a call adds to the memory of the process, or of the GPU, at most (Linux, glibc)."""
+    if device == "cuda":
+        return measure.memory(lambda: run(**inputs)) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")

@@ -1,9 +1,11 @@
 """Which tile sizes of our Triton kernels are the fastest on this GPU: what lowering/configs.py is written from.
 
-    python -m bench.tiles [--dtype bfloat16] [--dims 64 128 256] [--jobs 8] [--minutes 5] [--out FILE]
+    python -m bench.tiles [--dtype bfloat16] [--dims 64 128 256] [--variant causal] [--known] [--precision tf32x3]
+                          [--jobs 8] [--minutes 5] [--out FILE]
 
-Causal attention of 8192 tokens and 16 heads, in training: each row is a kernel with a tile size, its milliseconds, or
-why it does not compile. Prints the best five of each kernel, and where in that order the one is that is taken today.
+Attention of 8192 tokens and 16 heads, in training: each row is a kernel with a tile size, its milliseconds, or why it
+does not compile. Prints the best five of each kernel, and where in that order the one is that is taken today. --known:
+only what is in the tables. --precision: of float32 products, in Triton's words.
 """
 
 from __future__ import annotations
@@ -12,22 +14,38 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch._inductor.config
 
 from bench import measure
 from bench.record import ROOT, write
 from bench.variants import VARIANTS
+from flex_inductor.compat import triton
 from flex_inductor.lowering import configs, plan
 from flex_inductor.lowering.configs import Config
 
-COLUMNS = ("kernel", "dtype", "dim", "block_m", "block_n", "warps", "stages", "today", "ms", "error")
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "dim",
+    "variant",
+    "precision",
+    "block_m",
+    "block_n",
+    "warps",
+    "stages",
+    "today",
+    "ms",
+    "error",
+)
 LENGTH, HEADS, BATCH = 8192, 16, 2
 KINDS = ("prefill", "dq", "dkdv")
-SIZES = {2: ((64, 128), (32, 64, 128)), 4: ((16, 32, 64), (16, 32, 64))}
+SIZES = {2: ((64, 128), (32, 64, 128)), 4: ((32, 64, 128), (32, 64))}
 """Queries and keys in a tile, by the bytes of a number; the kernel for keys and values has them the other way round."""
 WARPS, STAGES = (4, 8), (1, 2, 3)
 
@@ -36,71 +54,99 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--dims", nargs="+", type=int, default=[64, 128, 256])
+    parser.add_argument("--variant", default="causal", choices=list(VARIANTS))
+    parser.add_argument("--known", action="store_true")
+    parser.add_argument("--precision")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/tiles.csv")
     args = parser.parse_args()
     end = time.monotonic() + 60 * args.minutes
     rows: list[dict[str, Any]] = []
-    sizes = candidates(getattr(torch, args.dtype))
-    tasks = ((args.dtype, dim, size) for size, dim in itertools.product(sizes, args.dims))
+    tasks = []
+    for dim in args.dims:
+        problem = Problem(args.dtype, dim, args.variant, args.precision)
+        tasks += [(problem, sizes) for sizes in (known(problem) if args.known else candidates(problem))]
     for found in measure.results(measured, tasks, args.jobs, end):
         rows += found
         write(args.out, COLUMNS, rows)
     print(summary(rows))
 
 
-def candidates(dtype: torch.dtype) -> list[tuple[Config, ...]]:
+@dataclass(frozen=True)
+class Problem:
+    dtype: str
+    dim: int
+    variant: str
+    precision: str | None
+
+    @property
+    def bytes(self) -> int:
+        return int(getattr(torch, self.dtype).itemsize)
+
+
+def candidates(problem: Problem) -> list[tuple[Config, ...]]:
     """A config for each of KINDS."""
-    queries, keys = SIZES[dtype.itemsize]
+    queries, keys = SIZES[problem.bytes]
     found = itertools.product(queries, keys, WARPS, STAGES)
     return [(Config(m, n, w, s), Config(m, n, w, s), Config(n, m, w, s)) for m, n, w, s in found]
 
 
-def measured(dtype: str, dim: int, sizes: tuple[Config, ...]) -> list[dict[str, Any]]:
+def known(problem: Problem) -> list[tuple[Config, ...]]:
+    """The same, of what the tables have."""
+    rows = [listed(kind, problem) for kind in KINDS]
+    return [tuple(row[min(place, len(row) - 1)] for row in rows) for place in range(max(map(len, rows)))]
+
+
+def listed(kind: str, problem: Problem) -> tuple[Config, ...]:
+    major, minor = torch.cuda.get_device_capability()
+    return configs.configs(plan.KINDS[kind][0], 10 * major + minor, problem.bytes, problem.dim)
+
+
+def measured(problem: Problem, sizes: tuple[Config, ...]) -> list[dict[str, Any]]:
     """A row for each kernel. One that does not compile hides the others: then each is tried alone."""
     try:
-        times = milliseconds(dtype, dim, sizes)
+        times = milliseconds(problem, sizes)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        return [row for number in range(len(KINDS)) for row in one(number, dtype, dim, sizes, text)]
-    return [described(kind, dtype, dim, size, ms=f"{ms:.3f}") for kind, size, ms in zip(KINDS, sizes, times)]
+        return [row for number in range(len(KINDS)) for row in one(number, problem, sizes, text)]
+    return [described(kind, problem, size, ms=f"{ms:.3f}") for kind, size, ms in zip(KINDS, sizes, times)]
 
 
-def one(number: int, dtype: str, dim: int, sizes: tuple[Config, ...], error: str) -> Iterator[dict[str, Any]]:
+def one(number: int, problem: Problem, sizes: tuple[Config, ...], error: str) -> Iterator[dict[str, Any]]:
     """The row of one kernel, the others in the sizes that they have today."""
-    chosen = tuple(s if i == number else default(KINDS[i], dtype, dim) for i, s in enumerate(sizes))
+    chosen = tuple(s if i == number else listed(KINDS[i], problem)[0] for i, s in enumerate(sizes))
     try:
-        ms = milliseconds(dtype, dim, chosen)[number]
-        yield described(KINDS[number], dtype, dim, sizes[number], ms=f"{ms:.3f}")
+        ms = milliseconds(problem, chosen)[number]
+        yield described(KINDS[number], problem, sizes[number], ms=f"{ms:.3f}")
     except Exception:
-        yield described(KINDS[number], dtype, dim, sizes[number], error=error)
+        yield described(KINDS[number], problem, sizes[number], error=error)
 
 
-def default(kind: str, dtype: str, dim: int) -> Config:
-    major, minor = torch.cuda.get_device_capability()
-    return configs.configs(plan.KINDS[kind][0], 10 * major + minor, getattr(torch, dtype).itemsize, dim)[0]
+def described(kind: str, problem: Problem, size: Config, **found: str) -> dict[str, Any]:
+    today = size == listed(kind, problem)[0]
+    return {"kernel": kind, **problem.__dict__, **size.__dict__, "today": today, **found}
 
 
-def described(kind: str, dtype: str, dim: int, size: Config, **found: str) -> dict[str, Any]:
-    today = size == default(kind, dtype, dim)
-    return {"kernel": kind, "dtype": dtype, "dim": dim, **size.__dict__, "today": today, **found}
-
-
-def milliseconds(dtype: str, dim: int, sizes: tuple[Config, ...]) -> list[float]:
+def milliseconds(problem: Problem, sizes: tuple[Config, ...]) -> list[float]:
     """The times of the kernels in the order of KINDS."""
     torch._dynamo.reset()
-    given = [torch.randn(BATCH, HEADS, LENGTH, dim, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3)]
-    inputs = [x.requires_grad_() for x in given]
-    options = {"rewrite": "always", "on_failure": "raise", "force_disable_caches": True}
+    shape, dtype = (BATCH, HEADS, LENGTH, problem.dim), getattr(torch, problem.dtype)
+    inputs = [torch.randn(shape, device="cuda", dtype=dtype).requires_grad_() for _ in range(3)]
+    variant = VARIANTS[problem.variant]
+    extra = variant.extra(HEADS, LENGTH, "cuda")
+    options = {"rewrite": "always", "on_failure": "raise"}
     chosen = dict(zip((plan.KINDS[kind][0] for kind in KINDS), sizes))
-    with mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],)):
-        program = torch.compile(VARIANTS["causal"].program, backend="flex", options=options)
-        out = program(*inputs, None)
+    forced = mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],))
+    wanted = f"'{problem.precision}'" if problem.precision else triton.float32_precision()
+    precise = mock.patch.object(triton, "float32_precision", lambda: wanted)
+    with forced, precise, torch._inductor.config.patch(force_disable_caches=True):
+        program = torch.compile(variant.program, backend="flex", options=options)
+        out = program(*inputs, extra)
         gradient = torch.randn_like(out)
         torch.autograd.grad(out, inputs, gradient, retain_graph=True)
     with measure.alone:
-        forward = measure.kernels(lambda: program(*inputs, None))
+        forward = measure.kernels(lambda: program(*inputs, extra))
         backward = measure.kernels(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True))
     return [*templates(forward), *templates(backward)]
 

@@ -11,11 +11,12 @@ import torch
 class Device:
     """widths: the number of queries, and of keys, in a block, without and with a mask. narrow: whether kernels are
     handed positions in 32 bits. lowest: the least score that stays finite in kernels, which multiply scores by
-    log2(e); None where all do."""
+    log2(e); None where all do. sums_keys: whether our kernels sum up a tile's keys before they add to a gradient."""
 
     widths: tuple[int, int] = (128, 128)  # torch's own
     narrow: bool = False
     lowest: float | None = None
+    sums_keys: bool = False
 
     def width(self, masked: bool) -> int:
         without, with_mask = self.widths
@@ -24,7 +25,7 @@ class Device:
 
 DEVICES = {
     "cpu": Device(widths=(128, 64)),  # the fastest, or nearly so, at all sizes of bench/attention_cpu.py
-    "cuda": Device(narrow=True, lowest=-1.7e38),
+    "cuda": Device(narrow=True, lowest=-1.7e38, sums_keys=True),
 }
 OTHER = Device()
 

@@ -6,6 +6,7 @@ FLEX_INDUCTOR_ and its name in capitals; `options` overrules it."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,9 +51,11 @@ def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, 
     ours |= {n: given.pop(n) for n in names if n in given}
     unknown = [n for n in given if n.replace("-", "_") not in inductor_names()]
     if unknown:
+        near = difflib.get_close_matches(unknown[0], [*names, "mode", *inductor_names()], n=3)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"unknown option {unknown[0]!r} for backend 'flex'; its own options are {', '.join(names)} and mode, and "
-            f"Inductor's are {', '.join(sorted(inductor_names()))}"
+            f"unknown option {unknown[0]!r} for backend 'flex'{hint}; its own options are {', '.join(names)} and mode, "
+            "Inductor's are those that torch._inductor.list_options() names"
         )
     return Options(**ours), inductor_settings(mode, given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +108,11 @@ class Call:
         return same and self.scale > 0
 
     @property
+    def in_base_2(self) -> float:
+        """The factor that makes scores exponents of 2. Without a score_mod the scale is in it."""
+        return math.log2(math.e) * (self.scale if self.plain else 1.0)
+
+    @property
     def random_rows(self) -> list[Any]:
         """The random bits of the queries, where there is dropout."""
         return [self.captured[len(self.score_reads)]] if self.dropout else []
@@ -205,6 +211,7 @@ class Call:
             "DROPOUT": self.dropout,
             "DROPPED_BELOW": round(self.dropout * 2**32),
             "SM_SCALE": self.scale,
+            "IN_BASE_2": self.in_base_2,
             "GROUP": self.group,
             "FLOAT32_PRECISION": inductor.float32_precision(),
             "QK_DIM": self.qk_dim,

@@ -118,7 +118,11 @@ def slower(request: Request, options: Options) -> str | None:
 def prefers_sdpa(request: Request, options: Options) -> bool:
     """Whether a site that SDPA can compute is to be rewritten into a call of it. One that is such a call already stays,
     unless it can do without its mask."""
-    if options.rewrite == "always" or request.instead is None or request.device != "cpu":
+    if options.rewrite == "always" or request.instead is None:
+        return False
+    if request.device == "cuda":
+        return not request.plain and prefers_sdpa_on_cuda(request)
+    if request.device != "cpu":
         return False
     if request.plain or (request.called and request.instead not in (Instead.PLAIN, Instead.CAUSAL)):
         return False
@@ -126,6 +130,13 @@ def prefers_sdpa(request: Request, options: Options) -> bool:
         return request.dtype in support.DTYPES and compat.sdpa_enabled()
     given = request.instead.name, request.attended, request.scores, own_on_cpu(request, options)
     return compat.sdpa_enabled() and profit.prefers_sdpa(*given)
+
+
+def prefers_sdpa_on_cuda(request: Request) -> bool:
+    """Whether SDPA is faster on CUDA: its kernels without a mask, and with the causal one by name, are faster than any
+    from Triton (bench/results/attention_cuda.csv). Other masks it reads as tensors."""
+    fused = support.sdpa_is_fused_on_cuda(request.dtype, request.head_dims, request.grouped)
+    return request.instead in (Instead.PLAIN, Instead.CAUSAL) and request.dtype in support.DTYPES and fused
 
 
 def lacking(request: Request) -> str | None:

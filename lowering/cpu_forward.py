@@ -6,6 +6,7 @@ from typing import Any
 
 from flex_inductor.compat import cpp as inductor
 from flex_inductor.compat import cpp_rows as rows
+from flex_inductor.compat import triton
 from flex_inductor.lowering.cpu_call import Call, source
 
 
@@ -17,7 +18,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     mods, lists = call.traced().scores(to=rows.ROW), call.lists()
     batch, heads, length, _ = query.get_size()
     made = [inductor.empty_float32([batch, heads, length]) for _ in range(2)]
-    wanted = call.options["OUTPUT_LOGSUMEXP"], call.options.get("OUTPUT_MAX", False)
+    wanted = triton.is_read(1), triton.is_read(2)
     template = inductor.Template(
         "flex_inductor_forward",
         source("cpu_forward"),

@@ -46,17 +46,18 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
         SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
         BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
     )  # fmt: skip
-    return together(acc, top, total, call.dtype)
+    return together(acc, top, total, call.dtype, call.in_base_2)
 
 
-def together(acc: Any, top: Any, total: Any, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Output, log-sum-exp and greatest score, of what the shares found."""
+def together(acc: Any, top: Any, total: Any, dtype: torch.dtype, in_base_2: float) -> tuple[Any, Any, Any]:
+    """Output, log-sum-exp and greatest score in base 2, of what the shares found. in_base_2: the factor that makes
+    scores exponents of 2."""
     call = inductor.lowerings
     greatest = call[aten.amax](top, 1, True)
     empty = call[aten.eq](greatest, -math.inf)  # rows that attend nothing are 0
-    weights = call[aten.exp2](call[aten.where](empty, 0.0, call[aten.sub](top, greatest)))
+    weights = call[aten.exp2](call[aten.where](empty, 0.0, call[aten.mul](call[aten.sub](top, greatest), in_base_2)))
     sums = call[aten.sum](call[aten.mul](total, weights), 1)
-    greatest, empty = (call[aten.squeeze](x, 1) for x in (greatest, empty))
+    greatest, empty = (call[aten.squeeze](x, 1) for x in (call[aten.mul](greatest, in_base_2), empty))
     sums = call[aten.where](empty, 1.0, sums)
     out = call[aten.sum](call[aten.mul](acc, call[aten.unsqueeze](weights, 4)), 1)
     out = inductor.to_dtype(call[aten.div](out, call[aten.unsqueeze](sums, 3)), dtype)

@@ -16,7 +16,8 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     """Output, log-sum-exp in base 2, and greatest score in base 2. Raises Unsupported, before anything was done,
     for what torch's kernel must do."""
     variants = call.plan("prefill")
-    if call.dropout and call.options["OUTPUT_LOGSUMEXP"]:
+    wanted = inductor.is_read(1), inductor.is_read(2)
+    if call.dropout and wanted[0]:
         plans(call, captured=bool(call.score_reads))  # must be ours too, and is asked only when gradients are
     query, key, value = call.operands()
     batch, heads, length, _ = query.get_size()
@@ -27,7 +28,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     out = call.kernel(
         template("prefill", grid), variants, [query, key, value, logsumexp, greatest], call.lists(variants), layout,
         [call.score_mod, call.mask_mod], [logsumexp, greatest], size,
-        OUTPUT_LOGSUMEXP=call.options["OUTPUT_LOGSUMEXP"], OUTPUT_MAX=call.options.get("OUTPUT_MAX", False),
+        OUTPUT_LOGSUMEXP=wanted[0], OUTPUT_MAX=wanted[1],
     )  # fmt: skip
     return out, logsumexp, greatest
 

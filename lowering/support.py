@@ -37,3 +37,13 @@ def too_small(head_dims: Sequence[sympy.Expr]) -> str:
     return (
         f"flex_attention has no kernel for head dimension {least} on CUDA" if least < compat.SMALLEST_HEAD_DIM else ""
     )
+
+
+def sdpa_is_fused_on_cuda(dtype: torch.dtype, head_dims: Sequence[sympy.Expr], grouped: bool) -> bool:
+    """Whether scaled_dot_product_attention has a kernel on CUDA for a call without a mask, or with the causal one by
+    name, that keeps no scores: FlashAttention, or the memory-efficient one for float32. grouped: whether heads share
+    keys."""
+    if dtype == torch.float32:
+        return torch.backends.cuda.mem_efficient_sdp_enabled() and not grouped
+    known = all(n.is_Integer for n in head_dims)
+    return torch.backends.cuda.flash_sdp_enabled() and known and len({*head_dims}) == 1 and head_dims[0] <= 256

@@ -57,6 +57,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         dropout=site.dropout is not None,
         instead=instead(site, result),
         learns=result.trains and any(map(may_learn, scalar.differentiable(site.score))),
+        grouped=bool(site.group != 1),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 

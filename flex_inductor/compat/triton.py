@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch._inductor import config
-from torch._inductor.codegen.triton import TritonPrinter
+from torch._inductor.codegen.triton import TritonPrinter, TritonSymbols
 from torch._inductor.ir import ExternKernel, FixedLayout, FlexibleLayout, IRNode
 from torch._inductor.kernel.flex import common, flex_attention
 from torch._inductor.lowering import empty_strided, lowerings, to_dtype
+from torch._inductor.ops_handler import WrapperHandler
 from torch._inductor.select_algorithm import (
     SymbolicGridFn,
     TritonTemplate,
@@ -34,11 +36,51 @@ MODIFICATION_TAKES_DTYPES = "input_dtypes" in inspect.signature(TritonTemplateKe
 """Whether `modification` is told the dtypes of positions; 2.11 knows only one."""
 
 
+class Summing(WrapperHandler):
+    """Adds a tile to a buffer after it was summed up, along each axis that the place in the buffer is free of: one
+    atomic for a row, or for a tile, instead of one for every score. mask: of what is added."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.mask = inner.mask
+
+    def store(self, name: str, index: sympy.Expr, value: Any, mode: Any = None) -> str:
+        shape = shape_of(index)
+        axes = [axis for axis, size in enumerate(shape) if size == "1"] if len(shape) == 2 else []
+        if mode != "atomic_add" or not axes:
+            return str(self._inner.store(name, index, value, mode))
+        tile = f"tl.where({self.mask}, {value}, 0.0)"
+        for axis in axes:
+            tile = f"tl.sum({tile}, {axis}, keep_dims=True)"
+        place = f"tl.broadcast_to({self._inner._process_indexing(index)}, [{', '.join(shape)}])"
+        return f"tl.atomic_add({self._inner._add_kernel_input(name)} + {place}, {tile}, sem='relaxed')"
+
+
+def shape_of(index: sympy.Expr) -> tuple[str, ...]:
+    """The shape of an index in a template's code, as far as the release keeps account of shapes."""
+    try:
+        return tuple(map(str, TritonSymbols.get_block_shape(index)))
+    except (AttributeError, TypeError):
+        return ()
+
+
+class TemplateKernel(TritonTemplateKernel):
+    """The code of a template, in which what is added to captured tensors' gradients is summed up before."""
+
+    def _handle_scatter_graph(self, scatter_graph: Any) -> Any:
+        with V.set_ops_handler(Summing(V.get_ops_handler())):
+            return super()._handle_scatter_graph(scatter_graph)
+
+
+class Template(TritonTemplate):
+    kernel_type = TemplateKernel
+
+
 def template(name: str, grid: Callable[..., Any], source: str) -> Any:
     """A Triton template. Its inputs keep their layouts: where a release has an option for that, it is set."""
     known = inspect.signature(TritonTemplate.__init__).parameters
     options = {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
-    return TritonTemplate(name=name, grid=SymbolicGridFn(grid), source=source, **options)
+    return Template(name=name, grid=SymbolicGridFn(grid), source=source, **options)
 
 
 def sizes() -> Any:
@@ -113,6 +155,12 @@ def choose(
 FIRST_BUFFER_GRADIENT = 5
 """The place of the captured tensors' gradients among the results of a score_mod's gradient: after those of the score
 and of its position."""
+
+
+def is_read(number: int) -> bool:
+    """Whether anything reads a result of the operator that is being lowered."""
+    users = V.graph.current_node.users
+    return any(user.target is not operator.getitem or user.args[1] == number for user in users)
 
 
 def has_captured_gradients(graph: Any) -> bool:

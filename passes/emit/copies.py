@@ -32,13 +32,17 @@ Copies = tuple[sympy.Expr, sympy.Expr]
 """An index by which copies are told apart, and the number of its values."""
 
 
-def copies_of(load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int]) -> tuple[Copies, ...]:
-    """The indices for which the buffer of a load gets copies. number: the present value of a size."""
+def copies_of(
+    load: Expr, at: Coordinates, number: Callable[[sympy.Expr], int], keys: bool = True
+) -> tuple[Copies, ...]:
+    """The indices for which the buffer of a load gets copies. number: the present value of a size. keys: whether also
+    for keys."""
     buffer, index = load.args
     varying = [size_expr(n) for n, i in zip(buffer.meta["val"].shape, index) if i.free_symbols & at.sizes.keys()]
     scores, entries = (math.prod(map(number, sizes)) for sizes in (at.sizes.values(), varying))
     over = []
-    for position in (p for p in (at.b, at.h, at.q, at.k) if p not in index and at.size(p) != 1):
+    positions = (at.b, at.h, at.q, at.k) if keys else (at.b, at.h, at.q)
+    for position in (p for p in positions if p not in index and at.size(p) != 1):
         for part in choices(position, at.size(position)):
             if entries * TERMS < scores and entries * number(part[1]) * SHARE <= scores:
                 over.append(part)

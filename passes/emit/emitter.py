@@ -160,11 +160,15 @@ class Emitter:
         """The call of flex_attention. logsumexp: whether the log-sum-exp is read."""
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
-        score, mask = raise_low_scores(score_of(site), at, device), mask_of(site)
-        score_mod, score_reads = self.module("score_mod", score, site, True, training)
-        mask_mod, mask_reads = self.module("mask_mod", mask, site, False, training)
+        own = kernel.mask is not None
+        score, mask = score_of(site), mask_of(site)
+        if logsumexp or not own:  # ours take the greatest score of a row off before they multiply
+            score = raise_low_scores(score, at, device)
+        copied = functools.partial(copies_of, keys=not (own and devices.of(device).sums_keys)) if training else None
+        score_mod, score_reads = self.module("score_mod", score, site, True, copied)
+        mask_mod, mask_reads = self.module("mask_mod", mask, site)
         options = compat.kernel_options(device.type, logsumexp)
-        if kernel.mask is not None:
+        if own:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
             options[compat.DROPOUT_OPTION] = site.dropout.p
@@ -227,19 +231,20 @@ class Emitter:
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
     def module(
-        self, name: str, expr: Expr, site: Site, with_score: bool, training: bool
+        self, name: str, expr: Expr, site: Site, with_score: bool = False, copies: Callable[..., Any] | None = None
     ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-        """A mod as a submodule of the graph, and the nodes that it captures.
+        """A mod as a submodule of the graph, and the nodes that it captures. copies: those of what gets gradients; None
+        where nothing does.
 
         The first tensor that a mask_mod captures is the random numbers of dropout, because flex_attention takes no
         other tensors than captured ones."""
-        gradients = self.gradients(expr) if with_score and training else set()
+        gradients = self.gradients(expr) if copies else set()
         number = functools.partial(compat.number_now, site.candidate.result.meta["val"])
         writer = ModWriter(
             site.at,
             with_score,
             wide=bounds.beyond(expr, columns_of(site)),
-            over=lambda load: copies_of(load, site.at, number) if load.args[0] in gradients else (),
+            over=lambda load: copies(load, site.at, number) if copies and load.args[0] in gradients else (),
         )
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")

@@ -51,9 +51,15 @@ class Result:
 
     @property
     def trains(self) -> bool:
-        """Whether gradients will flow through the value."""
-        values = tree_leaves(self.dynamo.meta.get("example_value"))
-        return bool(self.node.meta["grad"] and any(getattr(v, "requires_grad", False) for v in values))
+        """Whether gradients will flow through the value. Of some calls Dynamo does not know the value; then it is
+        whether they flow to what the call is given."""
+        values = tensors(self.dynamo) or [v for n in self.dynamo.all_input_nodes for v in tensors(n)]
+        return bool(self.node.meta["grad"] and any(v.requires_grad for v in values))
+
+
+def tensors(node: fx.Node) -> list[torch.Tensor]:
+    """What Dynamo knows of a node's value."""
+    return [v for v in tree_leaves(node.meta.get("example_value")) if isinstance(v, torch.Tensor)]
 
 
 def locate(aten_graph: AtenGraph, product: fx.Node) -> Result:

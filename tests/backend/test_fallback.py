@@ -32,7 +32,7 @@ def run(
 # ---------------------------------------------------------------- options
 @pytest.mark.parametrize("backend", ["flex", "flex_eager"])
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones(backend: str) -> None:
-    with pytest.raises(Exception, match=r"unknown option 'rewritte'.*rewrite, on_failure, kernels.*max_autotune"):
+    with pytest.raises(Exception, match=r"unknown option .rewritte. .*mean rewrite.*rewrite, on_failure, kernels"):
         run(program, *qkv(), backend=backend, options={"rewritte": "always"})
 
 

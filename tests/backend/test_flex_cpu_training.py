@@ -3,6 +3,8 @@ flex_attention has no backward there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,60 @@ def test_with_flex_eager_the_same_model_trains_rewritten() -> None:
         got = step(torch.compile(model, backend="flex_eager", options={"on_failure": "raise"}), x)
     assert sum(r.rewritten for r in reports) == 1
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+class Tempered(nn.Module):
+    """Attention at a temperature, learned or fixed."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor([0.5, 0.7, 0.9, 1.1]), requires_grad=learned)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = (x @ x.mT) * self.temperature[:, None, None] + torch.arange(x.shape[2])
+        return torch.softmax(causal(scores), -1) @ x
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_score_that_learns_is_left(learned: bool) -> None:
+    torch._dynamo.reset()
+    model = Tempered(learned)
+    x = randn(1, 4, 24, 8).requires_grad_()
+    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": "always"})
+    with listen() as reports:
+        compiled(x).sum().backward()
+    (decision,) = [d for r in reports for d in r.decisions]
+    reason = "on CPU the gradients of tensors that the score reads would be less exact than eager's"
+    assert (decision.verdict, decision.reason) == (("declined", reason) if learned else ("rewritten", ""))
+
+
+class Torchs(nn.Module):
+    """torch's own layer, of whose call Dynamo does not know the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        return self.attention(x, x, x, attn_mask=later, need_weights=False)[0]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("layer", [Torchs, lambda: nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True)])
+@pytest.mark.parametrize("mode", [True, False])
+def test_torchs_own_layers_train(layer: Callable[[], nn.Module], mode: bool) -> None:
+    """Regression: the log-sum-exp was not written, because nobody was seen to want gradients."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = layer().train(mode)
+    x = randn(2, 40, 64 if isinstance(model, Torchs) else 32).requires_grad_()
+    expected = [*step(model, x), x.grad]
+    x.grad = None
+    compiled = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": "always"})
+    with listen() as reports:
+        got = [*step(compiled, x), x.grad]
+    assert [d.operator for r in reports for d in r.decisions] == ["flex_attention"]
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)

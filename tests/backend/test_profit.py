@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
 
 from flex_inductor import listen
-from flex_inductor.lowering import profit
+from flex_inductor.lowering import choose, profit
+from flex_inductor.options import Options
+from flex_inductor.request import Instead, Request
 from tests.support.programs import randn
 
 LENGTH = 1024
@@ -105,3 +108,31 @@ def test_a_sparse_mask_is_for_flex_attention_and_a_full_one_not_for_torchs_kerne
     scores = profit.CACHED
     assert not profit.prefers_sdpa(mask, 0.1, scores) and not profit.prefers_sdpa(mask, 0.1, scores, own=False)
     assert profit.prefers_sdpa(mask, 1.0, scores, own=False)
+
+
+ON_CUDA: list[tuple[dict[str, Any], bool]] = [
+    ({"instead": Instead.CAUSAL}, True),
+    ({"instead": Instead.PLAIN}, True),
+    ({"instead": Instead.CAUSAL, "grouped": True}, True),
+    ({"instead": Instead.CAUSAL, "training": True}, True),
+    ({"instead": Instead.CAUSAL, "dtype": torch.float32}, True),
+    ({"instead": Instead.CAUSAL, "dtype": torch.float32, "grouped": True}, False),  # no kernel that shares keys
+    ({"instead": Instead.CAUSAL, "head_dims": (sympy.Integer(512),) * 2}, False),  # no FlashAttention
+    ({"instead": Instead.CAUSAL, "head_dims": (sympy.Integer(64), sympy.Integer(32))}, False),
+    ({"instead": Instead.CAUSAL, "dtype": torch.float64}, False),
+    ({"instead": Instead.PLAIN, "plain": True, "called": True}, False),  # is such a call already
+    ({"instead": Instead.ROW}, False),  # a mask in memory
+    ({"instead": Instead.DENSE}, False),
+    ({"instead": None}, False),
+]
+
+
+@pytest.mark.parametrize(("site", "expected"), ON_CUDA)
+def test_what_becomes_sdpa_on_cuda(site: dict[str, Any], expected: bool) -> None:
+    dims, lengths = (sympy.Integer(64),) * 2, (sympy.Integer(LENGTH),) * 2
+    usual = {"device": "cuda", "dtype": torch.bfloat16, "training": False, "head_dims": dims, "heads": sympy.Integer(8),
+             "lengths": lengths, "plain": False, "scores": 8 * LENGTH**2, "attended": 0.5, "called": False,
+             "reads": False, "dropout": False}  # fmt: skip
+    request = Request(**{**usual, **site})
+    assert choose.prefers_sdpa(request, Options()) == expected
+    assert not choose.prefers_sdpa(request, Options(rewrite="always"))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 import flex_inductor
+from flex_inductor.compat import triton
 from tests.lowering.cases import GROUPS, Case, kept, results, shares
 
 pytestmark = [
@@ -62,3 +64,14 @@ def test_the_fastest_tile_size_is_right(name: str) -> None:
     with torch.set_grad_enabled(case.training):
         ours = results(case, compiled(case, max_autotune=True), None, "cuda")
         assert max(shares(case, ours, "cuda")) <= 1
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dtype == torch.float32])
+def test_products_in_three_parts_are_exact_enough(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "float32_precision", lambda: "'tf32x3'")
+    case = larger(CASES[name])
+    with torch.set_grad_enabled(case.training), torch._inductor.config.patch(force_disable_caches=True):
+        ours = results(case, compiled(case), None, "cuda")
+        case = replace(case, kept=kept(case, compiled, "cuda")) if case.dropout else case
+        found = shares(case, ours, "cuda")
+    assert max(found) <= 1, found
