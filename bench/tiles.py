@@ -26,7 +26,7 @@ from bench import measure
 from bench.record import ROOT, write
 from bench.variants import VARIANTS
 from flex_inductor.compat import triton
-from flex_inductor.lowering import configs, plan
+from flex_inductor.lowering import call, configs, plan
 from flex_inductor.lowering.configs import Config
 
 COLUMNS = (
@@ -138,8 +138,8 @@ def milliseconds(problem: Problem, sizes: tuple[Config, ...]) -> list[float]:
     options = {"rewrite": "always", "on_failure": "raise"}
     chosen = dict(zip((plan.KINDS[kind][0] for kind in KINDS), sizes))
     forced = mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],))
-    wanted = f"'{problem.precision}'" if problem.precision else triton.float32_precision()
-    precise = mock.patch.object(triton, "float32_precision", lambda: wanted)
+    wanted = problem.precision or triton.float32_precision()
+    precise = mock.patch.object(call, "float32_precision", lambda *_: wanted)
     with forced, precise, torch._inductor.config.patch(force_disable_caches=True):
         program = torch.compile(variant.program, backend="flex", options=options)
         out = program(*inputs, extra)

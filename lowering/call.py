@@ -13,6 +13,7 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
+from flex_inductor.lowering.configs import float32_precision
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.unsupported import Unsupported
 
@@ -148,7 +149,8 @@ class Call:
     def plan(self, kind: str, rows: int | None = None) -> list[Variant]:
         """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
         mask = self.mask or (None if self.one_block else int(self.listed["q_width"]))
-        problem = Problem(self.lengths, self.dtype, (self.qk_dim, self.v_dim), self.capability, mask)
+        dims = self.qk_dim, self.v_dim
+        problem = Problem(self.lengths, self.dtype, dims, self.capability, mask, bool(self.dropout))
         variants = plan(kind, problem, rows)
         return variants if inductor.max_autotune() else variants[:1]
 
@@ -206,6 +208,7 @@ class Call:
         """What all templates are told. The kernel works on head dimensions that are powers of two: tensor cores want at
         least 16."""
         qk, v = (max(16, power_of_two(n)) for n in (self.qk_dim, self.v_dim))
+        precision = float32_precision(inductor.float32_precision(), self.capability, max(qk, v))
         return {
             "PLAIN": self.plain,
             "DROPOUT": self.dropout,
@@ -213,7 +216,7 @@ class Call:
             "SM_SCALE": self.scale,
             "IN_BASE_2": self.in_base_2,
             "GROUP": self.group,
-            "FLOAT32_PRECISION": inductor.float32_precision(),
+            "FLOAT32_PRECISION": repr(precision),
             "QK_DIM": self.qk_dim,
             "V_DIM": self.v_dim,
             "QK_DIM_ROUNDED": qk,

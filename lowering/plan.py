@@ -33,20 +33,23 @@ class Variant:
 @dataclass(frozen=True)
 class Problem:
     """What decides about a kernel. lengths: numbers of queries and keys. dims: of heads, of queries and of values.
-    mask: the text of its formula, or the width of the blocks that are listed; None for no lists."""
+    mask: the text of its formula, or the width of the blocks that are listed; None for no lists. dropout: whether there
+    is any."""
 
     lengths: tuple[Any, Any]
     dtype: torch.dtype
     dims: Sequence[int]
     capability: int
     mask: str | int | None
+    dropout: bool = False
 
 
 def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     """The variants of a kernel, the one to take without measuring first. rows: queries in a tile, where the config does
     not say. Raises Unsupported where there is none."""
     table, by_key = KINDS[kind]
-    configs = tables.configs(table, problem.capability, problem.dtype.itemsize, max(*problem.dims, 16))
+    given = problem.capability, problem.dtype.itemsize, max(*problem.dims, 16), problem.dropout
+    configs = tables.configs(table, *given)
     if not configs:
         raise Unsupported(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
     return [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]

@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config
 
 import flex_inductor
-from flex_inductor.compat import triton
+from flex_inductor.lowering import call
 from tests.lowering.cases import GROUPS, Case, kept, results, shares
 
 pytestmark = [
@@ -67,8 +67,9 @@ def test_the_fastest_tile_size_is_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dtype == torch.float32])
-def test_products_in_three_parts_are_exact_enough(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "float32_precision", lambda: "'tf32x3'")
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_products_of_float32_are_exact_enough(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "float32_precision", lambda *_: precision)
     case = larger(CASES[name])
     with torch.set_grad_enabled(case.training), torch._inductor.config.patch(force_disable_caches=True):
         ours = results(case, compiled(case), None, "cuda")

@@ -61,7 +61,8 @@ def rows(
     found = {name: configs.configs(table, capability, dtype.itemsize, dim) for name, table in TABLES.items()}
     if ours:
         for name, kernel in training(capability, dtype, dim, ours, DROPOUT):
-            about = described(kernel, found[name][0], capability)
+            size = configs.configs(TABLES[name], capability, dtype.itemsize, dim, dropout=True)[0]
+            about = described(kernel, size, capability)
             yield {"kernel": f"{name}, dropout", "capability": capability, "dtype": str(dtype)[6:], "dim": dim,
                    "default": True, **about}  # fmt: skip
     for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
