@@ -14,6 +14,7 @@ import torch
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.configs import float32_precision
+from flex_inductor.lowering.mods import bytes_per_score, is_identity
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.unsupported import Unsupported
 
@@ -103,10 +104,7 @@ class Call:
     @property
     def plain(self) -> bool:
         """Whether the score_mod gives back the score, of which then the greatest may be taken before it is scaled."""
-        nodes = self.score_graph.graph_module.graph.nodes
-        first, output = next(iter(nodes)), next(n for n in nodes if n.op == "output")
-        same = bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
-        return same and self.scale > 0
+        return is_identity(self.score_graph) and self.scale > 0
 
     @property
     def in_base_2(self) -> float:
@@ -150,7 +148,9 @@ class Call:
         """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
         mask = self.mask or (None if self.one_block else int(self.listed["q_width"]))
         dims = self.qk_dim, self.v_dim
-        problem = Problem(self.lengths, self.dtype, dims, self.capability, mask, bool(self.dropout))
+        loaded = bytes_per_score(self.score_graph, (3, 4)) + bytes_per_score(self.blocks[-1], (2, 3))
+        memory = torch.cuda.get_device_properties(self.query.get_device()).shared_memory_per_block_optin
+        problem = Problem(self.lengths, self.dtype, dims, self.capability, mask, bool(self.dropout), loaded, memory)
         variants = plan(kind, problem, rows)
         return variants if inductor.max_autotune() else variants[:1]
 

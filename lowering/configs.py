@@ -98,11 +98,6 @@ def configs(table: Iterable[Row], capability: int, bytes: int, dims: int, dropou
     """The configs for a device and a head; none where the table has none."""
     if capability >= 120:  # smaller chips again, with the tensor cores and the shared memory of those of 8.x
         capability = 80
-    return next(
-        (
-            (dropout and r.dropout) or r.configs
-            for r in table
-            if capability >= r.capability and bytes <= r.bytes and dims <= r.dims
-        ),
-        (),
-    )
+    rows = (r for r in table if capability >= r.capability and bytes <= r.bytes and dims <= r.dims)
+    row = next(rows, Row(0, 0, 0, ()))
+    return (row.dropout if dropout else ()) or row.configs

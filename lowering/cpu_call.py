@@ -16,6 +16,7 @@ from flex_inductor import compat
 from flex_inductor.compat import cpp as inductor
 from flex_inductor.compat import cpp_rows as rows
 from flex_inductor.lowering import cpu_bounds
+from flex_inductor.lowering.mods import is_identity
 from flex_inductor.lowering.support import DTYPES
 from flex_inductor.lowering.unsupported import Unsupported
 
@@ -103,10 +104,7 @@ class Call:
     @property
     def plain(self) -> bool:
         """Whether the score_mod gives back the score, of which then the greatest may be taken before it is scaled."""
-        nodes = self.score_graph.graph_module.graph.nodes
-        first, output = next(iter(nodes)), next(n for n in nodes if n.op == "output")
-        same = bool(output.args[0] is first or output.args[0] == (first,) or output.args[0] == [first])
-        return same and self.scale > 0
+        return is_identity(self.score_graph) and self.scale > 0
 
     @cached_property
     def masked(self) -> bool:

@@ -7,17 +7,13 @@ does it, and a counter (`torch._dynamo.utils.counters["flex_inductor"]`) and the
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch._dynamo.utils import counters
-
 from flex_inductor import compat
 from flex_inductor.lowering import cpu, cuda
-from flex_inductor.lowering.unsupported import Unsupported
+from flex_inductor.lowering.unsupported import Unsupported, ours_or_theirs
 
-log = logging.getLogger(__name__)
 Lowering = Callable[..., Any]
 
 
@@ -61,7 +57,7 @@ def _forward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, score_mod, blocks, scale, options, *reads)
 
-        return lowered(ours, theirs)
+        return ours_or_theirs(ours, theirs)
 
     return flex_attention
 
@@ -85,18 +81,6 @@ def _backward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return lowered(ours, theirs)
+        return ours_or_theirs(ours, theirs)
 
     return flex_attention_backward
-
-
-def lowered(ours: Callable[[], Any], stock: Callable[[], Any]) -> Any:
-    """What our kernel computes, or torch's."""
-    try:
-        result = ours()
-    except Unsupported as why:
-        counters["flex_inductor"][f"torch's kernel: {why}"] += 1
-        log.info("flex_attention is lowered to torch's kernel: %s", why)
-        return stock()
-    counters["flex_inductor"]["own kernel"] += 1
-    return result

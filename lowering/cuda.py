@@ -7,19 +7,16 @@ A call that the passes chose our kernels for is lowered to them; every other as 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.utils import counters
 
 from flex_inductor import compat
-from flex_inductor.lowering.unsupported import Unsupported
+from flex_inductor.lowering.unsupported import Unsupported, ours_or_theirs
 
-log = logging.getLogger(__name__)
 lock = threading.RLock()
 Lowering = Callable[..., Any]
 
@@ -60,13 +57,15 @@ def _forward(stock: Lowering) -> Lowering:
         options, mask, dropout = parted(options)
 
         def ours() -> Any:
+            if mask is None:
+                raise Unsupported("not asked for ours")
             call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
             return (decode if decode.takes(call) else prefill).lower(call)
 
         def theirs() -> Any:
             return stock(query, key, value, score_mod, blocks, scale, options, *reads)
 
-        return _lowered(ours, theirs, mask, dropout)
+        return ours_or_theirs(ours, theirs, dropout)
 
     return flex_attention
 
@@ -83,13 +82,15 @@ def _backward(stock: Lowering) -> Lowering:
         rows = out, logsumexp, grad_out, grad_logsumexp
 
         def ours() -> Any:
+            if mask is None:
+                raise Unsupported("not asked for ours")
             call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
             return backward.lower(call, *rows, joint)
 
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return _lowered(ours, theirs, mask, dropout)
+        return ours_or_theirs(ours, theirs, dropout)
 
     return flex_attention_backward
 
@@ -99,19 +100,3 @@ def parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
     and the share of probabilities that are dropped."""
     rest = {name: option for name, option in options.items() if name != compat.OWN_OPTION}
     return rest, rest.pop(compat.MASK_OPTION, None), rest.pop(compat.DROPOUT_OPTION, 0.0)
-
-
-def _lowered(ours: Callable[[], Any], stock: Callable[[], Any], mask: str | None, dropout: float) -> Any:
-    """What our kernel computes, or torch's, which drops nothing."""
-    try:
-        if mask is None:
-            raise Unsupported("not asked for ours")
-        result = ours()
-    except Unsupported as why:
-        if dropout:
-            raise RuntimeError(f"flex_attention with dropout has no kernel: {why}") from why
-        counters["flex_inductor"][f"torch's kernel: {why}"] += 1
-        log.info("flex_attention is lowered to torch's kernel: %s", why)
-        return stock()
-    counters["flex_inductor"]["own kernel"] += 1
-    return result

@@ -15,6 +15,7 @@ import torch
 from flex_inductor.lowering import configs as tables
 from flex_inductor.lowering.bounds import Bounds, bounds, everywhere, listed
 from flex_inductor.lowering.configs import Config
+from flex_inductor.lowering.shared_memory import at_most
 from flex_inductor.lowering.unsupported import Unsupported
 
 KINDS = {"prefill": (tables.PREFILL, False), "dq": (tables.DQ, False), "dkdv": (tables.DKDV, True),
@@ -34,7 +35,8 @@ class Variant:
 class Problem:
     """What decides about a kernel. lengths: numbers of queries and keys. dims: of heads, of queries and of values.
     mask: the text of its formula, or the width of the blocks that are listed; None for no lists. dropout: whether there
-    is any."""
+    is any. loaded: the bytes that mods load for every score. memory: the bytes of shared memory that a program may
+    have; None where that is not known."""
 
     lengths: tuple[Any, Any]
     dtype: torch.dtype
@@ -42,6 +44,8 @@ class Problem:
     capability: int
     mask: str | int | None
     dropout: bool = False
+    loaded: int = 0
+    memory: int | None = None
 
 
 def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
@@ -52,7 +56,17 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     configs = tables.configs(table, *given)
     if not configs:
         raise Unsupported(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
-    return [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]
+    variants = [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]
+    sizes = [shared(kind, problem, v) for v in variants]
+    fitting = [v for v, size in zip(variants, sizes) if problem.memory is None or size <= problem.memory]
+    return fitting or [variants[sizes.index(min(sizes))]]
+
+
+def shared(kind: str, problem: Problem, variant: Variant) -> int:
+    """Bytes of shared memory that a variant takes at most."""
+    qk, v = (max(16, 1 << (n - 1).bit_length()) for n in problem.dims)
+    loops = variant.bounds.loops.count(";") + 1
+    return at_most(kind, variant.config, (qk, v), problem.dtype.itemsize, problem.loaded, loops)
 
 
 def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:

@@ -18,6 +18,7 @@ from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
 from flex_inductor.passes.program.operators import is_sdpa
+from flex_inductor.passes.program.walk import floating, reachable
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.request import Backend, Instead, Kernel, Request
@@ -75,8 +76,9 @@ def instead(site: Site, result: Result) -> Instead | None:
 
 
 def may_learn(node: fx.Node) -> bool:
-    """Whether a tensor may want a gradient: one that is computed in the graph may always."""
-    return node.op != "placeholder" or bool(node.meta["val"].requires_grad)
+    """Whether a tensor may want a gradient: one that is computed from an input that wants one."""
+    found = reachable([node], lambda n: floating(n.all_input_nodes))
+    return any(n.meta["val"].requires_grad for n in found if n.op == "placeholder")
 
 
 def reads_scores(site: Site) -> bool:

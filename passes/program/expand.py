@@ -8,8 +8,11 @@ Declines: nodes with an opaque operator inside, and nodes whose results are read
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
 from flex_inductor.passes.program.materialise import Materialiser
@@ -29,7 +32,7 @@ def expand(make: Materialiser, whole: fx.Node) -> None:
             convert = lambda x: made[x] if isinstance(x, fx.Node) and x in made else make.argument(x)  # noqa: E731
             args, kwargs = tree_map(convert, tuple(node.args)), tree_map(convert, dict(node.kwargs))
             made[node] = make.graph.call_function(node.target, args, kwargs)
-            made[node].meta.update(example_value=node.meta["val"], stack_trace=whole.meta.get("stack_trace"))
+            made[node].meta.update(example_value=value_of(node, made[node]), stack_trace=whole.meta.get("stack_trace"))
     for user, node in given.items():
         user.replace_all_uses_with(made[node] if node in made else make.value(node))
         if user is not whole:
@@ -38,6 +41,18 @@ def expand(make: Materialiser, whole: fx.Node) -> None:
     for node, new in made.items():
         node.meta["origin"] = new
         make.aten_graph.value_of[node] = new
+
+
+def value_of(node: fx.Node, new: fx.Node) -> Any:
+    """An ATen node's value as Dynamo would know it: the ATen graph is recorded without gradients."""
+    given = (x for n in new.all_input_nodes for x in tree_leaves(n.meta.get("example_value")))
+    wants = node.meta["grad"] and any(isinstance(x, torch.Tensor) and x.requires_grad for x in given)
+
+    def known(value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+        return value.detach().requires_grad_() if wants and floating else value
+
+    return tree_map(known, node.meta["val"])
 
 
 def results(make: Materialiser, whole: fx.Node) -> dict[fx.Node, fx.Node]:

@@ -32,7 +32,7 @@ COLUMNS = ("kernel", "capability", "dtype", "dim", "block_m", "block_n", "warps"
 TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
 DROPOUT = 0.1
 CAPABILITIES = (80, 90, 100)
-SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (128, 256)]
+SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (64, 128, 256)]
 
 
 def distance(q: Any, k: Any) -> Any:
@@ -44,6 +44,11 @@ def causal(q: Any, k: Any, v: Any, slopes: Any, p: float = 0.0) -> Any:
     scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance(q, k)).to(q.dtype)
     weights = torch.softmax(torch.where(distance(q, k) <= 0, scores, float("-inf")).float(), -1)
     return torch.dropout(weights.to(v.dtype), p, True) @ v
+
+
+def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    """Attention with a number that is loaded, and learned, for every score."""
+    return torch.softmax((q @ k.mT * q.shape[3] ** -0.5 + bias).float(), -1).to(v.dtype) @ v
 
 
 def grouped(q: Any, k: Any, v: Any, slopes: Any) -> Any:

@@ -3,6 +3,7 @@
     python -m tests.lowering.rendered golden       the text of one kernel of each kind, by name
     python -m tests.lowering.rendered isolation    a call of flex_attention compiled by Inductor, before and after ours
     python -m tests.lowering.rendered notes        what is said of the kernels of several calls, and what became of them
+    python -m tests.lowering.rendered memory       the shared memory of kernels that load a number for every score
 
 Prints a line of JSON. In a process of its own, where torch may be told that there is a GPU.
 """
@@ -21,7 +22,7 @@ from torch.nn.attention import flex_attention
 
 from flex_inductor import compat
 from tests.lowering.cases import Case
-from tests.lowering.kernels import causal, grouped
+from tests.lowering.kernels import biased, causal, grouped, templates
 from tests.support.gpuless.rendering import render
 
 KERNEL = re.compile(r"def (triton_tem\w*)(\(.*?)\n'''", re.S)
@@ -97,5 +98,13 @@ def notes() -> dict[str, Any]:
     return found
 
 
+def memory() -> list[int]:
+    """Of those for heads of 128 dimensions on a device of 9.0, in training."""
+    q, k, v = (torch.empty(1, 4, 1024, 128, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    rendered = render(biased, q, k, v, torch.empty(4, 1024, 1024, requires_grad=True))
+    compiled = [*templates(rendered.forward, "prefill"), *templates(rendered.backward, "dq", "dkdv")]
+    return [kernel.metadata.shared for _, kernel in compiled]
+
+
 if __name__ == "__main__":
-    print(json.dumps({"golden": golden, "isolation": isolation, "notes": notes}[sys.argv[1]]()))
+    print(json.dumps({"golden": golden, "isolation": isolation, "notes": notes, "memory": memory}[sys.argv[1]]()))

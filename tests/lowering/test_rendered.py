@@ -54,3 +54,9 @@ def test_who_computes_is_said() -> None:
     large = found["large heads"]
     assert large["notes"][-1] == "torch's kernel: no tile size for heads of 512 dimensions on this device"
     assert large["formula"] is None and large["counted"] == ["torch's kernel: not asked for ours"]
+
+
+@pytest.mark.compile
+def test_kernels_that_load_a_number_for_every_score_fit() -> None:
+    """Regression: what the loops load ahead of time took more shared memory than there is, and nothing compiled."""
+    assert max(printed("memory")) <= 232448

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flex_inductor import listen
+from flex_inductor import compat, listen
 from tests.support.exactness import check, compiled, decisions_of
 from tests.support.programs import B, D, H, S, qkv, randn
 
@@ -102,6 +102,16 @@ def test_multihead_attention() -> None:
     pad = torch.zeros(B, S, dtype=torch.bool)
     pad[1, -3:] = True
     check(Own(), (randn(B, S, 16), pad), train=True)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_multihead_attention_is_known_to_train(train: bool) -> None:
+    """Regression: Dynamo does not know the values of its call, and so nobody was seen to want gradients."""
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(train), listen() as reports:
+        torch.compile(Own(), backend="flex_eager")(randn(B, S, 16), torch.zeros(B, S, dtype=torch.bool))
+    (call,) = reports[0].after.graph.find_nodes(op="call_function", target=compat.flex_attention_hop)
+    assert call.args[6]["OUTPUT_LOGSUMEXP"] is train
 
 
 def test_transformer_encoder_layer() -> None:

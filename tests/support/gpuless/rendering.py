@@ -60,7 +60,8 @@ def render(
         part = rendered.backward if kwargs.get("is_backward") else rendered.forward
         kwargs["cudagraphs"] = torch._inductor.utils.BoxedBool(False)
         kwargs.pop("boxed_forward_device_index", None)
-        with pretended(capability) as compiled, own():
+        rewritten = any(decision.rewritten for decision in rendered.report.decisions)
+        with pretended(capability) as compiled, own() if rewritten else contextlib.nullcontext():
             compile_fx.compile_fx_inner(gm, given, **kwargs)
         part.wrappers += compiled.wrappers
         part.kernels += compiled.kernels

@@ -1,0 +1,26 @@
+"""How much shared memory a Triton kernel takes at most, by its tile size: what its loops load ahead, and what stays.
+
+Measured by compiling (tests/lowering/kernels.csv). A kernel that takes more than the device has does not compile.
+"""
+
+from __future__ import annotations
+
+from flex_inductor.lowering.configs import Config
+
+SLACK = 2048
+"""Numbers of a row, and exchanges between warps."""
+FEW_LOOPS = 2
+"""Beyond so many loops, what they all read is kept a second time."""
+
+
+def at_most(kind: str, config: Config, dims: tuple[int, int], bytes: int, loaded: int, loops: int) -> int:
+    """Bytes of shared memory. dims: of heads, of queries and of values. bytes: of a number. loaded: of what mods load
+    for every score. loops: their number."""
+    wide, queries = sum(dims) * bytes, dims[0] * bytes
+    ahead, stays, again = config.block_n * wide, config.block_m * queries, config.block_m * queries
+    if kind == "dq":
+        stays, again = config.block_m * wide, config.block_m * config.block_n * bytes
+    elif kind == "dkdv":
+        ahead, stays, again = config.block_m * wide, config.block_n * wide, 0
+    ahead += config.block_m * config.block_n * loaded
+    return config.stages * ahead + stays + (again if loops > FEW_LOOPS else 0) + SLACK
