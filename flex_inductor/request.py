@@ -31,7 +31,7 @@ class Request:
     is an SDPA call already. reads: whether score or mask load a number for every score. dropout: whether probabilities
     are dropped at random. instead: what a call of SDPA would be given that means the same; None where none does.
     mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
-    learns: whether gradients may flow to tensors that the score reads. grouped: whether heads share keys."""
+    grouped: whether heads share keys."""
 
     device: str
     dtype: torch.dtype
@@ -47,7 +47,6 @@ class Request:
     dropout: bool
     instead: Instead | None = None
     mask: str | None = None
-    learns: bool = False
     grouped: bool = False
 
 

@@ -141,13 +141,4 @@ def prefers_sdpa_on_cuda(request: Request) -> bool:
 
 def lacking(request: Request) -> str | None:
     """What flex_attention has no kernel for."""
-    given = request.device, request.dtype, request.training, request.head_dims, request.heads
-    return support.refusal(*given) or too_coarse(request)
-
-
-def too_coarse(request: Request) -> str | None:
-    """Why our kernel's gradients would be less exact than the rule asks for: on CPU those of tensors that the score
-    reads are up to twice as far off as is allowed from about 1000 keys on."""
-    if request.device == "cpu" and request.learns:
-        return "on CPU the gradients of tensors that the score reads would be less exact than eager's"
-    return None
+    return support.refusal(request.device, request.dtype, request.training, request.head_dims, request.heads)

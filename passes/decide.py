@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sympy
 import torch
-from torch import fx
 
 from flex_inductor import compat, scalar
 from flex_inductor.decisions import Replacement
@@ -18,7 +17,6 @@ from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
 from flex_inductor.passes.program.operators import is_sdpa
-from flex_inductor.passes.program.walk import floating, reachable
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.request import Backend, Instead, Kernel, Request
@@ -57,7 +55,6 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         reads=reads_scores(site),
         dropout=site.dropout is not None,
         instead=instead(site, result),
-        learns=result.trains and any(map(may_learn, scalar.differentiable(site.score))),
         grouped=bool(site.group != 1),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
@@ -73,12 +70,6 @@ def instead(site: Site, result: Result) -> Instead | None:
     if not form.varies(site.at.q, site.at.k):
         return Instead.ROW
     return Instead.HEADS if form.varies(site.at.h) and form.given.op != "load" else Instead.DENSE
-
-
-def may_learn(node: fx.Node) -> bool:
-    """Whether a tensor may want a gradient: one that is computed from an input that wants one."""
-    found = reachable([node], lambda n: floating(n.all_input_nodes))
-    return any(n.meta["val"].requires_grad for n in found if n.op == "placeholder")
 
 
 def reads_scores(site: Site) -> bool:

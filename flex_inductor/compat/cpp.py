@@ -114,7 +114,9 @@ class Buffer(ir.CppTemplateBuffer):
         return list(self.outputs)
 
     def rendering(self, node: Any, *_: Any, epilogue_nodes: Any = None, **__: Any) -> Any:
-        """A kernel, and what renders it. Called with the buffer, and whether others read it."""
+        """A kernel, and what renders it. Called with the buffer, and whether others read it, before memory is taken for
+        it. The kernel writes it, whether anything reads it or not."""
+        V.graph.removed_buffers.discard(self.get_name())
         kernel = CppTemplateKernel(kernel_name=str(Placeholder.KERNEL_NAME), num_threads=self.template.num_threads)
         render = functools.partial(
             kernel.render, self.template, template_buffer_node=node, epilogue_nodes=epilogue_nodes

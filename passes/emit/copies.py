@@ -53,12 +53,27 @@ def copies_of(
 
 def choices(position: sympy.Symbol, size: sympy.Expr) -> tuple[Copies, Copies]:
     """The two ways to copy for a position: for each of its values, or for blocks of them."""
-    return (position, size), (FloorDiv(position, TERMS), FloorDiv(size + TERMS - 1, TERMS))
+    return (position, size), (FloorDiv(position, TERMS), ceil_div(size, TERMS))
 
 
 def expand_copies(make: Materialiser, value: fx.Node, capture: Capture) -> fx.Node:
-    """A captured tensor as an expanded view in float32, the dtype in which its gradient is added up."""
+    """A captured tensor as an expanded view in float32, the dtype in which its gradient is added up: step by step, so
+    that the sums are short that expanding steps have for gradients."""
     gone = {d for d, _ in capture.selected}
-    own = [size_expr(n) for d, n in enumerate(capture.node.meta["val"].shape) if d not in gone]
+    sizes = [size_expr(n) for d, n in enumerate(capture.node.meta["val"].shape) if d not in gone]
     value = make.call(aten.to.dtype, value, torch.float32)
-    return make.call(aten.expand.default, value, make.shape([*(size for _, size in capture.over), *own]))
+    for place, (_, size) in enumerate(capture.over):
+        parts = [ceil_div(size, TERMS), sympy.Integer(TERMS)] if size.is_Integer and size > TERMS else [size]
+        for number, part in enumerate(parts):
+            value = make.call(aten.unsqueeze.default, value, place + number)
+            before = [*(n for _, n in capture.over[:place]), *parts[:number]]
+            value = make.call(aten.expand.default, value, make.shape([*before, part, *sizes]))
+        if len(parts) > 1:
+            before = [n for _, n in capture.over[:place]]
+            value = make.call(aten.reshape.default, value, make.shape([*before, parts[0] * TERMS, *sizes]))
+            value = make.call(aten.slice.Tensor, value, place, 0, make.size(size))
+    return value
+
+
+def ceil_div(size: sympy.Expr, by: int) -> sympy.Expr:
+    return FloorDiv(size + by - 1, by)

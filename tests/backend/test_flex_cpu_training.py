@@ -3,6 +3,7 @@ flex_attention has no backward there."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -89,16 +90,35 @@ class Tempered(nn.Module):
 
 @pytest.mark.compile
 @pytest.mark.parametrize("learned", [True, False])
-def test_a_score_that_learns_is_left(learned: bool) -> None:
+def test_a_score_that_learns(learned: bool) -> None:
     torch._dynamo.reset()
     model = Tempered(learned)
     x = randn(1, 4, 24, 8).requires_grad_()
+    expected = step(model, x) if learned else None
     compiled = torch.compile(model, backend="flex", options={"on_failure": "raise", "rewrite": "always"})
     with listen() as reports:
-        compiled(x).sum().backward()
-    (decision,) = [d for r in reports for d in r.decisions]
-    reason = "on CPU the gradients of tensors that the score reads would be less exact than eager's"
-    assert (decision.verdict, decision.reason) == (("declined", reason) if learned else ("rewritten", ""))
+        got = step(compiled, x) if learned else compiled(x).sum().backward()
+    assert [d.operator for r in reports for d in r.decisions] == ["flex_attention"]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("wanted", list(itertools.product((False, True), repeat=3))[1:])
+def test_some_operands_want_no_gradient(wanted: tuple[bool, ...]) -> None:
+    """Regression: no memory was taken for what the backward pass writes and nobody reads."""
+    torch._dynamo.reset()
+
+    def program(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(causal(q @ k.mT), -1) @ v
+
+    given = [randn(1, 2, 24, 8, seed=i).requires_grad_(w) for i, w in enumerate(wanted)]
+    compiled = torch.compile(program, backend="flex", options={"on_failure": "raise", "rewrite": "always"})
+    weights = randn(1, 2, 24, 8, seed=3)
+    ours, theirs = (
+        torch.autograd.grad((f(*given) * weights).sum(), [x for x in given if x.requires_grad])
+        for f in (compiled, program)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 class Torchs(nn.Module):

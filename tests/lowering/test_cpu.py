@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from flex_inductor.lowering import choose, cpu_bounds
+from flex_inductor.lowering import cpu_bounds
 from flex_inductor.lowering.cpu_bounds import Loop, Loops
 from tests.lowering.cases import GROUPS, Case, results, shares
 from tests.support.exactness import check
@@ -26,12 +26,6 @@ CASES = [
     for name, case in cases.items()
     if not case.dropout
 ]
-
-
-@pytest.fixture(autouse=True)
-def gradients_of_captured_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels are judged by themselves, those too that no site goes to."""
-    monkeypatch.setattr(choose, "too_coarse", lambda request: None)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +120,7 @@ LEARNED: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("length", [40, 150])
+@pytest.mark.parametrize("length", [40, 150, 1024])
 @pytest.mark.parametrize("learned", LEARNED)
 def test_what_a_score_learns(learned: str, length: int) -> None:
     """Regression: of the numbers of a vector that were added to one place the last one was kept."""
