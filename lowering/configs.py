@@ -1,7 +1,8 @@
 """Tile sizes of our Triton kernels, by kind of kernel and generation of the device. All are listed, so that each can be
 rendered and compiled without a GPU: tests/lowering/kernels.csv has what every one of them costs.
 
-The first that fits is taken; with max_autotune all that fit are measured.
+Those of devices of 9.0 were measured on an H100 (bench/results/tiles.csv). The first that fits is taken; with
+max_autotune all that fit are measured.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Row:
 
 
 PREFILL = (
+    Row(100, 2, 64, (Config(128, 64, 4, 3), Config(128, 128, 8, 3))),
+    Row(100, 2, 128, (Config(128, 64, 8, 3), Config(128, 128, 8, 2))),
+    Row(100, 2, 256, (Config(128, 32, 8, 2), Config(128, 64, 8, 2))),
+    Row(100, 4, 128, (Config(32, 64, 8, 2),)),
     Row(90, 2, 64, (Config(64, 128, 4, 2), Config(128, 64, 4, 3), Config(128, 64, 8, 3))),
     Row(90, 2, 128, (Config(128, 64, 8, 3), Config(128, 128, 8, 3), Config(64, 64, 4, 3))),
     Row(90, 2, 256, (Config(128, 64, 8, 2), Config(128, 32, 8, 3))),
@@ -46,10 +51,13 @@ PREFILL = (
     Row(80, 4, 256, (Config(16, 32, 8, 1), Config(32, 32, 8, 1))),
 )
 DQ = (
+    Row(100, 2, 128, (Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(100, 2, 256, (Config(64, 32, 8, 2), Config(128, 32, 8, 2))),
+    Row(100, 4, 128, (Config(16, 16, 4, 2),)),
     Row(90, 2, 64, (Config(128, 64, 8, 3), Config(64, 128, 4, 3), Config(64, 64, 4, 2))),
     Row(90, 2, 128, (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(128, 64, 8, 2))),
     Row(90, 2, 256, (Config(128, 32, 8, 2), Config(128, 32, 8, 3))),
-    Row(90, 4, 64, (Config(32, 64, 4, 2), Config(64, 32, 4, 2))),
+    Row(90, 4, 64, (Config(64, 32, 4, 2), Config(32, 64, 4, 2))),
     Row(90, 4, 128, (Config(16, 32, 4, 2), Config(32, 16, 4, 2))),
     Row(90, 4, 256, (Config(16, 16, 4, 2),)),
     Row(80, 2, 64, (Config(64, 32, 4, 2), Config(128, 64, 8, 2), Config(64, 64, 4, 2))),
@@ -62,10 +70,11 @@ DKDV = (
     Row(100, 2, 64, (Config(64, 128, 8, 2),)),
     Row(100, 2, 128, (Config(64, 64, 8, 2),)),
     Row(100, 2, 256, (Config(32, 32, 8, 2),)),
+    Row(100, 4, 128, (Config(32, 32, 8, 1),)),
     Row(90, 2, 64, (Config(64, 64, 4, 3), Config(32, 64, 4, 3), Config(64, 128, 8, 2))),
     Row(90, 2, 128, (Config(64, 64, 4, 2), Config(64, 128, 8, 3), Config(64, 128, 8, 2)), (Config(64, 128, 8, 2),)),
     Row(90, 2, 256, (Config(64, 64, 8, 2), Config(32, 64, 8, 3))),
-    Row(90, 4, 64, (Config(64, 32, 4, 2), Config(32, 64, 8, 2))),
+    Row(90, 4, 64, (Config(32, 64, 4, 2), Config(64, 32, 4, 2))),
     Row(90, 4, 128, (Config(32, 16, 4, 1), Config(32, 32, 8, 1))),
     Row(90, 4, 256, (Config(16, 32, 8, 1),)),
     Row(80, 2, 64, (Config(64, 128, 8, 2), Config(32, 64, 4, 2))),

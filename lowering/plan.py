@@ -15,7 +15,7 @@ import torch
 from flex_inductor.lowering import configs as tables
 from flex_inductor.lowering.bounds import Bounds, bounds, everywhere, listed
 from flex_inductor.lowering.configs import Config
-from flex_inductor.lowering.shared_memory import at_most
+from flex_inductor.lowering.shared_memory import expected
 from flex_inductor.lowering.unsupported import Unsupported
 
 KINDS = {"prefill": (tables.PREFILL, False), "dq": (tables.DQ, False), "dkdv": (tables.DKDV, True),
@@ -63,10 +63,10 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
 
 
 def shared(kind: str, problem: Problem, variant: Variant) -> int:
-    """Bytes of shared memory that a variant takes at most."""
+    """Bytes of shared memory that a variant is expected to take."""
     qk, v = (max(16, 1 << (n - 1).bit_length()) for n in problem.dims)
     loops = variant.bounds.loops.count(";") + 1
-    return at_most(kind, variant.config, (qk, v), problem.dtype.itemsize, problem.loaded, loops)
+    return expected(kind, variant.config, (qk, v), problem.dtype.itemsize, problem.loaded, loops)
 
 
 def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:

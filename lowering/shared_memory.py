@@ -1,6 +1,7 @@
-"""How much shared memory a Triton kernel takes at most, by its tile size: what its loops load ahead, and what stays.
+"""How much shared memory a Triton kernel takes, by its tile size: what its loops load ahead, and what stays.
 
-Measured by compiling (tests/lowering/kernels.csv). A kernel that takes more than the device has does not compile.
+Measured by compiling (tests/lowering/kernels.csv): for numbers of 16 bits on devices of 9.0 no kernel takes more. A
+kernel that takes more than the device has does not compile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ FEW_LOOPS = 2
 """Beyond so many loops, what they all read is kept a second time."""
 
 
-def at_most(kind: str, config: Config, dims: tuple[int, int], bytes: int, loaded: int, loops: int) -> int:
+def expected(kind: str, config: Config, dims: tuple[int, int], bytes: int, loaded: int, loops: int) -> int:
     """Bytes of shared memory. dims: of heads, of queries and of values. bytes: of a number. loaded: of what mods load
     for every score. loops: their number."""
     wide, queries = sum(dims) * bytes, dims[0] * bytes

@@ -3,7 +3,6 @@ flex_attention has no backward there."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -103,7 +102,7 @@ def test_a_score_that_learns(learned: bool) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("wanted", list(itertools.product((False, True), repeat=3))[1:])
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, True), (False, False, True)])
 def test_some_operands_want_no_gradient(wanted: tuple[bool, ...]) -> None:
     """Regression: no memory was taken for what the backward pass writes and nobody reads."""
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -110,18 +111,26 @@ def test_a_table_gets_its_gradient() -> None:
     assert counters["flex_inductor"] == {"own kernel": 2}
 
 
+def distances(scores: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(scores.shape[-1])
+    return (places - places[:, None]).abs()
+
+
 LEARNED: dict[str, Callable[..., Any]] = {
     "one temperature": lambda s, q, one, heads, rows: s * one,
     "a temperature of a head": lambda s, q, one, heads, rows: s / heads[:, None, None].exp(),
     "a slope of a head": lambda s, q, one, heads, rows: s + heads[:, None, None] * torch.arange(s.shape[-1]),
+    "a slope of distances": lambda s, q, one, heads, rows: s - heads[:, None, None].abs() * distances(s),
     "a number of a query": lambda s, q, one, heads, rows: (s * rows[:, None]).tanh() * one,
     "a product with queries": lambda s, q, one, heads, rows: s + torch.einsum("bhqd,kd->bhqk", q, rows[:, None] * one),
 }
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("length", [40, 150, 1024])
-@pytest.mark.parametrize("learned", LEARNED)
+@pytest.mark.parametrize(
+    ("learned", "length"),
+    [*itertools.product(LEARNED, (40, 150)), ("one temperature", 1024), ("a slope of distances", 1024)],
+)
 def test_what_a_score_learns(learned: str, length: int) -> None:
     """Regression: of the numbers of a vector that were added to one place the last one was kept."""
 
