@@ -69,11 +69,10 @@ def decision(name: str, stage: Stage) -> Decision:
 
 
 def mods(site: Site) -> tuple[str, str]:
-    """score_mod and mask_mod as text. The raw score already has the scale applied."""
+    """score_mod and mask_mod as Python. A comment says what the raw score is already scaled by, and which scores there
+    are beyond the keys."""
     writer = TextWriter(site.at)
-    score = writer.text(site.score)
-    if site.scale != 1.0:
-        score = f"{score}  # score scaled by {site.scale:.6g}"
-    for i, extra in enumerate(site.extra):
-        score += f"; column {i} beyond the keys: {writer.text(extra)}"
+    remarks = [f"score scaled by {site.scale:.6g}"] if site.scale != 1.0 else []
+    remarks += [f"column {i} beyond the keys: {writer.text(extra)}" for i, extra in enumerate(site.extra)]
+    score = writer.text(site.score) + ("  # " + "; ".join(remarks) if remarks else "")
     return score, writer.text(site.mask) if site.mask is not None else ""
