@@ -12,7 +12,8 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 
+from flex_inductor.breaks import break_after, with_broken_sites
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
+from flex_inductor.options import read
 from flex_inductor.report.graphs import write_graphs
 from flex_inductor.report.text import to_text
 
@@ -35,10 +38,12 @@ class Report:
 
     reports: one for each compiled graph, in order of compilation.
     graph_breaks: reason -> how often Dynamo broke the graph there.
+    searched: whether attention was looked for, which rewrite="never" turns off.
     """
 
     reports: tuple[GraphReport, ...]
     graph_breaks: dict[str, int] = field(default_factory=dict)
+    searched: bool = True
 
     @property
     def sites(self) -> list[Decision]:
@@ -71,6 +76,7 @@ class Report:
             "rewritten": self.rewritten,
             "declined": len(sites) - self.rewritten,
             "graphs": len(self.reports),
+            "searched": self.searched,
             "graph_breaks": self.graph_breaks,
             "fallbacks": [str(f) for f in self.fallbacks],
             "seconds": self.seconds,
@@ -103,7 +109,8 @@ def explain(
     Whatever the model raises is raised here.
     """
     inner = _uncompiled(model)
-    compiler = _fresh(backend, {"rewrite": rewrite, **(options or {})})
+    given = {"rewrite": rewrite, **(options or {})}
+    compiler, (asked, _) = _fresh(backend, given), read(None, given)
 
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
@@ -112,10 +119,20 @@ def explain(
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
         with listen() as reports, _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
-        breaks = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
-        return Report(tuple(reports), {why: n for why, n in breaks.items() if n})
+        searched = asked.rewrite != "never"
+        found = with_broken_sites(reports) if searched else reports
+        return Report(tuple(found), _breaks(before, reports), searched)
 
     return run
+
+
+def _breaks(before: dict[str, int], reports: Sequence[GraphReport]) -> dict[str, int]:
+    """How often Dynamo broke a graph for each reason. It does not count the breaks at jumps that hang on a value.
+    before: what it had counted before the run."""
+    counted = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
+    counted = {why: n for why, n in counted.items() if n}
+    seen = Counter(ended.reason for r in reports if (ended := break_after(r.before)))
+    return {**{why: n for why, n in seen.items() if why not in counted}, **counted}
 
 
 def _fresh(name: BackendName, options: dict[str, Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ from flex_inductor.passes.stages import Emitted, Ended, Stage
 from flex_inductor.passes.writers.text import TextWriter
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
+RESUMED = re.compile(r"^torch_dynamo_resume_in_(\w+)_at_\d+$")
+"""What Dynamo calls the rest of a function after a graph break."""
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
 
 
@@ -29,7 +31,8 @@ def source_line(node: fx.Node) -> str:
         return f"node {origin.name}"
     frame = own[-1]
     short = "/".join(re.split(r"[/\\]", frame["file"])[-2:])
-    return f"{short}:{frame['line']}, in {frame['function']}: {frame['code'].strip()}"
+    function = RESUMED.sub(r"\1", frame["function"])
+    return f"{short}:{frame['line']}, in {function}: {frame['code'].strip()}"
 
 
 def describe_anchor(found: Found) -> str:

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from flex_inductor.breaks import break_after, first_line
 from flex_inductor.decisions import Decision
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ def render(report: Report) -> RenderableType:
 def headline(report: Report) -> Text:
     """How many sites there are, and how many were rewritten."""
     found = f"{_count(len(report.sites), 'attention site')} in {_count(len(report.reports), 'graph')}"
+    if not report.searched:
+        found = _count(len(report.reports), "graph")
+        return Text(
+            f'No attention was looked for, because rewrite is "never": {found} compiled as written.', style="bold"
+        )
     if not report.sites:
         return Text(f"No attention found: {found}.", style="bold")
     return Text(
@@ -59,10 +65,12 @@ def footer(report: Report) -> Iterator[RenderableType]:
     """Failures, graph breaks, and the time of the passes."""
     yield Text()
     for fallback in report.fallbacks:
-        brief = dataclasses.replace(fallback, error=_first_line(fallback.error))
+        brief = dataclasses.replace(fallback, error=first_line(fallback.error))
         yield Text(f"fallback: {brief}", style="red")
     for reason, count in report.graph_breaks.items():
-        yield Text(f"graph break ({count}x): {_first_line(reason)}", style="yellow")
+        places = {b.place: None for r in report.reports if (b := break_after(r.before)) and b.reason == reason}
+        where = f" at {', '.join(places)}" if any(places) else ""
+        yield Text(f"graph break ({count}x){where}: {first_line(reason)}", style="yellow")
     times = ", ".join(f"{name} {spent * 1e3:.1f}" for name, spent in report.seconds.items())
     yield Text(f"passes in ms: {times or 'none ran'}", style="dim")
 
@@ -111,7 +119,3 @@ def readable(text: str) -> str:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no reason given"

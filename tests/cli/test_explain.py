@@ -157,3 +157,73 @@ def test_torch_logs_show_the_decisions(tmp_path) -> None:
 def test_the_public_names() -> None:
     for name in ("explain", "Decision", "GraphReport", "FallbackWarning", "__version__"):
         assert hasattr(flex_inductor, name), name
+
+
+def scores_before(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    torch._dynamo.graph_break()
+    return (s * 2).softmax(-1) @ v
+
+
+def values_after(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    p = (q @ k.mT).softmax(-1)
+    torch._dynamo.graph_break()
+    return p @ v
+
+
+def jumps(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    if s.sum() > 1e9:
+        s = s + 1
+    return s.softmax(-1) @ v
+
+
+def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    torch._dynamo.graph_break()
+    p = s.softmax(-1)
+    torch._dynamo.graph_break()
+    return p @ v
+
+
+SCORES = "its scores come from beyond a graph break (Call to `torch._dynamo.graph_break()`, at test_explain.py:"
+VALUES = "its probabilities go on beyond a graph break (Call to `torch._dynamo.graph_break()`, at test_explain.py:"
+JUMP = "its scores come from beyond a graph break (generic_jump TensorVariable(), at test_explain.py:"
+
+
+@pytest.mark.parametrize(
+    ("model", "reasons"),
+    [(scores_before, [SCORES]), (values_after, [VALUES]), (jumps, [JUMP]), (alone, [SCORES, VALUES])],
+)
+def test_attention_with_a_graph_break_inside_is_named(qkv, model, reasons) -> None:
+    report = explain(model)(*qkv)
+    (site,) = report.sites
+    assert not site.rewritten and all(reason in site.reason for reason in reasons), site.reason
+    assert site.matched == "_softmax (2, 2, 16, 16) float32" and f"in {model.__name__}: " in site.source
+    assert str(report).startswith("1 attention site in ") and ") at test_explain.py:" in str(report)
+
+
+def classifier(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    p = (q @ k[0, 0, :8, :8]).softmax(-1)
+    torch._dynamo.graph_break()
+    return p.sum() + v
+
+
+def weights_of_values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q + 1
+    torch._dynamo.graph_break()
+    return s.softmax(-1) @ v.mT
+
+
+@pytest.mark.parametrize("model", [classifier, weights_of_values])
+def test_a_softmax_beside_a_graph_break_that_is_no_attention(qkv, model) -> None:
+    report = explain(model)(*qkv)
+    assert report.graph_breaks and str(report).startswith("No attention found: 0 attention sites in 2 graphs.")
+
+
+def test_nothing_is_looked_for_if_nothing_may_be_rewritten(qkv) -> None:
+    report = explain(attend, rewrite="never")(*qkv)
+    assert str(report).startswith(
+        'No attention was looked for, because rewrite is "never": 1 graph compiled as written.'
+    )
+    assert report.to_dict()["searched"] is False and explain(attend)(*qkv).to_dict()["searched"] is True
