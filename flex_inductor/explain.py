@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,40 @@ from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 
+from flex_inductor import backend as backends
+from flex_inductor import passes
 from flex_inductor.breaks import break_after, with_broken_sites
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
-from flex_inductor.options import read
+from flex_inductor.lowering import choose
+from flex_inductor.options import Options, read
 from flex_inductor.report.graphs import write_graphs
 from flex_inductor.report.text import to_text
+from flex_inductor.request import Backend
 
 BackendName = Literal["flex", "flex_eager"]
+ALWAYS = "with rewrite='always' it becomes "
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: the arguments of torch.compile. options: those that were given, and rewrite as it came out,
+    which the environment may set."""
+
+    backend: str
+    options: dict[str, Any]
+
+    @property
+    def searches(self) -> bool:
+        """Whether attention is looked for at all."""
+        return self.options["rewrite"] != "never"
+
+    def __str__(self) -> str:
+        options = ", ".join(f'"{name}": {_quoted(value)}' for name, value in self.options.items())
+        return f'torch.compile(model, backend="{self.backend}", options={{{options}}})'
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -38,12 +66,23 @@ class Report:
 
     reports: one for each compiled graph, in order of compilation.
     graph_breaks: reason -> how often Dynamo broke the graph there.
-    searched: whether attention was looked for, which rewrite="never" turns off.
+    asked: how the model was compiled, if that is known.
     """
 
     reports: tuple[GraphReport, ...]
     graph_breaks: dict[str, int] = field(default_factory=dict)
-    searched: bool = True
+    asked: Asked | None = None
+
+    @property
+    def searched(self) -> bool:
+        """Whether attention was looked for."""
+        return self.asked is None or self.asked.searches
+
+    @property
+    def devices(self) -> list[str]:
+        """The types of the devices on which the graphs compute."""
+        values = (n.meta.get("example_value") for r in self.reports for n in r.before.graph.nodes)
+        return sorted({x.device.type for x in values if isinstance(x, torch.Tensor)})
 
     @property
     def sites(self) -> list[Decision]:
@@ -77,6 +116,11 @@ class Report:
             "declined": len(sites) - self.rewritten,
             "graphs": len(self.reports),
             "searched": self.searched,
+            "backend": self.asked.backend if self.asked else None,
+            "options": {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.asked.options.items()}
+            if self.asked
+            else {},
+            "devices": self.devices,
             "graph_breaks": self.graph_breaks,
             "fallbacks": [str(f) for f in self.fallbacks],
             "seconds": self.seconds,
@@ -94,34 +138,38 @@ class Report:
 def explain(
     model: Callable[..., Any],
     *,
-    rewrite: Literal["auto", "always", "never"] = "always",
-    backend: BackendName = "flex_eager",
+    rewrite: Literal["auto", "always", "never"] | None = None,
+    backend: BackendName = "flex",
     dynamic: bool | None = None,
     options: dict[str, Any] | None = None,
 ) -> Callable[..., Report]:
-    """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done.
+    """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done: what
+    `torch.compile(model, backend=backend, options=options)` does with these arguments on their device.
 
     model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
     caches handed in) happen, and grad mode and training mode are those of the caller.
-    rewrite: "always" tells what can be rewritten, "auto" what would be, profit considered.
-    backend: "flex_eager" generates no code; "flex" does, and so also finds what fails there.
+    rewrite: the option of this name. Of a site that "auto" leaves, the report says what "always" would do.
+    backend: "flex" generates code, and so also finds what fails there; "flex_eager" does not, and does not ask what is
+    fastest.
 
     Whatever the model raises is raised here.
     """
     inner = _uncompiled(model)
-    given = {"rewrite": rewrite, **(options or {})}
-    compiler, (asked, _) = _fresh(backend, given), read(None, given)
+    given = {**(options or {}), **({} if rewrite is None else {"rewrite": rewrite})}
+    ours, settings = read(None, given)
+    answers = _answers(backend, ours, settings)
 
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
         isolation = _isolation()
+        reports: list[GraphReport] = []
+        compiler = _fresh(backend, given, reports, answers)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
-        with listen() as reports, _shapes_forgotten(), unlimited:
+        with _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
-        searched = asked.rewrite != "never"
-        found = with_broken_sites(reports) if searched else reports
-        return Report(tuple(found), _breaks(before, reports), searched)
+        found = with_broken_sites(reports) if ours.rewrite != "never" else reports
+        return Report(tuple(found), _breaks(before, reports), Asked(backend, {**given, "rewrite": ours.rewrite}))
 
     return run
 
@@ -135,20 +183,49 @@ def _breaks(before: dict[str, int], reports: Sequence[GraphReport]) -> dict[str,
     return {**{why: n for why, n in seen.items() if why not in counted}, **counted}
 
 
-def _fresh(name: BackendName, options: dict[str, Any]) -> Callable[..., Any]:
-    """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
-    report."""
-    from flex_inductor import backend as backends
-
-    known = {"flex": backends.flex, "flex_eager": backends.flex_eager}
+def _answers(name: BackendName, ours: Options, settings: Mapping[str, Any]) -> Backend | None:
+    """What a backend would answer with rewrite="always"; None where it does already, or where nothing is asked."""
+    known: dict[str, Callable[[Options], Backend]] = {
+        "flex": lambda always: choose.answers(always, settings),
+        "flex_eager": backends.eager_answers,
+    }
     if name not in known:
         raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
-    chosen = known[name]
+    return known[name](dataclasses.replace(ours, rewrite="always")) if ours.rewrite == "auto" else None
+
+
+def _fresh(
+    name: BackendName, options: dict[str, Any], reports: list[GraphReport], always: Backend | None
+) -> Callable[..., Any]:
+    """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
+    report. reports: to which the reports of graphs are added."""
+    chosen = {"flex": backends.flex, "flex_eager": backends.flex_eager}[name]
 
     def compile_graph(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        return chosen(gm, example_inputs, options=dict(options))
+        given = passes.copy_of(gm)  # compilers change what they are given
+        with listen() as own:
+            compiled = chosen(gm, example_inputs, options=dict(options))
+        reports.extend(_with_always(r, given, always) if always is not None else r for r in own)
+        return compiled
 
     return compile_graph
+
+
+def _with_always(report: GraphReport, gm: torch.fx.GraphModule, always: Backend) -> GraphReport:
+    """A report that says of each site that was left what rewrite="always" makes of it."""
+    if all(d.rewritten for d in report.decisions) or report.fallback:
+        return report
+    try:
+        with passes.unwatched():
+            other = passes.rewrite(gm, always.refuse, always.choose, always.prefer)
+    except passes.PassFailed:
+        return report
+    would = {d.site: d.operator for d in other.decisions}
+    decisions = tuple(
+        d if d.rewritten or not would.get(d.site) else dataclasses.replace(d, notes=(*d.notes, ALWAYS + would[d.site]))
+        for d in report.decisions
+    )
+    return dataclasses.replace(report, decisions=decisions)
 
 
 def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:

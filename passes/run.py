@@ -90,6 +90,16 @@ def watch(observer: Observer) -> Iterator[None]:
         _observers.reset(token)
 
 
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Calls no observer inside the block."""
+    token = _observers.set(())
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
 @dataclass
 class Run:
     """One run of a pipeline over a graph and the bodies inside it.

@@ -34,7 +34,9 @@ def to_text(report: Report) -> str:
 
 def render(report: Report) -> RenderableType:
     """Something rich can print, with colours where the terminal has them."""
-    return Group(headline(report), *(section for group in groups(report) for section in group), *footer(report))
+    return Group(
+        headline(report), *asked(report), *(section for group in groups(report) for section in group), *footer(report)
+    )
 
 
 def headline(report: Report) -> Text:
@@ -50,6 +52,13 @@ def headline(report: Report) -> Text:
     return Text(
         f"{found}: {report.rewritten} rewritten, {len(report.sites) - report.rewritten} declined.", style="bold"
     )
+
+
+def asked(report: Report) -> Iterator[Text]:
+    """What the report is about."""
+    if report.asked is not None:
+        on = f" on {', '.join(report.devices)}" if report.devices else ""
+        yield Text(f"This is what {report.asked} does{on}.")
 
 
 def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -14,13 +15,15 @@ import torch
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import flex_inductor
-from flex_inductor import explain
 from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.passes import watch
+
+explain = functools.partial(flex_inductor.explain, backend="flex_eager")
 
 SCRIPT = """
 import flex_inductor, zoo_for_cli
 model, args = zoo_for_cli.probabilities_returned()
-flex_inductor.explain(model)(*args)
+flex_inductor.explain(model, backend="flex_eager")(*args)
 """
 
 
@@ -227,3 +230,45 @@ def test_nothing_is_looked_for_if_nothing_may_be_rewritten(qkv) -> None:
         'No attention was looked for, because rewrite is "never": 1 graph compiled as written.'
     )
     assert report.to_dict()["searched"] is False and explain(attend)(*qkv).to_dict()["searched"] is True
+
+
+@pytest.mark.compile
+def test_what_is_explained_by_default_is_what_torch_compile_does(qkv) -> None:
+    with torch.no_grad():
+        report = flex_inductor.explain(attend)(*qkv)
+        torch._dynamo.reset()
+        with flex_inductor.listen() as reports:
+            torch.compile(attend, backend="flex")(*qkv)
+    assert tuple(report.sites) == reports[0].decisions
+    assert 'torch.compile(model, backend="flex", options={"rewrite": "auto"}) does on cpu.' in str(report)
+
+
+def sdpa_and_more(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    p = (q @ k.mT).softmax(-1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v), p, p @ v
+
+
+def test_what_auto_leaves_says_what_always_would_do(qkv) -> None:
+    returned, called = explain(sdpa_and_more)(*qkv).sites
+    assert "best kernel already" in called.reason
+    assert called.notes == ("with rewrite='always' it becomes flex_attention",)
+    assert "the probabilities are returned" in returned.reason and not returned.notes
+    _, called = explain(sdpa_and_more, rewrite="always")(*qkv).sites
+    assert called.rewritten and not called.notes
+
+
+def test_the_second_look_is_not_watched(qkv) -> None:
+    seen: list[str] = []
+    with watch(lambda name, state: seen.append(name)):
+        explain(sdpa_and_more)(*qkv)
+    assert seen.count("normalize") == 1
+
+
+def test_the_environment_counts_as_in_torch_compile(qkv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "never")
+    assert str(explain(attend)(*qkv)).startswith("No attention was looked for")
+    report = explain(attend, options={"rewrite": "always", "max_autotune": True})(*qkv)
+    assert report.rewritten == 1 and report.to_dict()["options"] == {"rewrite": "always", "max_autotune": True}
+    assert 'backend="flex_eager", options={"rewrite": "always", "max_autotune": True}) does on cpu.' in " ".join(
+        str(report).split()
+    )
