@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,27 +23,22 @@ from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 
-from flex_inductor import backend as backends
-from flex_inductor import passes
 from flex_inductor.breaks import break_after, with_broken_sites
-from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
-from flex_inductor.lowering import choose
-from flex_inductor.options import Options, read
+from flex_inductor.decisions import Decision, Fallback, GraphReport
+from flex_inductor.options import read
+from flex_inductor.recording import BackendName, always, recording
 from flex_inductor.report.graphs import write_graphs
 from flex_inductor.report.text import to_text
-from flex_inductor.request import Backend
-
-BackendName = Literal["flex", "flex_eager"]
-ALWAYS = "with rewrite='always' it becomes "
 
 
 @dataclass(frozen=True)
 class Asked:
     """What was asked for: the arguments of torch.compile. options: those that were given, and rewrite as it came out,
-    which the environment may set."""
+    which the environment may set. devices: the types of those on which the graphs compute."""
 
     backend: str
     options: dict[str, Any]
+    devices: tuple[str, ...]
 
     @property
     def searches(self) -> bool:
@@ -53,7 +47,12 @@ class Asked:
 
     def __str__(self) -> str:
         options = ", ".join(f'"{name}": {_quoted(value)}' for name, value in self.options.items())
-        return f'torch.compile(model, backend="{self.backend}", options={{{options}}})'
+        on = f" does on {', '.join(self.devices)}" if self.devices else " does"
+        return f'torch.compile(model, backend="{self.backend}", options={{{options}}}){on}'
+
+    def as_dict(self) -> dict[str, Any]:
+        options = {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.options.items()}
+        return {"backend": self.backend, "options": options, "devices": list(self.devices)}
 
 
 def _quoted(value: object) -> str:
@@ -66,23 +65,19 @@ class Report:
 
     reports: one for each compiled graph, in order of compilation.
     graph_breaks: reason -> how often Dynamo broke the graph there.
+    break_places: reason -> where in the model, as far as it is known: 'model.py:12'.
     asked: how the model was compiled, if that is known.
     """
 
     reports: tuple[GraphReport, ...]
     graph_breaks: dict[str, int] = field(default_factory=dict)
     asked: Asked | None = None
+    break_places: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def searched(self) -> bool:
         """Whether attention was looked for."""
         return self.asked is None or self.asked.searches
-
-    @property
-    def devices(self) -> list[str]:
-        """The types of the devices on which the graphs compute."""
-        values = (n.meta.get("example_value") for r in self.reports for n in r.before.graph.nodes)
-        return sorted({x.device.type for x in values if isinstance(x, torch.Tensor)})
 
     @property
     def sites(self) -> list[Decision]:
@@ -116,12 +111,9 @@ class Report:
             "declined": len(sites) - self.rewritten,
             "graphs": len(self.reports),
             "searched": self.searched,
-            "backend": self.asked.backend if self.asked else None,
-            "options": {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.asked.options.items()}
-            if self.asked
-            else {},
-            "devices": self.devices,
+            **(self.asked.as_dict() if self.asked else {}),
             "graph_breaks": self.graph_breaks,
+            "break_places": self.break_places,
             "fallbacks": [str(f) for f in self.fallbacks],
             "seconds": self.seconds,
             "sites": sites,
@@ -157,19 +149,20 @@ def explain(
     inner = _uncompiled(model)
     given = {**(options or {}), **({} if rewrite is None else {"rewrite": rewrite})}
     ours, settings = read(None, given)
-    answers = _answers(backend, ours, settings)
+    other = always(backend, ours, settings)
 
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
         isolation = _isolation()
         reports: list[GraphReport] = []
-        compiler = _fresh(backend, given, reports, answers)
+        compiler = recording(backend, given, reports, other)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
         with _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
         found = with_broken_sites(reports) if ours.rewrite != "never" else reports
-        return Report(tuple(found), _breaks(before, reports), Asked(backend, {**given, "rewrite": ours.rewrite}))
+        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports))
+        return Report(tuple(found), _breaks(before, reports), asked, _places(reports))
 
     return run
 
@@ -183,49 +176,20 @@ def _breaks(before: dict[str, int], reports: Sequence[GraphReport]) -> dict[str,
     return {**{why: n for why, n in seen.items() if why not in counted}, **counted}
 
 
-def _answers(name: BackendName, ours: Options, settings: Mapping[str, Any]) -> Backend | None:
-    """What a backend would answer with rewrite="always"; None where it does already, or where nothing is asked."""
-    known: dict[str, Callable[[Options], Backend]] = {
-        "flex": lambda always: choose.answers(always, settings),
-        "flex_eager": backends.eager_answers,
-    }
-    if name not in known:
-        raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
-    return known[name](dataclasses.replace(ours, rewrite="always")) if ours.rewrite == "auto" else None
+def _places(reports: Sequence[GraphReport]) -> dict[str, tuple[str, ...]]:
+    """Where in the model graphs were broken, by reason."""
+    places: dict[str, tuple[str, ...]] = {}
+    for report in reports:
+        ended = break_after(report.before)
+        if ended is not None and ended.place and ended.place not in places.get(ended.reason, ()):
+            places[ended.reason] = (*places.get(ended.reason, ()), ended.place)
+    return places
 
 
-def _fresh(
-    name: BackendName, options: dict[str, Any], reports: list[GraphReport], always: Backend | None
-) -> Callable[..., Any]:
-    """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
-    report. reports: to which the reports of graphs are added."""
-    chosen = {"flex": backends.flex, "flex_eager": backends.flex_eager}[name]
-
-    def compile_graph(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        given = passes.copy_of(gm)  # compilers change what they are given
-        with listen() as own:
-            compiled = chosen(gm, example_inputs, options=dict(options))
-        reports.extend(_with_always(r, given, always) if always is not None else r for r in own)
-        return compiled
-
-    return compile_graph
-
-
-def _with_always(report: GraphReport, gm: torch.fx.GraphModule, always: Backend) -> GraphReport:
-    """A report that says of each site that was left what rewrite="always" makes of it."""
-    if all(d.rewritten for d in report.decisions) or report.fallback:
-        return report
-    try:
-        with passes.unwatched():
-            other = passes.rewrite(gm, always.refuse, always.choose, always.prefer)
-    except passes.PassFailed:
-        return report
-    would = {d.site: d.operator for d in other.decisions}
-    decisions = tuple(
-        d if d.rewritten or not would.get(d.site) else dataclasses.replace(d, notes=(*d.notes, ALWAYS + would[d.site]))
-        for d in report.decisions
-    )
-    return dataclasses.replace(report, decisions=decisions)
+def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
+    """The types of the devices on which graphs compute."""
+    values = (n.meta.get("example_value") for r in reports for n in r.before.graph.nodes)
+    return tuple(sorted({x.device.type for x in values if isinstance(x, torch.Tensor)}))
 
 
 def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -272,3 +273,50 @@ def test_the_environment_counts_as_in_torch_compile(qkv, monkeypatch: pytest.Mon
     assert 'backend="flex_eager", options={"rewrite": "always", "max_autotune": True}) does on cpu.' in " ".join(
         str(report).split()
     )
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(16, 16))
+        self.register_buffer("keep", torch.ones(16, dtype=torch.bool))
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        scores = (q @ k.mT + self.table).masked_fill(~(self.keep & pad), float("-inf"))
+        return scores.softmax(-1) @ v
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Layer() for _ in range(3)])
+
+    def forward(self, q: torch.Tensor, *kv: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            q = layer(q, *kv)
+        return q
+
+
+def test_tensors_of_the_model_have_their_paths(qkv) -> None:
+    with torch.no_grad():
+        report = explain(Stack(), rewrite="always")(*qkv, torch.ones(16, dtype=torch.bool))
+    for i, site in enumerate(report.sites):
+        assert site.score_mod == f"score + layers.{i}.table[q, k]"
+        assert site.captured[:2] == (f"layers.{i}.table", f"layers.{i}.keep") and len(site.captured) == 3
+        assert f"layers.{i}.keep" in site.sparsity
+    text = str(report)
+    assert "site0-site2, 3 layers alike" in text and "score + layers.*.table[q, k]" in text
+    assert "layers.*.keep[k] and " in text
+
+
+def test_a_report_of_a_run_can_be_pickled(qkv, tmp_path) -> None:
+    report = explain(broken, rewrite="always")(*qkv)
+    loaded = pickle.loads(pickle.dumps(report))
+    assert str(loaded) == str(report) and loaded.to_json() == report.to_json() and loaded.sites == report.sites
+    assert [p.name for p in loaded.graphs(tmp_path) if "blocks" not in p.name] == []
+
+
+def test_file_and_line_are_data(qkv) -> None:
+    (site,) = explain(attend)(*qkv).to_dict()["sites"]
+    assert site["file"] == __file__
+    assert "scores.softmax(-1) @ v" in Path(__file__).read_text().splitlines()[site["line"] - 1]
