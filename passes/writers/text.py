@@ -13,6 +13,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar import Atom, Bounds, Expr, integer, is_integer, known_of, range_of, within
+from flex_inductor.scalar.ranges import Range
 
 COMPARISON, SUM, FACTOR, MINUS, POWER, ATOM = range(4, 10)
 """The ranks of Python's operators. Those of truth values come before."""
@@ -37,13 +38,24 @@ CALLED: Mapping[type[sympy.Basic], str] = {
 }
 
 
+class UsualBounds(Bounds):
+    """The ranges of integers as Python computes them. An element of a tensor wraps around by itself, and so does what
+    is computed of it; a floating-point number that is made an integer is taken to be exact."""
+
+    def atom(self, x: Expr) -> Range:
+        found = super().atom(x)
+        if within(range_of(torch.int64), found):
+            return (0, 0) if x.op == "load" else (-(2**53), 2**53)
+        return found
+
+
 class TextWriter:
     """Writes expressions of the four positions, which are called b, h, q and k. rank: of the operator around one; an
     expression gets parentheses if its own operator binds less."""
 
     def __init__(self, at: Coordinates) -> None:
         self.names = {at.b: "b", at.h: "h", at.q: "q", at.k: "k"}
-        self.bounds = Bounds(at.sizes)
+        self.bounds, self.usual = Bounds(at.sizes), UsualBounds(at.sizes)
         self.memo: dict[tuple[sympy.Expr, int], str] = {}
 
     def text(self, x: Expr, rank: int = 0) -> str:
@@ -81,7 +93,7 @@ class TextWriter:
 
     def wrapped(self, x: Expr, rank: int) -> str:
         """An integer as int64 computes it."""
-        if within(self.bounds.of(remainders(x.args[0])), range_of(torch.int64)):
+        if within(self.usual.of(remainders(x.args[0])), range_of(torch.int64)):
             return self.text(x, rank)
         return enclosed(f"({self.text(x, SUM)} + 2 ** 63) % 2 ** 64 - 2 ** 63", SUM, rank)
 

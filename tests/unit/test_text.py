@@ -42,6 +42,7 @@ DOT = Expr("dot", (BUFFER,), F32)
 CAUSAL = compare("ge", index(Q), index(K))
 TABLE = load(BUFFER, (H, Q - K), F32)
 NUMBER = const(0.5, F32)
+WHOLE_DOT = Atom(Expr("trunc", (DOT,), torch.int64))
 BUCKET = load(BUFFER, (K,), torch.int64)
 
 TEXTS = [
@@ -91,6 +92,15 @@ GROUPED = [
     (index(Atom(pointwise("maximum", (index(Q - K), index(-7)), torch.int64))), "q - k"),
     (index(Atom(pointwise("maximum", (index(Q - K), index(-6)), torch.int64))), "maximum(q - k, -6)"),
     (index(Atom(Expr("wrap", (index(PythonMod(2**62 * Q, 7)),), torch.int64))), "4611686018427387904 * q % 7"),
+    (
+        index(Atom(Expr("wrap", (index(BUCKET.args[0] * 2**62 + Q),), torch.int64))),
+        "4611686018427387904 * table[k] + q",
+    ),
+    (index(Atom(Expr("wrap", (index(WHOLE_DOT + 8),), torch.int64))), "int(score) + 8"),
+    (
+        index(Atom(Expr("wrap", (index(2**12 * WHOLE_DOT),), torch.int64))),
+        "(4096 * int(score) + 2 ** 63) % 2 ** 64 - 2 ** 63",
+    ),
     (
         index(Atom(Expr("wrap", (index(2**62 * Q),), torch.int64))),
         "(4611686018427387904 * q + 2 ** 63) % 2 ** 64 - 2 ** 63",
