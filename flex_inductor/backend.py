@@ -88,8 +88,12 @@ def flex_eager(
     """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in
     inference and in training, on any device. For tests and for debugging."""
     ours, _ = read(mode, options)
-    answers = Backend(lambda request: choose.unprofitable(request, ours), torchs, never)
-    return run(gm, example_inputs, ours, answers, eager.aot_eager)
+    return run(gm, example_inputs, ours, eager_answers(ours), eager.aot_eager)
+
+
+def eager_answers(options: Options) -> Backend:
+    """What the backend "flex_eager" answers."""
+    return Backend(lambda request: choose.unprofitable(request, options), torchs, never)
 
 
 def run(

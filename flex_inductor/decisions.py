@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,8 +36,11 @@ class Decision:
     reason: why it was declined; empty for a rewritten site.
     node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
     source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
+    file, line: the same as data, the path in full; empty and 0 if that is not known.
     matched: what was found there, in one line.
-    score_mod, mask_mod: Python-like text of the two functions, as far as they could be worked out.
+    score_mod, mask_mod: the two functions as Python, as far as they could be worked out.
+    captured: the names of the tensors that they read, in order: the path of a parameter or buffer in the model
+        ('blocks.0.attn.slopes') where it is one, else the name of the graph's node.
     sparsity: what is known of the mask's block sparsity, in one line.
     block_map: a picture of it, a line a row of blocks: full `#`, partly attended `/`, empty `.`, known at run time `?`.
     notes: anything a careful user wants to know, e.g. that an empty row gives 0 where eager gives NaN.
@@ -53,6 +58,9 @@ class Decision:
     sparsity: str = ""
     block_map: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    captured: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
 
     @property
     def rewritten(self) -> bool:
@@ -66,6 +74,18 @@ class Decision:
     def __str__(self) -> str:
         why = "" if self.rewritten else f" because {self.reason}" + (f", at {self.node}" if self.node else "")
         return f"{self.site} ({self.source}): {self.ending}{why}"
+
+    def renamed(self, names: Mapping[str, str]) -> Decision:
+        """The record with other names for tensors."""
+        if not names:
+            return self
+        longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        rename = functools.partial(re.compile(rf"(?<![\w.])(?:{longest_first})(?!\w)").sub, lambda m: names[m[0]])
+        return dataclasses.replace(
+            self, reason=rename(self.reason), node=rename(self.node), score_mod=rename(self.score_mod),
+            mask_mod=rename(self.mask_mod), sparsity=rename(self.sparsity), notes=tuple(map(rename, self.notes)),
+            captured=tuple(map(rename, self.captured)),
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
@@ -101,9 +121,18 @@ class GraphReport:
     seconds: dict[str, float] = field(default_factory=dict)
     fallback: Fallback | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled: all but the graphs, which hold what cannot be. They are empty in what is loaded."""
+        before, after = _empty(), _empty()
+        return {**self.__dict__, "before": before, "after": before if self.after is self.before else after}
+
     @property
     def rewritten(self) -> int:
         return sum(d.rewritten for d in self.decisions)
+
+
+def _empty() -> fx.GraphModule:
+    return fx.GraphModule({}, fx.Graph())
 
 
 _listeners: contextvars.ContextVar[tuple[list[GraphReport], ...]] = contextvars.ContextVar("listeners", default=())

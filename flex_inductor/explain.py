@@ -12,7 +12,8 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,40 @@ from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 
-from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
+from flex_inductor.breaks import break_after, with_broken_sites
+from flex_inductor.decisions import Decision, Fallback, GraphReport
+from flex_inductor.options import read
+from flex_inductor.recording import BackendName, always, recording
 from flex_inductor.report.graphs import write_graphs
 from flex_inductor.report.text import to_text
 
-BackendName = Literal["flex", "flex_eager"]
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: the arguments of torch.compile. options: those that were given, and rewrite as it came out,
+    which the environment may set. devices: the types of those on which the graphs compute."""
+
+    backend: str
+    options: dict[str, Any]
+    devices: tuple[str, ...]
+
+    @property
+    def searches(self) -> bool:
+        """Whether attention is looked for at all."""
+        return self.options["rewrite"] != "never"
+
+    def __str__(self) -> str:
+        options = ", ".join(f'"{name}": {_quoted(value)}' for name, value in self.options.items())
+        on = f" does on {', '.join(self.devices)}" if self.devices else " does"
+        return f'torch.compile(model, backend="{self.backend}", options={{{options}}}){on}'
+
+    def as_dict(self) -> dict[str, Any]:
+        options = {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.options.items()}
+        return {"backend": self.backend, "options": options, "devices": list(self.devices)}
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -35,10 +65,19 @@ class Report:
 
     reports: one for each compiled graph, in order of compilation.
     graph_breaks: reason -> how often Dynamo broke the graph there.
+    break_places: reason -> where in the model, as far as it is known: 'model.py:12'.
+    asked: how the model was compiled, if that is known.
     """
 
     reports: tuple[GraphReport, ...]
     graph_breaks: dict[str, int] = field(default_factory=dict)
+    asked: Asked | None = None
+    break_places: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> bool:
+        """Whether attention was looked for."""
+        return self.asked is None or self.asked.searches
 
     @property
     def sites(self) -> list[Decision]:
@@ -71,7 +110,10 @@ class Report:
             "rewritten": self.rewritten,
             "declined": len(sites) - self.rewritten,
             "graphs": len(self.reports),
+            "searched": self.searched,
+            **(self.asked.as_dict() if self.asked else {}),
             "graph_breaks": self.graph_breaks,
+            "break_places": self.break_places,
             "fallbacks": [str(f) for f in self.fallbacks],
             "seconds": self.seconds,
             "sites": sites,
@@ -88,50 +130,66 @@ class Report:
 def explain(
     model: Callable[..., Any],
     *,
-    rewrite: Literal["auto", "always", "never"] = "always",
-    backend: BackendName = "flex_eager",
+    rewrite: Literal["auto", "always", "never"] | None = None,
+    backend: BackendName = "flex",
     dynamic: bool | None = None,
     options: dict[str, Any] | None = None,
 ) -> Callable[..., Report]:
-    """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done.
+    """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done: what
+    `torch.compile(model, backend=backend, options=options)` does with these arguments on their device.
 
     model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
     caches handed in) happen, and grad mode and training mode are those of the caller.
-    rewrite: "always" tells what can be rewritten, "auto" what would be, profit considered.
-    backend: "flex_eager" generates no code; "flex" does, and so also finds what fails there.
+    rewrite: the option of this name. Of a site that "auto" leaves, the report says what "always" would do.
+    backend: "flex" generates code, and so also finds what fails there; "flex_eager" does not, and does not ask what is
+    fastest.
 
     Whatever the model raises is raised here.
     """
     inner = _uncompiled(model)
-    compiler = _fresh(backend, {"rewrite": rewrite, **(options or {})})
+    given = {**(options or {}), **({} if rewrite is None else {"rewrite": rewrite})}
+    ours, settings = read(None, given)
+    other = always(backend, ours, settings)
 
     def run(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
         isolation = _isolation()
+        reports: list[GraphReport] = []
+        compiler = recording(backend, given, reports, other)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
-        with listen() as reports, _shapes_forgotten(), unlimited:
+        with _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
-        breaks = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
-        return Report(tuple(reports), {why: n for why, n in breaks.items() if n})
+        found = with_broken_sites(reports) if ours.rewrite != "never" else reports
+        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports))
+        return Report(tuple(found), _breaks(before, reports), asked, _places(reports))
 
     return run
 
 
-def _fresh(name: BackendName, options: dict[str, Any]) -> Callable[..., Any]:
-    """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
-    report."""
-    from flex_inductor import backend as backends
+def _breaks(before: dict[str, int], reports: Sequence[GraphReport]) -> dict[str, int]:
+    """How often Dynamo broke a graph for each reason. It does not count the breaks at jumps that hang on a value.
+    before: what it had counted before the run."""
+    counted = {why: n - before.get(why, 0) for why, n in counters["graph_break"].items()}
+    counted = {why: n for why, n in counted.items() if n}
+    seen = Counter(ended.reason for r in reports if (ended := break_after(r.before)))
+    return {**{why: n for why, n in seen.items() if why not in counted}, **counted}
 
-    known = {"flex": backends.flex, "flex_eager": backends.flex_eager}
-    if name not in known:
-        raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
-    chosen = known[name]
 
-    def compile_graph(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        return chosen(gm, example_inputs, options=dict(options))
+def _places(reports: Sequence[GraphReport]) -> dict[str, tuple[str, ...]]:
+    """Where in the model graphs were broken, by reason."""
+    places: dict[str, tuple[str, ...]] = {}
+    for report in reports:
+        ended = break_after(report.before)
+        if ended is not None and ended.place and ended.place not in places.get(ended.reason, ()):
+            places[ended.reason] = (*places.get(ended.reason, ()), ended.place)
+    return places
 
-    return compile_graph
+
+def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
+    """The types of the devices on which graphs compute."""
+    values = (n.meta.get("example_value") for r in reports for n in r.before.graph.nodes)
+    return tuple(sorted({x.device.type for x in values if isinstance(x, torch.Tensor)}))
 
 
 def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,10 +13,10 @@ from torch import fx
 from flex_inductor.decisions import GraphReport
 from flex_inductor.passes import steps
 from flex_inductor.passes.lift.lifter import deep
-from flex_inductor.passes.run import PassFailed, Run, State, copy_of, watch
+from flex_inductor.passes.run import PassFailed, Run, State, copy_of, unwatched, watch
 from flex_inductor.request import Backend, Choice, Preference, Refusal, never, torchs
 
-__all__ = ["PassFailed", "State", "copy_of", "rewrite", "watch"]
+__all__ = ["PassFailed", "State", "copy_of", "rewrite", "unwatched", "watch"]
 
 
 def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs, prefer: Preference = never) -> GraphReport:

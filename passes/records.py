@@ -15,21 +15,31 @@ from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
 from flex_inductor.passes.writers.text import TextWriter
+from flex_inductor.scalar import walk
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
+RESUMED = re.compile(r"^torch_dynamo_resume_in_(\w+)_at_\d+$")
+"""What Dynamo calls the rest of a function after a graph break."""
+MEMBER = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
 TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
 
 
-def source_line(node: fx.Node) -> str:
+def frame_of(node: fx.Node) -> re.Match[str] | None:
     """Where the user's model computes a node: the innermost frame outside torch."""
     origin = node.meta.get("origin") or node
     frames = list(FRAME.finditer(origin.meta.get("stack_trace") or node.meta.get("stack_trace") or ""))
     own = [f for f in frames if not TORCH.search(f["file"])] or frames
-    if not own:
-        return f"node {origin.name}"
-    frame = own[-1]
+    return own[-1] if own else None
+
+
+def source_line(node: fx.Node) -> str:
+    """Where the user's model computes a node, in one line."""
+    frame = frame_of(node)
+    if frame is None:
+        return f"node {(node.meta.get('origin') or node).name}"
     short = "/".join(re.split(r"[/\\]", frame["file"])[-2:])
-    return f"{short}:{frame['line']}, in {frame['function']}: {frame['code'].strip()}"
+    function = RESUMED.sub(r"\1", frame["function"])
+    return f"{short}:{frame['line']}, in {function}: {frame['code'].strip()}"
 
 
 def describe_anchor(found: Found) -> str:
@@ -49,9 +59,11 @@ def node_text(node: fx.Node | None) -> str:
 
 def decision(name: str, stage: Stage) -> Decision:
     """The decision record of a site at the end of the pipeline."""
+    anchor, frame = stage.found.anchor, frame_of(stage.found.anchor)
     found = functools.partial(
-        Decision, site=name, source=source_line(stage.found.anchor), matched=describe_anchor(stage.found)
-    )
+        Decision, site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=captured(stage),
+        file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
+    )  # fmt: skip
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
         return found(
@@ -68,12 +80,38 @@ def decision(name: str, stage: Stage) -> Decision:
     )  # fmt: skip
 
 
+def captured(stage: Stage) -> tuple[str, ...]:
+    """The names of the tensors that the two functions of a site read, in the order of their text."""
+    site = getattr(stage, "site", None)
+    if site is None:
+        return ()
+    text = " ".join(mods(site))
+    read = {x.args[0].name for e in (site.score, site.mask, *site.extra) if e for x in walk(e) if x.op == "load"}
+    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", text) if word in read))
+
+
+def paths(graph: fx.Graph) -> dict[str, str]:
+    """The parameters and buffers of a Dynamo graph: the names of their nodes, and their paths in the model."""
+    sources = {n.name: getattr(n, "_dynamo_source", None) for n in graph.nodes if n.op == "placeholder"}
+    names = {name: str(s.name() if callable(s.name) else s.name) for name, s in sources.items() if s is not None}
+    return {name: path for name, text in names.items() if (path := _path(text))}
+
+
+def _path(source: str) -> str:
+    """`blocks.0.bias` for Dynamo's `L['self']._modules['blocks']._modules['0']._parameters['bias']`; empty for what is
+    no part of a module."""
+    start, path = re.fullmatch(r"(?:[LG]\['(\w+)'\])?(.*)", source, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not MEMBER.search(path):
+        return ""
+    path = MEMBER.sub(r".\1", path)
+    return path.removeprefix(".") if start in ("self", None) else f"{start}{path}"
+
+
 def mods(site: Site) -> tuple[str, str]:
-    """score_mod and mask_mod as text. The raw score already has the scale applied."""
+    """score_mod and mask_mod as Python. A comment says what the raw score is already scaled by, and which scores there
+    are beyond the keys."""
     writer = TextWriter(site.at)
-    score = writer.text(site.score)
-    if site.scale != 1.0:
-        score = f"{score}  # score scaled by {site.scale:.6g}"
-    for i, extra in enumerate(site.extra):
-        score += f"; column {i} beyond the keys: {writer.text(extra)}"
+    remarks = [f"score scaled by {site.scale:.6g}"] if site.scale != 1.0 else []
+    remarks += [f"column {i} beyond the keys: {writer.text(extra)}" for i, extra in enumerate(site.extra)]
+    score = writer.text(site.score) + ("  # " + "; ".join(remarks) if remarks else "")
     return score, writer.text(site.mask) if site.mask is not None else ""

@@ -90,6 +90,16 @@ def watch(observer: Observer) -> Iterator[None]:
         _observers.reset(token)
 
 
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Calls no observer inside the block."""
+    token = _observers.set(())
+    try:
+        yield
+    finally:
+        _observers.reset(token)
+
+
 @dataclass
 class Run:
     """One run of a pipeline over a graph and the bodies inside it.
@@ -112,7 +122,8 @@ class Run:
         for name, step in self.pipeline:
             state = self.take(name, step, state)
         found = [records.decision(f"site{i}", s) for i, s in enumerate(state.sites, len(self.decisions))]
-        self.decisions += found
+        names = records.paths(gm.graph)
+        self.decisions += [d.renamed(names) for d in found]
         self.changed |= any(d.rewritten for d in found)
         copy.graph.lint()
         copy.recompile()

@@ -31,8 +31,8 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments that explain and dump share."""
     for decorator in (
         click.argument("target"),
-        click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), default="always", show_default=True),
-        click.option("--backend", type=click.Choice(["flex", "flex_eager"]), default="flex_eager", show_default=True),
+        click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), show_default="auto"),
+        click.option("--backend", type=click.Choice(["flex", "flex_eager"]), default="flex", show_default=True),
         click.option("--train", is_flag=True, help="Training mode, with gradients."),
     ):
         command = decorator(command)
@@ -48,7 +48,7 @@ def main() -> None:
 @main.command()
 @common
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def explain(target: str, rewrite: str, backend: str, train: bool, as_json: bool) -> None:
+def explain(target: str, rewrite: str | None, backend: str, train: bool, as_json: bool) -> None:
     """Say which attention sites of TARGET are rewritten, and why the others are not."""
     report = run(target, rewrite, backend, train)
     if as_json or not sys.stdout.isatty():
@@ -65,7 +65,7 @@ def explain(target: str, rewrite: str, backend: str, train: bool, as_json: bool)
 @common
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("graphs"), show_default=True)
 @click.option("--between", is_flag=True, help="Also what is known after every pass.")
-def dump(target: str, rewrite: str, backend: str, train: bool, out: Path, between: bool) -> None:
+def dump(target: str, rewrite: str | None, backend: str, train: bool, out: Path, between: bool) -> None:
     """Write the graphs of TARGET before and after, as text, DOT and SVG."""
     from flex_inductor.report.between import recorded
 

@@ -19,8 +19,13 @@ from flex_inductor.report.svg import svg
 def write_graphs(reports: Iterable[GraphReport], directory: Path) -> list[Path]:
     """Writes six files a graph (three where nothing was rewritten) and one a block map; returns them in order."""
     directory.mkdir(parents=True, exist_ok=True)
-    stems = [(report, directory / f"graph{i}") for i, report in enumerate(reports)]
-    return [path for report, stem in stems for path in (*_write(report, stem), *_block_maps(report, stem))]
+    written: list[Path] = []
+    for i, report in enumerate(reports):
+        stem = directory / f"graph{i}"
+        if any(n.op != "output" for n in report.before.graph.nodes):  # a report that was pickled has empty graphs
+            written += _write(report, stem)
+        written += _block_maps(report, stem)
+    return written
 
 
 def _block_maps(report: GraphReport, stem: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from flex_inductor.breaks import first_line
 from flex_inductor.decisions import Decision
 
 if TYPE_CHECKING:
@@ -33,12 +34,19 @@ def to_text(report: Report) -> str:
 
 def render(report: Report) -> RenderableType:
     """Something rich can print, with colours where the terminal has them."""
-    return Group(headline(report), *(section for group in groups(report) for section in group), *footer(report))
+    return Group(
+        headline(report), *asked(report), *(section for group in groups(report) for section in group), *footer(report)
+    )
 
 
 def headline(report: Report) -> Text:
     """How many sites there are, and how many were rewritten."""
     found = f"{_count(len(report.sites), 'attention site')} in {_count(len(report.reports), 'graph')}"
+    if not report.searched:
+        found = _count(len(report.reports), "graph")
+        return Text(
+            f'No attention was looked for, because rewrite is "never": {found} compiled as written.', style="bold"
+        )
     if not report.sites:
         return Text(f"No attention found: {found}.", style="bold")
     return Text(
@@ -46,23 +54,52 @@ def headline(report: Report) -> Text:
     )
 
 
+def asked(report: Report) -> Iterator[Text]:
+    """What the report is about."""
+    if report.asked is not None:
+        yield Text(f"This is what {report.asked}.")
+
+
 def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
-    """Decisions that differ in nothing but their place are shown once."""
+    """Decisions that differ in nothing but their place and the names of what they read are shown once."""
     seen: dict[Decision, list[tuple[str, Decision]]] = {}
     for label, decision in _labelled(report):
-        seen.setdefault(dataclasses.replace(decision, site="", node=""), []).append((label, decision))
+        seen.setdefault(_kind(decision), []).append((label, decision))
     for members in seen.values():
-        yield _title(members), Padding(_details(members[0][1]), (0, 0, 0, 2))
+        yield _title(members), Padding(_details(_shared([d for _, d in members])), (0, 0, 0, 2))
+
+
+def _kind(decision: Decision) -> Decision:
+    """What decisions that are shown together have in common."""
+    numbers = {name: f"<{i}>" for i, name in enumerate(decision.captured)}
+    return dataclasses.replace(decision.renamed(numbers), site="", node="")
+
+
+def _shared(members: list[Decision]) -> Decision:
+    """One decision for several: `blocks.*.attn.slopes` is read by each from a layer of its own."""
+    first = members[0]
+    columns = zip(*(d.captured for d in members), strict=True)
+    return first.renamed({name: _starred(column) for name, column in zip(first.captured, columns, strict=True)})
+
+
+def _starred(names: tuple[str, ...]) -> str:
+    """Paths with stars for the parts in which they differ; the first, if they are no paths of one length."""
+    parts = [name.split(".") for name in names]
+    if len(set(map(len, parts))) > 1 or len(parts[0]) == 1:
+        return names[0]
+    return ".".join(p[0] if len(set(p)) == 1 else "*" for p in zip(*parts, strict=True))
 
 
 def footer(report: Report) -> Iterator[RenderableType]:
     """Failures, graph breaks, and the time of the passes."""
     yield Text()
     for fallback in report.fallbacks:
-        brief = dataclasses.replace(fallback, error=_first_line(fallback.error))
+        brief = dataclasses.replace(fallback, error=first_line(fallback.error))
         yield Text(f"fallback: {brief}", style="red")
     for reason, count in report.graph_breaks.items():
-        yield Text(f"graph break ({count}x): {_first_line(reason)}", style="yellow")
+        places = report.break_places.get(reason)
+        where = f" at {', '.join(places)}" if places else ""
+        yield Text(f"graph break ({count}x){where}: {first_line(reason)}", style="yellow")
     times = ", ".join(f"{name} {spent * 1e3:.1f}" for name, spent in report.seconds.items())
     yield Text(f"passes in ms: {times or 'none ran'}", style="dim")
 
@@ -75,11 +112,31 @@ def _labelled(report: Report) -> Iterator[tuple[str, Decision]]:
 
 
 def _title(members: list[tuple[str, Decision]]) -> Text:
-    names = [label for label, _ in members]
-    shown = ", ".join(names) if len(names) < 5 else f"{names[0]} .. {names[-1]} ({len(names)} alike)"
+    shown = ", ".join(_runs([label for label, _ in members]))
+    shown += f", {len(members)} layers alike" if len(members) > 2 else ""
     decision = members[0][1]
     style = "bold green" if decision.rewritten else "bold yellow"
     return Text.assemble("\n", (shown, "bold"), "  ", (decision.ending, style))
+
+
+def _runs(labels: list[str]) -> list[str]:
+    """Names of sites, `site0-site11` for those that follow each other."""
+    runs: list[list[str]] = []
+    for label in labels:
+        if (
+            runs
+            and _number(label) == _number(runs[-1][-1]) + 1
+            and label.split("/")[:-1] == runs[-1][-1].split("/")[:-1]
+        ):
+            runs[-1].append(label)
+        else:
+            runs.append([label])
+    texts = [", ".join(run) if len(run) < 3 else f"{run[0]}-{run[-1]}" for run in runs]
+    return texts if len(texts) < 5 else [*texts[:3], "...", texts[-1]]
+
+
+def _number(label: str) -> int:
+    return int(label.rpartition("site")[2])
 
 
 def _details(decision: Decision) -> Table:
@@ -111,7 +168,3 @@ def readable(text: str) -> str:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no reason given"

@@ -4,8 +4,8 @@
     s.log_softmax(-1).exp() @ v                                  ->   score
     exp(s - s.logsumexp(-1, keepdim=True)) @ v                   ->   score
     (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
-    (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score; column 0 beyond the keys: 0
-    softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score; column 0 beyond the keys: sinks[b, h, q, 0]
+    (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
+    softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
 
 Columns that have no values, as in the last two, are `extra`: keys with a score of their own, and values of zero.
 """

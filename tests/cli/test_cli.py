@@ -15,6 +15,7 @@ from flex_inductor.cli import main
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+EAGER = ("--rewrite", "always", "--backend", "flex_eager")
 
 
 def process(*args: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +41,7 @@ def test_explain_in_a_process_of_its_own() -> None:
     assert done.returncode == 0, done.stderr
     assert "1 attention site in 1 graph: 1 rewritten, 0 declined." in done.stdout
     assert "mask_mod   k <= q" in done.stdout
+    assert 'This is what torch.compile(model, backend="flex", options={"rewrite": "auto"}) does on cpu.' in done.stdout
     assert "zoo_for_cli.py:" in done.stdout
 
 
@@ -50,13 +52,13 @@ def test_bad_input_is_one_line_and_exit_code_2() -> None:
 
 
 def test_json_is_json(cli) -> None:
-    data = json.loads(cli("explain", "zoo_for_cli:by_name", "--json").stdout)
+    data = json.loads(cli("explain", "zoo_for_cli:by_name", "--json", *EAGER).stdout)
     assert data["rewritten"] == 1
     assert data["sites"][0]["verdict"] == "rewritten"
 
 
 def test_a_declined_site_says_why_and_where(cli) -> None:
-    site = json.loads(cli("explain", "zoo_for_cli:probabilities_returned", "--json").stdout)["sites"][0]
+    site = json.loads(cli("explain", "zoo_for_cli:probabilities_returned", "--json", *EAGER).stdout)["sites"][0]
     assert site["verdict"] == "declined"
     assert site["reason"] and site["node"]
 
@@ -64,18 +66,19 @@ def test_a_declined_site_says_why_and_where(cli) -> None:
 def test_rewrite_never_rewrites_nothing(cli) -> None:
     data = json.loads(cli("explain", "zoo_for_cli:causal", "--json", "--rewrite", "never").stdout)
     assert data["rewritten"] == 0
+    assert (data["backend"], data["options"], data["devices"]) == ("flex", {"rewrite": "never"}, ["cpu"])
 
 
 @pytest.mark.parametrize("train", [(), ("--train",)])
 def test_a_hub_model_by_its_type(cli, train: tuple[str, ...]) -> None:
     pytest.importorskip("transformers")
-    result = cli("explain", "hf:llama", "--json", *train)
+    result = cli("explain", "hf:llama", "--json", *EAGER, *train)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rewritten"] == 2
 
 
 def test_dump_writes_both_graphs(cli, tmp_path: Path) -> None:
-    result = cli("dump", "zoo_for_cli:causal", "--out", str(tmp_path / "out"))
+    result = cli("dump", "zoo_for_cli:causal", *EAGER, "--out", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     listed = {Path(line).name for line in result.stdout.splitlines()}
     assert listed == {p.name for p in (tmp_path / "out").iterdir()}
@@ -85,7 +88,7 @@ def test_dump_writes_both_graphs(cli, tmp_path: Path) -> None:
 
 
 def test_dump_between_the_passes(cli, tmp_path: Path) -> None:
-    result = cli("dump", "zoo_for_cli:causal", "--between", "--out", str(tmp_path))
+    result = cli("dump", "zoo_for_cli:causal", *EAGER, "--between", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     steps = {p.name.split(".")[2]: p.read_text() for p in tmp_path.glob("graph0.[0-9].*.txt")}
     assert len(steps) == 8

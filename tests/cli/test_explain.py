@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +16,15 @@ import torch
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 import flex_inductor
-from flex_inductor import explain
 from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.passes import watch
+
+explain = functools.partial(flex_inductor.explain, backend="flex_eager")
 
 SCRIPT = """
 import flex_inductor, zoo_for_cli
 model, args = zoo_for_cli.probabilities_returned()
-flex_inductor.explain(model)(*args)
+flex_inductor.explain(model, backend="flex_eager")(*args)
 """
 
 
@@ -157,3 +161,162 @@ def test_torch_logs_show_the_decisions(tmp_path) -> None:
 def test_the_public_names() -> None:
     for name in ("explain", "Decision", "GraphReport", "FallbackWarning", "__version__"):
         assert hasattr(flex_inductor, name), name
+
+
+def scores_before(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    torch._dynamo.graph_break()
+    return (s * 2).softmax(-1) @ v
+
+
+def values_after(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    p = (q @ k.mT).softmax(-1)
+    torch._dynamo.graph_break()
+    return p @ v
+
+
+def jumps(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    if s.sum() > 1e9:
+        s = s + 1
+    return s.softmax(-1) @ v
+
+
+def alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q @ k.mT
+    torch._dynamo.graph_break()
+    p = s.softmax(-1)
+    torch._dynamo.graph_break()
+    return p @ v
+
+
+SCORES = "its scores come from beyond a graph break (Call to `torch._dynamo.graph_break()`, at test_explain.py:"
+VALUES = "its probabilities go on beyond a graph break (Call to `torch._dynamo.graph_break()`, at test_explain.py:"
+JUMP = "its scores come from beyond a graph break (generic_jump TensorVariable(), at test_explain.py:"
+
+
+@pytest.mark.parametrize(
+    ("model", "reasons"),
+    [(scores_before, [SCORES]), (values_after, [VALUES]), (jumps, [JUMP]), (alone, [SCORES, VALUES])],
+)
+def test_attention_with_a_graph_break_inside_is_named(qkv, model, reasons) -> None:
+    report = explain(model)(*qkv)
+    (site,) = report.sites
+    assert not site.rewritten and all(reason in site.reason for reason in reasons), site.reason
+    assert site.matched == "_softmax (2, 2, 16, 16) float32" and f"in {model.__name__}: " in site.source
+    assert str(report).startswith("1 attention site in ") and ") at test_explain.py:" in str(report)
+
+
+def classifier(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    p = (q @ k[0, 0, :8, :8]).softmax(-1)
+    torch._dynamo.graph_break()
+    return p.sum() + v
+
+
+def weights_of_values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    s = q + 1
+    torch._dynamo.graph_break()
+    return s.softmax(-1) @ v.mT
+
+
+@pytest.mark.parametrize("model", [classifier, weights_of_values])
+def test_a_softmax_beside_a_graph_break_that_is_no_attention(qkv, model) -> None:
+    report = explain(model)(*qkv)
+    assert report.graph_breaks and str(report).startswith("No attention found: 0 attention sites in 2 graphs.")
+
+
+def test_nothing_is_looked_for_if_nothing_may_be_rewritten(qkv) -> None:
+    report = explain(attend, rewrite="never")(*qkv)
+    assert str(report).startswith(
+        'No attention was looked for, because rewrite is "never": 1 graph compiled as written.'
+    )
+    assert report.to_dict()["searched"] is False and explain(attend)(*qkv).to_dict()["searched"] is True
+
+
+@pytest.mark.compile
+def test_what_is_explained_by_default_is_what_torch_compile_does(qkv) -> None:
+    with torch.no_grad():
+        report = flex_inductor.explain(attend)(*qkv)
+        torch._dynamo.reset()
+        with flex_inductor.listen() as reports:
+            torch.compile(attend, backend="flex")(*qkv)
+    assert tuple(report.sites) == reports[0].decisions
+    assert 'torch.compile(model, backend="flex", options={"rewrite": "auto"}) does on cpu.' in str(report)
+
+
+def sdpa_and_more(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    p = (q @ k.mT).softmax(-1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v), p, p @ v
+
+
+def test_what_auto_leaves_says_what_always_would_do(qkv) -> None:
+    returned, called = explain(sdpa_and_more)(*qkv).sites
+    assert "best kernel already" in called.reason
+    assert called.notes == ("with rewrite='always' it becomes flex_attention",)
+    assert "the probabilities are returned" in returned.reason and not returned.notes
+    _, called = explain(sdpa_and_more, rewrite="always")(*qkv).sites
+    assert called.rewritten and not called.notes
+
+
+def test_the_second_look_is_not_watched(qkv) -> None:
+    seen: list[str] = []
+    with watch(lambda name, state: seen.append(name)):
+        explain(sdpa_and_more)(*qkv)
+    assert seen.count("normalize") == 1
+
+
+def test_the_environment_counts_as_in_torch_compile(qkv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "never")
+    assert str(explain(attend)(*qkv)).startswith("No attention was looked for")
+    report = explain(attend, options={"rewrite": "always", "max_autotune": True})(*qkv)
+    assert report.rewritten == 1 and report.to_dict()["options"] == {"rewrite": "always", "max_autotune": True}
+    assert 'backend="flex_eager", options={"rewrite": "always", "max_autotune": True}) does on cpu.' in " ".join(
+        str(report).split()
+    )
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(16, 16))
+        self.register_buffer("keep", torch.ones(16, dtype=torch.bool))
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        scores = (q @ k.mT + self.table).masked_fill(~(self.keep & pad), float("-inf"))
+        return scores.softmax(-1) @ v
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Layer() for _ in range(3)])
+
+    def forward(self, q: torch.Tensor, *kv: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            q = layer(q, *kv)
+        return q
+
+
+def test_tensors_of_the_model_have_their_paths(qkv) -> None:
+    with torch.no_grad():
+        report = explain(Stack(), rewrite="always")(*qkv, torch.ones(16, dtype=torch.bool))
+    for i, site in enumerate(report.sites):
+        assert site.score_mod == f"score + layers.{i}.table[q, k]"
+        assert site.captured[:2] == (f"layers.{i}.table", f"layers.{i}.keep") and len(site.captured) == 3
+        assert f"layers.{i}.keep" in site.sparsity
+    text = str(report)
+    assert "site0-site2, 3 layers alike" in text and "score + layers.*.table[q, k]" in text
+    assert "layers.*.keep[k] and " in text
+
+
+def test_a_report_of_a_run_can_be_pickled(qkv, tmp_path) -> None:
+    report = explain(broken, rewrite="always")(*qkv)
+    loaded = pickle.loads(pickle.dumps(report))
+    assert str(loaded) == str(report) and loaded.to_json() == report.to_json() and loaded.sites == report.sites
+    assert [p.name for p in loaded.graphs(tmp_path) if "blocks" not in p.name] == []
+
+
+def test_file_and_line_are_data(qkv) -> None:
+    (site,) = explain(attend)(*qkv).to_dict()["sites"]
+    assert site["file"] == __file__
+    assert "scores.softmax(-1) @ v" in Path(__file__).read_text().splitlines()[site["line"] - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -58,13 +59,46 @@ def test_brackets_are_not_taken_for_markup(report: Report) -> None:
 
 def test_sites_alike_are_shown_once(report: Report) -> None:
     text = str(report)
-    assert "site0, site1, site2  rewritten" in text
+    assert "site0-site2, 3 layers alike  rewritten" in text
     assert text.count("def score_mod") == 1
 
 
 def test_many_sites_alike_are_counted() -> None:
     module = fx.symbolic_trace(plain)
-    assert "site0 .. site11 (12 alike)" in str(Report((GraphReport(tuple(map(site, range(12))), module, module),)))
+    report = Report((GraphReport(tuple(map(site, range(12))), module, module),))
+    assert "site0-site11, 12 layers alike" in str(report)
+
+
+def text_of_layers(*names: str, **fields: object) -> str:
+    module = fx.symbolic_trace(plain)
+    sites = (site(i, score_mod=f"score + {n}[h]", captured=(n,), **fields) for i, n in enumerate(names))
+    return str(Report((GraphReport(tuple(sites), module, module),)))
+
+
+def test_sites_that_differ_in_the_name_of_a_parameter_only_are_shown_once() -> None:
+    text = text_of_layers(*(f"blocks.{i}.attn.slopes" for i in range(12)), sparsity="half")
+    assert "site0-site11, 12 layers alike  rewritten" in text
+    assert "score + blocks.*.attn.slopes[h]" in text and text.count("score_mod") == 1
+    assert "score + mul[h]" in text_of_layers("mul", "mul_1") and "site0, site1  rew" in text_of_layers("mul", "mul_1")
+
+
+def test_every_other_site_is_named_by_itself() -> None:
+    module = fx.symbolic_trace(plain)
+    sites = tuple(site(i, sparsity="one" if i % 2 else "two") for i in range(12))
+    text = str(Report((GraphReport(sites, module, module),)))
+    assert "site0, site2, site4, ..., site10, 6 layers alike" in text
+
+
+def test_sites_that_read_one_parameter_where_others_read_two_are_shown_apart() -> None:
+    module = fx.symbolic_trace(plain)
+    one = site(0, score_mod="score + a.x[h] + a.x[q]", captured=("a.x",))
+    two = site(1, score_mod="score + b.x[h] + b.y[q]", captured=("b.x", "b.y"))
+    assert "site0, site1" not in str(Report((GraphReport((one, two), module, module),)))
+
+
+def test_a_report_can_be_pickled(report: Report) -> None:
+    loaded = pickle.loads(pickle.dumps(report))
+    assert str(loaded) == str(report) and loaded.to_json() == report.to_json() and loaded.sites == report.sites
 
 
 def test_sites_that_differ_in_anything_are_shown_apart() -> None:

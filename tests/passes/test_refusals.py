@@ -97,7 +97,7 @@ def test_a_refusal_in_words(name: str) -> None:
 
 
 def test_a_module_that_stores_its_probabilities() -> None:
-    (decision,) = explain(Stores())(*qkv()).sites
+    (decision,) = explain(Stores(), backend="flex_eager")(*qkv()).sites
     assert decision.reason == "the probabilities are stored in self.attn"
 
 

@@ -79,7 +79,8 @@ def explained(code: str, train: bool = False) -> str:
     """What explain says of the attention in a program."""
     values = {n: x.requires_grad_(train and x.is_floating_point()) for n, x in tensors().items()}
     whole = "v" in compile(code, "<docstring>", "eval").co_names
-    (decision,) = explain(program(code if whole else f"softmax({code}, -1) @ v"))(**values).sites
+    code = code if whole else f"softmax({code}, -1) @ v"
+    (decision,) = explain(program(code), rewrite="always", backend="flex_eager")(**values).sites
     assert decision.rewritten, str(decision)
     said = readable(decision.score_mod).replace("  # ", ", ")
     return f"{said}, mask {readable(decision.mask_mod)}" if decision.mask_mod else said

@@ -44,6 +44,8 @@ def test_the_example_of_the_design_page_is_what_becomes_of_it() -> None:
     q, k, v = torch.randn(3, 2, 8, 1024, 64).unbind()
     pad = torch.arange(1024) < torch.tensor([1024, 700])[:, None]
     with torch.no_grad():
-        (site,) = explain(scope["Attention"]())(q, k, v, torch.randn(8, 1, 1024), pad).sites
+        (site,) = explain(scope["Attention"](), rewrite="always", backend="flex_eager")(
+            q, k, v, torch.randn(8, 1, 1024), pad
+        ).sites
     for text in (site.score_mod, site.mask_mod, site.sparsity, *site.notes):
         assert readable(text) in page, text
