@@ -135,7 +135,7 @@ def element_map(index: list[sympy.Expr], sizes: dict[sympy.Symbol, sympy.Expr], 
     return [int(flat.xreplace(dict(zip(sizes, map(sympy.Integer, at))))) for at in places]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_chain_of_views_is_torchs(data: st.DataObject) -> None:
     """view, permute, view, ... of arange(n): where does each element come from?"""
@@ -160,7 +160,7 @@ def test_chain_of_views_is_torchs(data: st.DataObject) -> None:
     assert element_map(index, sizes, [n]) == x.flatten().tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from([2, 3, 5]), st.sampled_from([1, 2, 4]), st.booleans())
 def test_views_of_symbolic_sizes(length: int, heads: int, transposed: bool) -> None:
     """(B, S, H * D) -> (B, S, H, D) -> (B, H, S, D) -> (B * H, S, D), with B and S unknown."""

@@ -119,7 +119,7 @@ def plain(build: Any) -> Any:
     return [repr(float(value(build, at)) + 0.0) for at in PLACES]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["add", "sub", "mul", "minimum", "maximum"]), numbers, numbers)
 def test_pointwise_folds_to_the_same_value(op: str, x: Expr, y: Expr) -> None:
     folded = pointwise(op, (x, y), F32)
@@ -129,7 +129,7 @@ def test_pointwise_folds_to_the_same_value(op: str, x: Expr, y: Expr) -> None:
         assert got == want or math.isnan(want) or (b == 0 and op == "mul"), (a, b, got)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(conditions, conditions)
 def test_logic_folds_to_the_same_value(x: Expr, y: Expr) -> None:
     for at in PLACES:
@@ -139,7 +139,7 @@ def test_logic_folds_to_the_same_value(x: Expr, y: Expr) -> None:
         assert value(logical_not(x), at) == (not a)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(conditions, numbers, numbers)
 def test_where_folds_to_the_same_value(c: Expr, x: Expr, y: Expr) -> None:
     folded = where(c, x, y)
@@ -149,14 +149,14 @@ def test_where_folds_to_the_same_value(c: Expr, x: Expr, y: Expr) -> None:
         assert got == want or (math.isnan(got) and math.isnan(want))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(conditions, integers, integers)
 def test_where_of_integers(c: Expr, x: Expr, y: Expr) -> None:
     folded = where(c, x, y)
     assert [value(folded, at) for at in PLACES] == [value(x, at) if value(c, at) else value(y, at) for at in PLACES]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(numbers)
 def test_cases_are_disjoint_and_complete(x: Expr) -> None:
     pairs = cases(x)
@@ -169,7 +169,7 @@ def test_cases_are_disjoint_and_complete(x: Expr) -> None:
         assert got == value(x, at) or math.isnan(got)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.one_of(numbers, conditions))
 def test_substitution_is_evaluation_elsewhere(x: Expr) -> None:
     moved = substitute(x, lambda e: e.xreplace({K: 3 - Q}))
@@ -179,7 +179,7 @@ def test_substitution_is_evaluation_elsewhere(x: Expr) -> None:
     assert K not in positions(moved)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(numbers, conditions, integers), st.sampled_from([torch.bool, torch.int64, F32, torch.bfloat16]))
 def test_cast(x: Expr, dtype: torch.dtype) -> None:
     for at in PLACES:
