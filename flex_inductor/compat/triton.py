@@ -188,10 +188,11 @@ def gradients(of: Any, reads: Sequence[Any]) -> tuple[Any, ...]:
 def delta(out: Any, grad_out: Any, grad_logsumexp: Any, besides: bool = False) -> Any:
     """The row sums that the backward pass of softmax subtracts, in float32. besides: only what the gradient of the
     log-sum-exp adds to them."""
-    product = lowerings[aten.mul](to_dtype(out, torch.float32), to_dtype(grad_out, torch.float32))
-    rows = lowerings[aten.sum](product, axis=-1)
     if besides:
-        rows = lowerings[aten.full](rows.get_size(), 0.0, dtype=torch.float32, device=out.get_device())
+        rows = lowerings[aten.full](out.get_size()[:-1], 0.0, dtype=torch.float32, device=out.get_device())
+    else:
+        product = lowerings[aten.mul](to_dtype(out, torch.float32), to_dtype(grad_out, torch.float32))
+        rows = lowerings[aten.sum](product, axis=-1)
     if grad_logsumexp is not None:
         rows = lowerings[aten.sub](rows, lowerings[aten.mul](grad_logsumexp, 1 / math.log(2)))
     return ExternKernel.require_contiguous(rows)

@@ -4,6 +4,7 @@
     python -m tests.lowering.rendered isolation    a call of flex_attention compiled by Inductor, before and after ours
     python -m tests.lowering.rendered notes        what is said of the kernels of several calls, and what became of them
     python -m tests.lowering.rendered memory       the shared memory of kernels that load a number for every score
+    python -m tests.lowering.rendered atomics      what is added to the gradient of a learned slope
 
 Prints a line of JSON. In a process of its own, where torch may be told that there is a GPU.
 """
@@ -106,5 +107,13 @@ def memory() -> list[int]:
     return [kernel.metadata.shared for _, kernel in compiled]
 
 
+def atomics() -> list[str]:
+    """The lines of the kernel that add to it."""
+    q, k, v = (torch.empty(1, 4, 1024, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    wrapper = render(causal, q, k, v, torch.empty(4, 1, 1, requires_grad=True)).backward.wrappers[0]
+    return [line.strip() for text in texts(wrapper) for line in text.splitlines() if "tl.atomic_add" in line]
+
+
 if __name__ == "__main__":
-    print(json.dumps({"golden": golden, "isolation": isolation, "notes": notes, "memory": memory}[sys.argv[1]]()))
+    known = {f.__name__: f for f in (golden, isolation, notes, memory, atomics)}
+    print(json.dumps(known[sys.argv[1]]()))

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
+import sympy
 import torch
 import triton
 
-from flex_inductor.lowering import plan
+from flex_inductor.compat import triton as triton_compat
+from flex_inductor.lowering import backward, decode, plan, prefill
 from flex_inductor.lowering.configs import Config
 from flex_inductor.lowering.shared_memory import expected
 from tests.lowering.kernels import CAPABILITIES, SHAPES, TABLE
@@ -96,3 +101,25 @@ def test_the_cost_is_as_recorded(shape: int) -> None:
         r for r in known() if (r["capability"], r["dtype"], r["dim"], r["default"]) == ("90", dtype, dim, "True")
     ]
     assert rows == recorded
+
+
+def test_grids_have_one_axis() -> None:
+    """Regression: the others end at 65535, and batches and heads were theirs."""
+    meta, cdiv = {"BLOCK_M": 64, "BLOCK_N": 64, "SHARES": 4}, lambda n, by: -(-n // by)
+    assert prefill.grid(70_000, 2, 128, 64, meta, cdiv=cdiv) == (280_000, 1, 1)
+    assert backward.dq_grid(70_000, 2, 128, 1, 192, meta, cdiv=cdiv) == (280_000, 1, 1)
+    assert backward.dkdv_grid(70_000, 2, 128, 1, 192, meta, cdiv=cdiv) == (210_000, 1, 1)
+    assert decode.grid(70_000, 2, meta) == (560_000, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "shares"), [(64, 1), (300, 5), (100_000, 132), (sympy.Symbol("s0", integer=True), 132)]
+)
+def test_keys_are_shared_out_by_the_device_and_by_a_length_that_stays(keys: Any, shares: int) -> None:
+    """Regression: a cache that grows was shared out as it was at first."""
+    query = SimpleNamespace(get_size=lambda: [1, 2, 1, 64], get_device=lambda: None)
+    call = SimpleNamespace(query=query, kv_heads=2, lengths=(1, keys))
+    device = SimpleNamespace(multi_processor_count=132)
+    properties = mock.patch.object(torch.cuda, "get_device_properties", lambda _: device)
+    with properties, mock.patch.object(triton_compat, "hint", int):
+        assert decode.number_of_shares(call) == shares

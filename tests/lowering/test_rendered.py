@@ -60,3 +60,10 @@ def test_who_computes_is_said() -> None:
 def test_kernels_that_load_a_number_for_every_score_fit() -> None:
     """Regression: what the loops load ahead of time took more shared memory than there is, and nothing compiled."""
     assert max(printed("memory")) <= 232448
+
+
+@pytest.mark.compile
+def test_a_row_is_summed_up_before_it_is_added_to_a_gradient() -> None:
+    """Regression: every score was added to its slope by an atomic of its own."""
+    found = printed("atomics")
+    assert found and all("[BLOCK_M, 1]), tl.sum(tl.where(written" in line for line in found)
