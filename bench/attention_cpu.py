@@ -1,147 +1,227 @@
-"""Attention on CPU as ratios to backend="inductor" of the same program: the measurements behind lowering/profit.py.
+"""Attention alone on a CPU: default options, our kernels, and what people use today, side by side.
 
-    python -m bench.attention_cpu [--programs plain padding bias causal window softcap] [--out FILE.csv]
+    python -m bench.attention_cpu [--variants causal window] [--lengths 2048] [--batch 1] [--heads 8:8] [--dim 64]
+                                  [--dtype float32] [--passes forward training] [--threads 1] [--out FILE] [--plot]
 
-Ratio: time with backend="flex" by time with backend="inductor", medians of interleaved runs. Columns 64 and 128: with
-rewrite="always", by the length of blocks. expected: what lowering/profit.py expects of the length that is used. auto:
-with default options.
+how: "auto" is backend="flex" with default options, "always" with rewrite="always", which are our kernels; "torch's
+kernel" the same with kernels="torch", "by hand" a call of flex_attention with a block mask made beforehand, "sdpa" a
+call of scaled_dot_product_attention (with a dense mask that is made beforehand, where it needs one), "inductor" and
+"eager" the plain program. A case (a variant, a length, a pass) is a process of its own, whose calls are interleaved.
+training: forward and backward. ms: medians, with p20 and p80; ratio: to the fastest of the peers, which are all but
+"auto", "always" and "eager"; gflops: by the scores that are attended, exactly; share: of the rate of a matrix product
+of the same run; peak_mb: what a call adds to the memory of the process; ending: what "auto" made of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
+import json
+import os
 import statistics
-import time
-import types
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import measure
 from bench.record import ROOT, write
-from flex_inductor import devices
-from flex_inductor.devices import Device
-from flex_inductor.lowering import profit
+from bench.variants import ON_CPU, Padded, Variant
 
-COLUMNS = (
-    "program",
-    "batch",
-    "heads",
-    "length",
-    "head_dim",
-    "inductor_ms",
-    "p20",
-    "p80",
-    "64",
-    "128",
-    "expected",
-    "auto",
-)
-SHAPES = [(1, 12, 128, 64), (8, 12, 128, 64), (1, 12, 512, 64), (4, 12, 512, 64), (1, 12, 2048, 64), (1, 8, 4096, 64)]
-WIDTHS = (64, 128)
-WINDOW = 512
-BIAS = torch.randn(12, 4096, 4096) if __name__ == "__main__" else torch.empty(0)
-
-
-def plain(q: Any, k: Any, v: Any) -> Any:
-    return torch.softmax(q @ k.mT * 0.125, -1) @ v
-
-
-def bias(q: Any, k: Any, v: Any) -> Any:
-    """With a dense bias, as if it were learned."""
-    return torch.softmax(q @ k.mT * 0.125 + BIAS[: q.shape[1], : q.shape[2], : k.shape[2]], -1) @ v
-
-
-def padding(q: Any, k: Any, v: Any) -> Any:
-    """With BERT's mask, made of integers; a quarter of the keys is padding."""
-    keep = (torch.arange(k.shape[-2]) < k.shape[-2] * 3 // 4).to(torch.int64).expand(k.shape[0], -1)
-    return (
-        torch.softmax(q @ k.mT * 0.125 + (1.0 - keep[:, None, None, :].to(q.dtype)) * torch.finfo(q.dtype).min, -1) @ v
-    )
-
-
-def softcap(q: Any, k: Any, v: Any) -> Any:
-    return torch.softmax(torch.tanh(q @ k.mT * 0.125 / 30) * 30, -1) @ v
-
-
-def causal(q: Any, k: Any, v: Any) -> Any:
-    i = torch.arange(q.shape[-2])
-    return torch.softmax((q @ k.mT * 0.125).masked_fill(i[:, None] < i, float("-inf")), -1) @ v
-
-
-def window(q: Any, k: Any, v: Any) -> Any:
-    i = torch.arange(q.shape[-2])
-    far = (i[:, None] < i) | (i[:, None] - i >= WINDOW)
-    return torch.softmax((q @ k.mT * 0.125).masked_fill(far, float("-inf")), -1) @ v
-
-
-PROGRAMS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (plain, bias, softcap, causal, window)}
+COLUMNS = ("variant", "how", "pass", "dtype", "threads", "batch", "heads", "kv_heads", "queries", "keys", "dim", "ms",
+           "p20", "p80", "ratio", "gflops", "share", "peak_mb", "ending", "error")  # fmt: skip
+HOW = ("auto", "always", "torch's kernel", "by hand", "sdpa", "inductor", "eager")
+PEERS = HOW[2:6]
+SECONDS = 6.0
+"""For the rounds of a case."""
+DENSE = 1 << 28
+"""The number of scores up to which the plain program, which keeps them all, is run."""
+ALLOWED = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS))
+    parser.add_argument("--variants", nargs="+", default=list(ON_CPU), choices=list(ON_CPU))
+    parser.add_argument("--how", nargs="+", default=list(HOW), choices=HOW)
+    parser.add_argument("--passes", nargs="+", default=["forward", "training"], choices=["forward", "training"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[2048])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", default="8:8")
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=list(ALLOWED))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/attention_cpu.csv")
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = []
-    for name in args.programs:
-        for shape in SHAPES:
-            if name == "window" and shape[2] <= WINDOW:
-                continue
-            rows.append(measured(name, shape))
-            print({k: rows[-1][k] for k in COLUMNS[:12]}, flush=True)
-            write(args.out, COLUMNS, rows)
+    if args.case:
+        print("RESULT" + json.dumps(measured(**json.loads(args.case))))
+        return
+    rows: list[dict[str, Any]] = []
+    heads, kv_heads = map(int, args.heads.split(":"))
+    for length, name, kind in itertools.product(args.lengths, args.variants, args.passes):
+        if name == "decode" and kind == "training":
+            continue
+        shape = {"batch": args.batch, "heads": heads, "kv_heads": kv_heads, "keys": length, "dim": args.dim}
+        shape["queries"] = 1 if name == "decode" else length
+        rows += case(name=name, kind=kind, dtype=args.dtype, threads=args.threads, hows=args.how, shape=shape)
+        write(args.out, COLUMNS, rows)
+        print(table([r for r in rows if (r["variant"], r["pass"], r["keys"]) == (name, kind, length)]), flush=True)
+    if args.plot:
+        plot(rows, args.out.with_suffix(".png"))
 
 
-def measured(name: str, shape: tuple[int, int, int, int]) -> dict[str, Any]:
+def case(**given: Any) -> list[dict[str, Any]]:
+    """The rows of a case, measured by a process of its own."""
+    command = [sys.executable, "-m", "bench.attention_cpu", "--case", json.dumps(given)]
+    threads = {"OMP_NUM_THREADS": str(given["threads"])}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **threads})
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    rows: list[dict[str, Any]] = json.loads(done.stdout.split("RESULT")[1])
+    return rows
+
+
+def measured(
+    name: str, kind: str, dtype: str, threads: int, hows: list[str], shape: dict[str, int]
+) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    variant, training = ON_CPU[name], kind == "training"
+    sizes = [(shape["batch"], heads, length, shape["dim"]) for heads, length in
+             ((shape["heads"], shape["queries"]), *[(shape["kv_heads"], shape["keys"])] * 2)]  # fmt: skip
+    inputs = [torch.randn(size, dtype=getattr(torch, dtype)).requires_grad_(training) for size in sizes]
+    inputs.append(variant.extra(shape["heads"], shape["keys"], torch.device("cpu")))
+    calls, errors, ending = {}, {}, ""
+    expected = None if name == "dropout" else variant.program(*inputs).detach()
+    for how in hows:
+        try:
+            found = ready(how, variant, inputs, training, expected, ALLOWED[dtype])
+        except Exception as error:  # what a peer cannot do is a row of its own
+            errors[how] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            continue
+        if found is not None:
+            calls[how], ends = found
+            ending = ends if how == "auto" else ending
+    times = measure.interleaved(calls, SECONDS)
+    peaks = {how: measure.process_memory(call) for how, call in calls.items()}
+    flops = (14 if training else 4) * area(variant, shape, inputs[3]) * shape["dim"]
+    rate = product_rate(getattr(torch, dtype))
+    best = min((statistics.median(times[how]) for how in PEERS if how in times), default=None)
+    about = {"variant": name, "pass": kind, "dtype": dtype, "threads": threads, **shape}
+    rows = [{**about, "how": how, "error": text} for how, text in errors.items()]
+    for how, seconds in times.items():
+        low, middle, high = quantiles(seconds)
+        rows.append({**about, "how": how, "ms": f"{1e3 * middle:.2f}", "p20": f"{1e3 * low:.2f}",
+                     "p80": f"{1e3 * high:.2f}", "ratio": f"{middle / best:.2f}" if best else "",
+                     "gflops": f"{flops / middle / 1e9:.0f}", "share": f"{flops / middle / rate:.2f}",
+                     "peak_mb": f"{peaks[how]:.0f}", "ending": ending if how == "auto" else ""})  # fmt: skip
+    return rows
+
+
+def ready(
+    how: str, variant: Variant, inputs: list[Any], training: bool, expected: Any, allowed: float
+) -> tuple[Callable[[], Any], str] | None:
+    """A call that is compiled and right, and what default options made of the attention; None for what there is
+    not."""
+    from flex_inductor import listen
+
     torch._dynamo.reset()
-    inputs = [torch.randn(shape) for _ in range(3)]
-    with torch.no_grad():
-        runs = [compiled(name, "inductor", inputs)]
-        for width in WIDTHS:
-            devices.DEVICES["cpu"] = Device(widths=(width, width))
-            runs.append(compiled(name, "flex", inputs, rewrite="always"))
-        runs.append(compiled(name, "flex", inputs))
-        base, *ours = times(runs, inputs, 7 if shape[2] > 1000 else 21)
-    middle = statistics.median(base)
-    ratios = [f"{statistics.median(t) / middle:.2f}" for t in ours]
-    low, high = statistics.quantiles(base, n=5)[0], statistics.quantiles(base, n=5)[3]
-    numbers = (f"{seconds * 1e3:.2f}" for seconds in (middle, low, high))
-    values = (name, *shape, *numbers, *ratios[:-1], expected(name, shape), ratios[-1])
-    return dict(zip(COLUMNS, values))
+    many = inputs[0].shape[0] * inputs[0].shape[1] * inputs[0].shape[2] * inputs[1].shape[2]
+    if how in ("inductor", "eager") and many > DENSE:
+        return None
+    with listen() as reports, torch.set_grad_enabled(training):
+        function = maker(how, variant, inputs)
+        if function is None:
+            return None
+        call = functools.partial(once, function, inputs, training)
+        found = call()
+    if expected is not None:
+        error = (found - expected).float().norm() / expected.float().norm()
+        assert error < allowed, f"wrong by {error:.1e}"
+    endings = {d.ending for r in reports for d in r.decisions}
+    return call, "; ".join(sorted(endings))
 
 
-def compiled(name: str, backend: str, inputs: Any, **options: str) -> Callable[..., Any]:
-    """A copy of a program, compiled: Dynamo keeps its code by code object."""
-    given = PROGRAMS[name]
-    code = given.__code__.replace(co_name=f"{name}_{time.time_ns()}")
-    function = torch.compile(types.FunctionType(code, globals()), backend=backend, options=options or None)
-    function(*inputs)
-    return function
+def maker(how: str, variant: Variant, inputs: list[Any]) -> Callable[..., Any] | None:
+    if how == "eager":
+        return variant.program
+    if how == "inductor":
+        return torch.compile(variant.program)
+    if how in ("sdpa", "by hand"):
+        made = variant.sdpa(*inputs) if how == "sdpa" else variant.by_hand(*inputs)
+        return made if made is None or how == "sdpa" else torch.compile(made, dynamic=False)
+    options = {"on_failure": "raise", "rewrite": "auto" if how == "auto" else "always"}
+    options["kernels"] = "torch" if how == "torch's kernel" else "own"
+    return torch.compile(variant.program, backend="flex", options=options)
 
 
-def times(functions: list[Callable[..., Any]], inputs: Any, rounds: int) -> list[list[float]]:
-    """Seconds of interleaved calls."""
-    found: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
-        for function, seconds in zip(functions, found):
-            start = time.perf_counter()
-            function(*inputs)
-            seconds.append(time.perf_counter() - start)
-    return found
+def once(function: Callable[..., Any], inputs: list[Any], training: bool) -> torch.Tensor:
+    """The output of a call; in training, after its backward pass."""
+    with torch.set_grad_enabled(training):
+        out: torch.Tensor = function(*inputs)
+        if training:
+            torch.autograd.grad(out.sum(), inputs[:3])
+    return out.detach()
 
 
-def expected(name: str, shape: tuple[int, int, int, int]) -> str:
-    batch, heads, length, _ = shape
-    count = -(-length // 64)
-    table = torch.ones(count, count).tril()
-    if name == "window":
-        table = table.triu(-WINDOW // 64)
-    share = float(table.mean()) if name in ("causal", "window") else 1.0
-    fused = name in ("plain", "padding")  # by Inductor's own patterns
-    scores = batch * heads * length * length
-    return f"{profit.flex(share, scores) / profit.left(scores, fused, name == 'bias'):.2f}"
+def area(variant: Variant, shape: dict[str, int], extra: Any) -> int:
+    """The number of scores that are attended, of all heads and sequences, exactly."""
+    if isinstance(variant, Padded):
+        return int(extra[: shape["batch"]].sum()) * shape["queries"] * shape["heads"]
+    rows, columns = torch.arange(shape["queries"]), torch.arange(shape["keys"])
+    count = shape["queries"] * shape["keys"]
+    if variant.mask is not None:
+        count = sum(int(variant.mask(part[:, None], columns, extra).sum()) for part in rows.split(1024))
+    return count * shape["batch"] * shape["heads"]
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    n = 1024
+    a, b = (torch.randn(n, n, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(measure.interleaved({"product": lambda: a @ b}, 0.5)["product"])
+
+
+def quantiles(seconds: list[float]) -> tuple[float, float, float]:
+    cuts = statistics.quantiles(seconds, n=5)
+    return cuts[0], statistics.median(seconds), cuts[3]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line for a case: milliseconds by how, "auto" with its ratio to the best peer."""
+    first = rows[0]
+    found = [f"{r['how']} {r.get('ms', 'failed')}" + (f" ({r['ratio']})" if r["how"] == "auto" and "ms" in r else "")
+             for r in rows]  # fmt: skip
+    return f"{first['variant']}, {first['keys']}, {first['pass']}: " + ", ".join(found)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of times as ratios to the best peer, for each pass (needs the extra `plot`)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    passes = list(dict.fromkeys(r["pass"] for r in rows))
+    figure, axes = pyplot.subplots(len(passes), 1, figsize=(13, 4 * len(passes)), squeeze=False)
+    for axis, kind in zip(axes[:, 0], passes):
+        chosen = [r for r in rows if r["pass"] == kind and r.get("ratio")]
+        names = list(dict.fromkeys(f"{r['variant']}\n{r['keys']}" for r in chosen))
+        for number, how in enumerate(HOW):
+            known = {f"{r['variant']}\n{r['keys']}": min(5.0, float(r["ratio"])) for r in chosen if r["how"] == how}
+            places = [i + 0.11 * number for i in range(len(names))]
+            axis.bar(places, [known.get(name, 0.0) for name in names], 0.11, label=how)
+        axis.axhline(1.0, color="black", linewidth=0.5)
+        axis.set_xticks([i + 0.33 for i in range(len(names))], names)
+        axis.set_ylabel(f"{kind}: time by that of the best peer")
+        axis.legend(ncols=len(HOW))
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

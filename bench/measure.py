@@ -1,14 +1,16 @@
-"""Measuring on a device, while other processes compile for it."""
+"""Measuring: times and memory of calls, on a GPU while other processes compile for it."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +54,34 @@ def memory(call: Callable[[], Any]) -> int:
     before = torch.cuda.memory_allocated()
     call()
     return torch.cuda.max_memory_allocated() - before
+
+
+def process_memory(call: Callable[[], Any]) -> float:
+    """MB that a call adds to the memory of the process at its peak (Linux, glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 5, most: int = 41) -> dict[str, Any]:
+    """The seconds of each call in rounds, as many as fit into some seconds."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least or (time.perf_counter() < end and rounds < most):
+        rounds += 1
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def durations(call: Callable[[], Any], device: str) -> tuple[float, float, float]:

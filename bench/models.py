@@ -16,13 +16,12 @@ the width of a Mistral of 3 billion parameters, eight heads of 128 to two of key
 from __future__ import annotations
 
 import argparse
-import ctypes
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[*LONG, "families"], choices=[*LONG, "families", *FAMILIES])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rehearse", action="store_true", help="of each model the shortest inputs only")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/models.csv")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for name in args.only:
-        for case in cases(name):
+        for case in cases(name)[: 1 if args.rehearse else None]:
             rows += child(*case, args.device)
             write(args.out, COLUMNS, rows)
             print(*({k: r[k] for k in COLUMNS} for r in rows[-len(BACKENDS) :]), sep="\n", flush=True)
@@ -147,8 +147,9 @@ def measured(name: str, batch: int, length: int, device: str) -> list[dict[str, 
         for run in runs.values():
             error = (run(**inputs)[0] - expected).float().norm() / expected.float().norm()
             assert error < allowed, error
-        times = interleaved(runs, inputs, 60 if name in LONG and device == "cpu" else 15, device)
-        peaks = {backend: peak(run, inputs, device) for backend, run in runs.items()}
+        calls = {backend: functools.partial(finished, run, inputs, device) for backend, run in runs.items()}
+        times = measure.interleaved(calls, 60 if name in LONG and device == "cpu" else 15)
+        peaks = {backend: peak(call, device) for backend, call in calls.items()}
     decisions = [d for r in reports for d in r.decisions]
     rewritten = sum(d.rewritten for d in decisions)
     rows = []
@@ -162,36 +163,16 @@ def measured(name: str, batch: int, length: int, device: str) -> list[dict[str, 
     return rows
 
 
-def interleaved(
-    runs: dict[str, Callable[..., Any]], inputs: Any, seconds: float, device: str
-) -> dict[str, list[float]]:
-    """The times of rounds of calls: as many rounds as fit into some seconds, five at least, 41 at most."""
-    times: dict[str, list[float]] = {backend: [] for backend in runs}
-    end = time.perf_counter() + seconds
-    while len(times["eager"]) < 5 or (time.perf_counter() < end and len(times["eager"]) < 41):
-        for backend, run in runs.items():
-            start = time.perf_counter()
-            run(**inputs)
-            if device == "cuda":
-                measure.wait()
-            times[backend].append(time.perf_counter() - start)
-    return times
-
-
-def peak(run: Callable[..., Any], inputs: dict[str, Any], device: str) -> float:
-    """MB that a call adds to the memory of the process, or of the GPU, at most (Linux, glibc)."""
-    if device == "cuda":
-        return measure.memory(lambda: run(**inputs)) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
+def finished(run: Callable[..., Any], inputs: dict[str, Any], device: str) -> None:
+    """Runs a model, and waits for it."""
     run(**inputs)
-    return memory("VmHWM") - before
+    if device == "cuda":
+        measure.wait()
 
 
-def memory(field: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) / 1024
+def peak(call: Callable[[], Any], device: str) -> float:
+    """MB that a call adds to the memory of the process, or of the GPU, at most."""
+    return measure.memory(call) / 2**20 if device == "cuda" else measure.process_memory(call)
 
 
 if __name__ == "__main__":

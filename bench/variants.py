@@ -12,7 +12,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import flex_inductor
 
-WINDOW, LOCAL, PREFIX, GLOBAL, DOCUMENTS, CAP = 1024, 512, 512, 64, 12, 20.0
+WINDOW, LOCAL, PREFIX, GLOBAL, DOCUMENTS, CAP, DROPPED = 1024, 512, 512, 64, 12, 20.0, 0.1
+NARROW = 256
 Mask = Callable[[Any, Any], Any]
 
 
@@ -20,12 +21,13 @@ Mask = Callable[[Any, Any], Any]
 class Variant:
     """One attention. extra: makes what it reads besides, of (heads, length, device). mask: of the positions of queries
     and keys and of what is read; None for all. score: (scores, positions, what is read) -> scores. mod: the same as a
-    score_mod. sdpa: whether scaled_dot_product_attention does it, given the mask."""
+    score_mod. additive: whether the score only adds something, so that SDPA can be given it as a mask."""
 
     mask: Callable[..., Any] | None = None
     score: Callable[..., Any] | None = None
     mod: Callable[[Any], Callable[..., Any]] | None = None
     extra: Callable[[int, int, Any], Any] = lambda heads, length, device: None
+    additive: bool = False
 
     def program(self, q: Any, k: Any, v: Any, extra: Any) -> Any:
         """As eager code."""
@@ -55,11 +57,14 @@ class Variant:
 
     def sdpa(self, q: Any, k: Any, v: Any, extra: Any) -> Callable[..., Any] | None:
         """As SDPA, with a dense mask where one is needed; None where that is not all."""
-        if self.score is not None:
+        if self.score is not None and not self.additive:
             return None
-        is_causal = self.mask is causal
+        is_causal = self.mask is causal and self.score is None
         places = torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
         dense = None if is_causal or self.mask is None else self.mask(*places, extra)
+        if self.score is not None:
+            added = self.score(q.new_zeros(1, q.shape[1], 1, 1), *places, extra)
+            dense = added if dense is None else added.masked_fill(~dense, float("-inf"))
 
         def call(q: Any, k: Any, v: Any, extra: Any) -> Any:
             return torch.nn.functional.scaled_dot_product_attention(
@@ -95,6 +100,45 @@ class Sinks(Variant):
 
     def sdpa(self, q: Any, k: Any, v: Any, extra: Any) -> None:
         return None
+
+
+class Padded(Variant):
+    """Sequences of different lengths, with BERT's mask: of integers and added, or Boolean and filled in."""
+
+    def program(self, q: Any, k: Any, v: Any, extra: Any) -> Any:
+        scores, keep = q @ k.mT * q.shape[3] ** -0.5, extra[: q.shape[0], None, None, :]
+        low = torch.finfo(q.dtype).min
+        if extra.dtype == torch.bool:
+            scores = scores.masked_fill(~keep, low)
+        else:
+            scores = scores + (1.0 - keep.to(q.dtype)) * low
+        return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+
+    def by_hand(self, q: Any, k: Any, v: Any, extra: Any) -> Callable[..., Any]:
+        keep, sizes = extra.bool(), (q.shape[0], None, q.shape[2], k.shape[2])
+        blocks = flex_inductor.create_block_mask(lambda b, h, i, j: keep[b, j], *sizes, q.device)
+        return lambda q, k, v, extra: flex_attention(q, k, v, block_mask=blocks)
+
+    def sdpa(self, q: Any, k: Any, v: Any, extra: Any) -> Callable[..., Any]:
+        keep = extra.bool()[: q.shape[0], None, None, :]
+        return lambda q, k, v, extra: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+
+
+class Dropped(Variant):
+    """With dropout of the probabilities."""
+
+    def program(self, q: Any, k: Any, v: Any, extra: Any) -> Any:
+        places = torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
+        scores = (q @ k.mT * q.shape[3] ** -0.5).masked_fill(~causal(*places), float("-inf"))
+        return torch.dropout(torch.softmax(scores.float(), -1).to(v.dtype), DROPPED, True) @ v
+
+    def by_hand(self, q: Any, k: Any, v: Any, extra: Any) -> None:
+        return None
+
+    def sdpa(self, q: Any, k: Any, v: Any, extra: Any) -> Callable[..., Any]:
+        return lambda q, k, v, extra: torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=DROPPED
+        )
 
 
 class Differential(Variant):
@@ -138,6 +182,12 @@ def documents(heads: int, length: int, device: Any) -> torch.Tensor:
     return torch.bucketize(torch.arange(length), cuts, right=True).to(device)
 
 
+def lengths(length: int, device: Any) -> torch.Tensor:
+    """Which keys are none of padding, in sequences of an eighth to all of the length."""
+    ends = torch.linspace(length // 8, length, 16, device=device)[torch.randperm(16).to(device), None]
+    return torch.arange(length, device=device) < ends
+
+
 VARIANTS: dict[str, Variant] = {
     "noop": Variant(),
     "causal": Variant(causal),
@@ -147,6 +197,7 @@ VARIANTS: dict[str, Variant] = {
         lambda s, q, k, slope: s + (slope[:, None, None] * (k - q)).to(s.dtype),
         lambda slope: lambda s, b, h, q, k: s + slope[h] * (k - q),
         slopes,
+        additive=True,
     ),
     "softcap": Variant(
         causal,
@@ -162,12 +213,33 @@ VARIANTS: dict[str, Variant] = {
         lambda s, q, k, bias: s + bias,
         lambda bias: lambda s, b, h, q, k: s + bias[h, q, k],
         lambda heads, length, device: torch.randn(heads, length, length, device=device, dtype=torch.bfloat16),
+        additive=True,
     ),
     "t5": Variant(
         None,
         lambda s, q, k, table: s + table[buckets(q, k)].permute(2, 0, 1).to(s.dtype),
         lambda table: lambda s, b, h, q, k: s + table[buckets(q, k), h],
         lambda heads, length, device: torch.randn(32, heads, device=device),
+        additive=True,
     ),
     "sinks": Sinks(extra=lambda heads, length, device: torch.randn(heads, device=device)),
 }
+"""On a GPU: bench/attention.py."""
+
+ON_CPU: dict[str, Variant] = {
+    **{name: VARIANTS[name] for name in ("noop", "causal", "window")},
+    "narrow window": Variant(lambda q, k, _: (k <= q) & (q - k < NARROW)),
+    **{name: VARIANTS[name] for name in ("softcap", "alibi", "document", "prefix", "t5", "sinks")},
+    "padding": Padded(extra=lambda heads, length, device: lengths(length, device).long()),
+    "padding, bool": Padded(extra=lambda heads, length, device: lengths(length, device)),
+    "bias": Variant(
+        None,
+        lambda s, q, k, bias: s + bias,
+        lambda bias: lambda s, b, h, q, k: s + bias[h, q, k],
+        lambda heads, length, device: torch.randn(heads, length, length, device=device),
+        additive=True,
+    ),
+    "dropout": Dropped(causal),
+    "decode": Variant(lambda q, k, length: k < length, extra=lambda heads, length, device: torch.tensor(length // 3)),
+}
+"""On a CPU: bench/attention_cpu.py. Decoding: one query, keys in a static cache of which a third is filled."""

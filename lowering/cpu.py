@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from flex_inductor import compat
+from flex_inductor.compat import buffers
 
 _lock = threading.RLock()
 BLOCK_SIZES = ("cur_qSplitSize", "cur_kvSplitSize")  # what the template calls the symbolic sizes of a block
@@ -44,10 +45,10 @@ def mended() -> Iterator[None]:
 def _stored_first(original: Callable[..., Any]) -> Callable[..., Any]:
     def lower_cpu(query: Any, key: Any, value: Any, *others: Any) -> Any:
         score_mod, blocks, *rest, scores_read, masks_read = others
-        captured = [[compat.stored(x) for x in read] for read in (scores_read, masks_read)]
-        lists = *map(compat.contiguous, blocks[:-1]), blocks[-1]
+        captured = [[buffers.stored(x) for x in read] for read in (scores_read, masks_read)]
+        lists = *map(buffers.contiguous, blocks[:-1]), blocks[-1]
         taken = {x.get_name() for read in captured for x in read if hasattr(x, "get_name")}
-        operands = [compat.whole_rows(x, taken) for x in (query, key, value)]
+        operands = [buffers.whole_rows(x, taken) for x in (query, key, value)]
         return original(*operands, score_mod, lists, *rest, *captured)
 
     return lower_cpu

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from flex_inductor import compat
+from flex_inductor.compat import buffers, triton
 from flex_inductor.compat import cpp as inductor
 from flex_inductor.compat import cpp_rows as rows
-from flex_inductor.compat import triton
 from flex_inductor.lowering.cpu_call import Call, Traced, source
 
 GIVEN = 6
@@ -26,11 +25,11 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
     joint = rows.joint(joint_graph, [traced.scaled, *traced.positions, change, *call.reads[0]], GIVEN)
     names = [f"grad{number}" for number in range(len(joint.mutated_grads))]
     grad_key, grad_value = inductor.empty_like(key), inductor.empty_like(value)
-    delta = compat.contiguous(triton.delta(out, grad_out, grad_logsumexp, besides=bool(names)))
+    delta = buffers.contiguous(triton.delta(out, grad_out, grad_logsumexp, besides=bool(names)))
     template = inductor.Template(
         "flex_inductor_backward",
         source("cpu_backward"),
-        {"Q": query, "K": key, "V": value, "LSE": compat.contiguous(logsumexp), "DELTA": delta,
+        {"Q": query, "K": key, "V": value, "LSE": buffers.contiguous(logsumexp), "DELTA": delta,
          "DO": inductor.in_rows(grad_out), **lists},
         {"DK": grad_key, "DV": grad_value, **dict(zip(names, joint.mutated_grads))},
         call.captured,

@@ -13,6 +13,7 @@ import sympy
 import torch
 
 from flex_inductor import compat
+from flex_inductor.compat import buffers
 from flex_inductor.compat import cpp as inductor
 from flex_inductor.compat import cpp_rows as rows
 from flex_inductor.lowering import cpu_bounds
@@ -22,7 +23,7 @@ from flex_inductor.lowering.unsupported import Unsupported
 
 TEMPLATES = Path(__file__).parent / "templates"
 QUERIES, KEYS, UNIT = 64, 512, 64
-"""Queries and keys of a tile, and the keys at whose multiples it begins. Measured: bench/attention_cpu.py."""
+"""Queries and keys of a tile, and the keys at whose multiples it begins. Measured by bench/attention_cpu.py."""
 SMALLEST = 16
 """The least number of queries, and of keys, in a block of a list: of less, brgemm makes little."""
 
@@ -117,7 +118,7 @@ class Call:
     @cached_property
     def reads(self) -> tuple[list[Any], list[Any]]:
         """What score_mod and mask_mod capture, in memory."""
-        return [compat.stored(x) for x in self.score_reads], [compat.stored(x) for x in self.mask_reads]
+        return [buffers.stored(x) for x in self.score_reads], [buffers.stored(x) for x in self.mask_reads]
 
     @property
     def captured(self) -> list[Any]:
@@ -130,7 +131,7 @@ class Call:
 
     def traced(self) -> Traced:
         """The mods as functions of a row."""
-        row = rows.Row()
+        row = rows.Row(self.query.get_size()[2])
         score = row.numbers(rows.ROW)
         scaled, positions = row.scaled(score, self.scale), row.positions()
         if not self.plain:

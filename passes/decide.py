@@ -10,7 +10,8 @@ from __future__ import annotations
 import sympy
 import torch
 
-from flex_inductor import compat, scalar
+from flex_inductor import scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Replacement
 from flex_inductor.passes.emit.operands import operand_dtype
 from flex_inductor.passes.emit.result import Result
@@ -49,7 +50,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         heads=at.size(at.h),
         lengths=(at.size(at.q), at.size(at.k)),
         plain=called and from_sdpa.is_plain(site.candidate),
-        scores=compat.number_now(value, sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])),
+        scores=dynamic.number_now(value, sympy.prod([at.size(s) for s in (at.b, at.h, at.q, at.k)])),
         attended=sparsity.attended,
         called=called,
         reads=reads_scores(site),

@@ -17,7 +17,6 @@ from importlib.metadata import EntryPoint
 from typing import Any
 from unittest import mock
 
-import sympy
 import torch
 import torch._dynamo.exc
 import torch.nn.functional as F
@@ -165,11 +164,6 @@ def graph_module(root: Any, graph: torch.fx.Graph, name: str) -> torch.fx.GraphM
     return _LazyGraphModule(root, graph, name)
 
 
-def own_symbol(size: torch.SymInt) -> Any:
-    """The symbol that a size was created with, before it was found equal to another."""
-    return size.node._expr
-
-
 SMALLEST_HEAD_DIM = 16
 """The smallest head dimension on CUDA: tensor cores need as many numbers in a row, and torch refuses fewer."""
 
@@ -242,63 +236,6 @@ def flex_lowerings() -> Any:
     return flex_attention
 
 
-def stored(tensor: Any) -> Any:
-    """An Inductor tensor that the C++ template can read from memory; captured sizes are returned as they are.
-
-    A value that is not computed yet is stored. A view that cannot be described by strides is copied, and so is a tensor
-    without a dimension of stride one, because `lower_cpu` would copy that without telling the mod that reads it."""
-    from torch._inductor.ir import BaseView, ExternKernel, ReinterpretView
-    from torch._inductor.virtualized import V
-
-    if not hasattr(tensor, "realize"):
-        return tensor
-    tensor.realize()
-    is_view = isinstance(tensor.data, BaseView) and not isinstance(tensor.data, ReinterpretView)
-    apart = not is_view and tensor.get_size() and 1 not in tensor.get_stride()
-    written = tensor.get_name() in V.graph.mutated_buffers  # by a scatter, before which the kernel would read it
-    return _in_rows(ExternKernel.copy_input(tensor)) if is_view or apart or written else tensor
-
-
-def whole_rows(tensor: Any, taken: set[str]) -> Any:
-    """An Inductor tensor as torch's C++ template reads queries, keys and values, or a copy that is.
-
-    The template reads from the start of a buffer, rows that do not overlap and have stride one, and each buffer only
-    once. taken: the names of the buffers that the kernel reads already; the name of this one is added."""
-    from torch._inductor.ir import ExternKernel, FlexibleLayout
-    from torch._inductor.virtualized import V
-
-    stored = ExternKernel.realize_input(tensor)
-    if isinstance(stored.get_layout(), FlexibleLayout):  # its strides would be decided later
-        stored = _in_rows(stored)
-    *_, between, within = stored.get_stride()
-    rows = within == 1 and V.graph.sizevars.statically_known_true(between >= stored.get_size()[-1])
-    if stored.get_layout().offset != 0 or not rows or stored.get_name() in taken:
-        stored = _in_rows(ExternKernel.copy_input(stored))
-    taken.add(stored.get_name())
-    return stored
-
-
-def _in_rows(tensor: Any) -> Any:
-    """A new tensor, with its strides fixed as contiguous ones."""
-    from torch._inductor.ir import as_storage_and_layout
-
-    as_storage_and_layout(tensor, want_contiguous=True)
-    return tensor
-
-
-def contiguous(tensor: Any) -> Any:
-    """An Inductor tensor that is stored from the start of its buffer on, in the order of its dimensions."""
-    from torch._inductor.ir import ExternKernel, FlexibleLayout
-
-    if not hasattr(tensor, "realize"):
-        return tensor
-    stored = ExternKernel.realize_input(tensor)
-    layout = stored.get_layout()
-    if isinstance(layout, FlexibleLayout) or (layout.offset == 0 and layout.is_contiguous()):
-        return _in_rows(stored)
-    return _in_rows(ExternKernel.copy_input(stored))
-
-
 def announce(**backends: str) -> None:
     """Makes backends known to torch.compile by name, as entry points do, but also in a checkout that is not installed,
     and without torch importing all of its own backends to look for them."""
@@ -325,31 +262,6 @@ def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
     return bool(flex_attention_devices(gm))
 
 
-def specialise(symbols: Any, value: torch.Tensor) -> bool:
-    """Fixes symbolic sizes at their present values, by guards."""
-    shape_env = value.fake_mode.shape_env
-    if shape_env is None:
-        return False
-    for symbol in symbols:
-        if shape_env.is_unbacked_symint(symbol):
-            continue
-        shape_env.evaluate_expr(sympy.Eq(symbol, hint_of(shape_env, symbol)))
-    return True
-
-
-def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
-    """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
-    shape_env = value.fake_mode.shape_env
-    exprs = [n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n) for n in (first, second)]
-    if shape_env is None or exprs[0] == exprs[1]:
-        return
-    if any(shape_env.is_unbacked_symint(s) for e in exprs for s in e.free_symbols):
-        return
-    now = [e.xreplace({s: hint_of(shape_env, s) for s in e.free_symbols}) for e in exprs]
-    if now[0] == now[1]:
-        shape_env.evaluate_expr(sympy.Eq(*exprs))
-
-
 def stored_attributes() -> dict[str, str]:
     """The values that the function being compiled stores in attributes: names of nodes, and `self.attn` for each. Only
     for messages: empty where Dynamo does not tell."""
@@ -365,27 +277,6 @@ def stored_attributes() -> dict[str, str]:
         return found
     except Exception:  # private data, of which every release may change the form
         return {}
-
-
-UNKNOWN_SIZE = 4096
-"""The guess for a size that depends on data."""
-
-
-def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
-    """The present value of a size, without adding a guard. value: any fake tensor of the program."""
-    if size.is_Integer:
-        return int(size)
-    shape_env = value.fake_mode.shape_env
-    numbers = {
-        s: UNKNOWN_SIZE if shape_env.is_unbacked_symint(s) else int(hint_of(shape_env, s)) for s in size.free_symbols
-    }
-    return int(size.xreplace({s: sympy.Integer(n) for s, n in numbers.items()}))
-
-
-def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
-    """The present value of a symbolic size. The method was renamed in 2.13."""
-    hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
-    return hint(size)
 
 
 @contextlib.contextmanager

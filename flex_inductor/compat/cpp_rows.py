@@ -15,6 +15,7 @@ import torch
 from torch._inductor import config, ir, lowering
 from torch._inductor.codegen.cpp import CppKernelProxy, KernelGroup, ParallelDepth
 from torch._inductor.cpu_vec_isa import invalid_vec_isa
+from torch._inductor.index_propagation import IndexPropagation
 from torch._inductor.kernel.flex import common, flex_attention
 from torch._inductor.loop_body import LoopBody, MemoryUsageType
 from torch._inductor.utils import sympy_index_symbol_with_prefix
@@ -37,10 +38,12 @@ PLACES = {name: place(number) for number, name in enumerate(("b", "h", "q", "fir
 
 
 class Row:
-    """The part of a row that a loop is at: everything in a mod is a function of it, and a scalar to Inductor."""
+    """The part of a row that a loop is at: everything in a mod is a function of it, and a scalar to Inductor. queries:
+    the number of rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, queries: sympy.Expr) -> None:
         self.at: sympy.Expr = sympy.S.Zero
+        self.queries = queries
 
     def tensor(self, value: Callable[[], Any], dtype: torch.dtype) -> Any:
         device = torch.device("cpu")
@@ -133,7 +136,8 @@ def _loop(kernel: Any, row: Row, stores: Mapping[str, Callable[[], Any]], sums: 
             x.add()
 
     def body() -> Any:
-        return LoopBody(write, ([index], ()), {index: PLACES["count"]}, [index], ())
+        with mock.patch.object(IndexPropagation, "statically_true", below(row.queries)):
+            return LoopBody(write, ([index], ()), {index: PLACES["count"]}, [index], ())
 
     memory = {**{name: name for name in (*stores, *READ)}, **{x.buffer.name: x.local for x in sums}}
     with given(kernel, memory), config.patch({"cpp.enable_tiling_heuristics": False}):  # rows are long
@@ -148,6 +152,19 @@ def _loop(kernel: Any, row: Row, stores: Mapping[str, Callable[[], Any]], sums: 
         with mock.patch.object(proxy.loop_nest, "max_parallel_depth", lambda: ParallelDepth(0, 0)):
             group.finalize_kernel(proxy, [])
     return ARANGE.sub(r"ramp<\1>(", group.loops_code.getvalue())
+
+
+def below(queries: sympy.Expr) -> Callable[[Any, Any], bool]:
+    """What Inductor asks for facts about indices, which is told besides that the place of a query is below their
+    number. So `k - q + queries - 1` is not negative, and read without a look at each whether it counts from the
+    end."""
+    known, rest = IndexPropagation.statically_true, sympy.Dummy(integer=True, nonnegative=True)
+
+    def statically_true(self: Any, fact: Any) -> bool:
+        told = sympy.sympify(fact).xreplace({PLACES["q"]: queries - 1 - rest})
+        return bool(known(self, fact) or told == sympy.true)
+
+    return statically_true
 
 
 ARANGE = re.compile(r"(at::vec::VectorizedN?<[^>]*>)::arange\(")

@@ -16,11 +16,10 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv
 
-from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.materialise import Materialiser, shape_of
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers.graph import Capture
 from flex_inductor.scalar import Expr
-from flex_inductor.scalar.indices import size_expr
 
 aten = torch.ops.aten
 TERMS = 64
@@ -38,7 +37,7 @@ def copies_of(
     """The indices for which the buffer of a load gets copies. number: the present value of a size. keys: whether also
     for keys."""
     buffer, index = load.args
-    varying = [size_expr(n) for n, i in zip(buffer.meta["val"].shape, index) if i.free_symbols & at.sizes.keys()]
+    varying = [n for n, i in zip(shape_of(buffer), index) if i.free_symbols & at.sizes.keys()]
     scores, entries = (math.prod(map(number, sizes)) for sizes in (at.sizes.values(), varying))
     over = []
     positions = (at.b, at.h, at.q, at.k) if keys else (at.b, at.h, at.q)
@@ -60,7 +59,7 @@ def expand_copies(make: Materialiser, value: fx.Node, capture: Capture) -> fx.No
     """A captured tensor as an expanded view in float32, the dtype in which its gradient is added up: step by step, so
     that the sums are short that expanding steps have for gradients."""
     gone = {d for d, _ in capture.selected}
-    sizes = [size_expr(n) for d, n in enumerate(capture.node.meta["val"].shape) if d not in gone]
+    sizes = [n for d, n in enumerate(shape_of(capture.node)) if d not in gone]
     value = make.call(aten.to.dtype, value, torch.float32)
     for place, (_, size) in enumerate(capture.over):
         parts = [ceil_div(size, TERMS), sympy.Integer(TERMS)] if size.is_Integer and size > TERMS else [size]

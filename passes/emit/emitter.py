@@ -21,14 +21,16 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, devices, scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.passes.emit.copies import copies_of, expand_copies
+from flex_inductor.passes.emit.offsets import load_of, over_offsets, write_table
 from flex_inductor.passes.emit.operands import operand_dtype, operands
 from flex_inductor.passes.emit.result import Result, rebuild
 from flex_inductor.passes.emit.row_level import less_level, rounds
 from flex_inductor.passes.emit.sinks import beside
 from flex_inductor.passes.lift import heads
 from flex_inductor.passes.lift.layout import TRANSPARENT
-from flex_inductor.passes.program.materialise import Materialiser
+from flex_inductor.passes.program.materialise import Materialiser, shape_of
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.strides import needs_strides
@@ -38,7 +40,7 @@ from flex_inductor.passes.sparsity.block_masks import BlockMaps
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.graph import Capture, Captured, ModWriter
 from flex_inductor.request import Kernel
-from flex_inductor.scalar import Expr, clamp, compare, index, logical_or
+from flex_inductor.scalar import Expr, clamp, compare, index, is_integer, logical_or
 from flex_inductor.scalar.indices import size_expr
 
 aten = torch.ops.aten
@@ -114,13 +116,14 @@ class Emitter:
         kernel: who computes the call. Raises Declined, and leaves the program unchanged then."""
         self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
-        before = result.dynamo.prev
+        before, made = result.dynamo.prev, dict(self.maps.made)
         try:
             with self.gm.graph.inserting_before(result.dynamo):
                 value, note = self.value(site, result, kernel)
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)
+            self.maps.made = made
             raise
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
         if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
@@ -135,6 +138,7 @@ class Emitter:
         """The node that has the result's value, and a note about the kernel. Makes all nodes that this takes."""
         device, dtype, training = result.node.meta["val"].device, operand_dtype(site), result.trains
         site = self.subtract_level(self.with_rows(site, device), device)
+        site = replace(site, score=over_offsets(site.score, site.at, functools.partial(self.table, site, device)))
         sinks = site.extra if kernel.mask is not None else ()  # only our own kernels return the log-sum-exp
         site = replace(site, extra=()) if sinks else site
         call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
@@ -221,6 +225,19 @@ class Emitter:
         score, *extra = (less_level(x, above, rounded) for x in (site.score, *site.extra))
         return replace(site, score=score, extra=tuple(extra), level=None)
 
+    def table(self, site: Site, device: torch.device, part: Expr) -> Expr:
+        """A part of the score that depends on the offset alone, as a load from a table; itself where there is none."""
+        gradients = self.gradients(part)
+
+        def compute() -> fx.Node:
+            return write_table(self.make, part, site.at, lambda writer: self.reads(writer, gradients), device)
+
+        try:
+            load = load_of(self.maps.shared("offsets", part, site.at, compute, device), part, site.at, self.make)
+        except Declined:  # as for a mask: a value that cannot be computed again, or integers beyond 32 bits
+            return part
+        return load if gradients or is_integer(part.dtype) else Expr("detach", (load,), part.dtype)
+
     def restore_layout(self, out: fx.Node, wanted: Sequence[Any]) -> fx.Node:
         """The value with its strides in the order that the original has."""
         strides = [heads.order_of(size_expr(n)) for n in wanted]
@@ -239,7 +256,7 @@ class Emitter:
         The first tensor that a mask_mod captures is the random numbers of dropout, because flex_attention takes no
         other tensors than captured ones."""
         gradients = self.gradients(expr) if copies else set()
-        number = functools.partial(compat.number_now, site.candidate.result.meta["val"])
+        number = functools.partial(dynamic.number_now, site.candidate.result.meta["val"])
         writer = ModWriter(
             site.at,
             with_score,
@@ -285,7 +302,6 @@ class Emitter:
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:
     """All symbols in the shapes of captured tensors. torch's C++ template needs each of them as a captured size."""
     nodes = {key.node for key in captured.tensors}
-    shapes = [(*node.meta["val"].shape, *node.meta["val"].stride()) for node in nodes]
-    own = set().union(*(node.meta.get("symbols", ()) for node in nodes))
-    own |= {s for key in captured.tensors for _, size in key.over for s in size.free_symbols}
-    return own | {s for shape in shapes for n in shape for s in size_expr(n).free_symbols}
+    sizes = [n for node in nodes for n in (*shape_of(node), *map(size_expr, node.meta["val"].stride()))]
+    sizes += [size for key in captured.tensors for _, size in key.over]
+    return {s for n in sizes for s in n.free_symbols}

@@ -19,7 +19,8 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv
 
-from flex_inductor import compat, scalar
+from flex_inductor import scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.normalize import AtenGraph
@@ -62,9 +63,9 @@ def settle(call: fx.Node) -> None:
         pairs = [(key.shape[-2], value.shape[-2]), (query.shape[-1], key.shape[-1])]
         pairs += [(x.shape[n], query.shape[n]) for x in (key, value) for n in range(query.dim() - 2)]
         for first, second in pairs:
-            compat.equate(first, second, query)
+            dynamic.equate(first, second, query)
     dims = (size_expr(x.shape[-1]) for x in (query, value))
-    compat.specialise(set().union(*(n.free_symbols for n in dims)), query)
+    dynamic.specialise(set().union(*(n.free_symbols for n in dims)), query)
 
 
 def site_from_call(candidate: Candidate, storage: Storage, until: int) -> Site:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flex_inductor import compat
+from flex_inductor.compat import dynamic
 from flex_inductor.passes.lift import from_sdpa, from_softmax
 from flex_inductor.passes.program.operators import is_sdpa
 from flex_inductor.passes.program.storage import Storage
@@ -32,4 +32,4 @@ def specialise(site: Site) -> bool:
     was dynamic."""
     sizes = [*(n for *_, n in site.products), site.channels, site.at.size(site.at.h)]
     symbols = set().union(*(n.free_symbols for n in sizes))
-    return compat.specialise(symbols, site.candidate.result.meta["val"]) if symbols else False
+    return dynamic.specialise(symbols, site.candidate.result.meta["val"]) if symbols else False

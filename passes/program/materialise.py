@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
-from flex_inductor import compat
+from flex_inductor.compat import dynamic
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Declined
@@ -56,7 +56,7 @@ class Materialiser:
     def keep(self, node: fx.Node, dtype: torch.dtype, shape: Sequence[sympy.Expr]) -> None:
         """Allows expressions to load from a new node of the Dynamo graph."""
         node.meta["val"] = torch.empty([1] * len(shape), dtype=dtype, device="meta")  # only its dtype and rank are read
-        node.meta["symbols"] = set().union(*(n.free_symbols for n in shape))
+        node.meta["shape"] = list(shape)
         self.own.add(node)
 
     def value(self, node: fx.Node) -> fx.Node:
@@ -132,6 +132,12 @@ class Materialiser:
         return [self.size(s) for s in sizes]
 
 
+def shape_of(node: fx.Node) -> list[sympy.Expr]:
+    """The shape of a tensor that expressions load from."""
+    known: list[sympy.Expr] | None = node.meta.get("shape")
+    return [size_expr(n) for n in node.meta["val"].shape] if known is None else known
+
+
 def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
     """The nodes of dynamic floating-point numbers, by their symbol."""
     values = {n: n.meta.get("example_value") for n in graph.nodes}
@@ -146,6 +152,6 @@ def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):
             size = node.meta["example_value"]
             expr = size_expr(size)
-            if expr.is_Symbol and (expr not in found or compat.own_symbol(size) == expr):
+            if expr.is_Symbol and (expr not in found or dynamic.own_symbol(size) == expr):
                 found[expr] = node
     return found

@@ -18,7 +18,8 @@ import torch
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor import compat, devices, mask
+from flex_inductor import devices, mask
+from flex_inductor.compat import dynamic
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
 from flex_inductor.passes.site import Site
@@ -75,7 +76,7 @@ class Sparsity:
     def ends(self) -> tuple[Tables, Tables]:
         """The tables of attended and of full blocks: once as if the data let every score be attended, and once as if it
         let none."""
-        at, number = self.site.at, functools.partial(compat.number_now, self.value)
+        at, number = self.site.at, functools.partial(dynamic.number_now, self.value)
         sizes = {s: sympy.Integer(number(s)) for s in self.normal.free_symbols - mask.POSITIONS}
         lengths = [number(at.size(s)) for s in (at.q, at.k)]
         most, least = (

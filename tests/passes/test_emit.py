@@ -100,13 +100,12 @@ mask_mod(b, h, q_idx, kv_idx):
             """\
 scale 1, score_mod reads 1, mask_mod reads 0
 score_mod(score, b, h, q_idx, kv_idx, buffer_0):
-    %0 = sub(q_idx, kv_idx)
-    %1 = abs(%0)
-    %2 = clamp(%1, max=7)
-    %3 = getitem(buffer_0, (%2, h))
-    %4 = to.dtype(%3, torch.float32)
-    %5 = add(score, %4)
-    return %5
+    %0 = add(kv_idx, 11)
+    %1 = sub(%0, q_idx)
+    %2 = getitem(buffer_0, (h, %1))
+    %3 = detach(%2)
+    %4 = add(score, %3)
+    return %4
 mask_mod(b, h, q_idx, kv_idx):
     %0 = full_like(b, True, dtype=torch.bool)
     return %0""",

@@ -79,7 +79,7 @@ def outcome(program: Callable[..., Any], owner: Any, inputs: Sequence[Any], trai
 
 def weights(x: torch.Tensor) -> torch.Tensor:
     """The same numbers for a tensor of the same size."""
-    return torch.cos(torch.arange(x.numel(), dtype=torch.float64) * 1.7).reshape(x.shape)
+    return torch.cos(torch.arange(x.numel(), dtype=torch.float64, device=x.device) * 1.7).reshape(x.shape)
 
 
 def _is_tensor(x: Any) -> bool:

@@ -1,0 +1,59 @@
+"""Symbolic sizes: their symbols, their present values, and guards on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+
+
+def own_symbol(size: torch.SymInt) -> Any:
+    """The symbol that a size was created with, before it was found equal to another."""
+    return size.node._expr
+
+
+def specialise(symbols: Any, value: torch.Tensor) -> bool:
+    """Fixes symbolic sizes at their present values, by guards."""
+    shape_env = value.fake_mode.shape_env
+    if shape_env is None:
+        return False
+    for symbol in symbols:
+        if shape_env.is_unbacked_symint(symbol):
+            continue
+        shape_env.evaluate_expr(sympy.Eq(symbol, hint_of(shape_env, symbol)))
+    return True
+
+
+def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
+    """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
+    shape_env = value.fake_mode.shape_env
+    exprs = [n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n) for n in (first, second)]
+    if shape_env is None or exprs[0] == exprs[1]:
+        return
+    if any(shape_env.is_unbacked_symint(s) for e in exprs for s in e.free_symbols):
+        return
+    now = [e.xreplace({s: hint_of(shape_env, s) for s in e.free_symbols}) for e in exprs]
+    if now[0] == now[1]:
+        shape_env.evaluate_expr(sympy.Eq(*exprs))
+
+
+UNKNOWN_SIZE = 4096
+"""The guess for a size that depends on data."""
+
+
+def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
+    """The present value of a size, without adding a guard. value: any fake tensor of the program."""
+    if size.is_Integer:
+        return int(size)
+    shape_env = value.fake_mode.shape_env
+    numbers = {
+        s: UNKNOWN_SIZE if shape_env.is_unbacked_symint(s) else int(hint_of(shape_env, s)) for s in size.free_symbols
+    }
+    return int(size.xreplace({s: sympy.Integer(n) for s, n in numbers.items()}))
+
+
+def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
+    """The present value of a symbolic size. The method was renamed in 2.13."""
+    hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
+    return hint(size)
