@@ -1,7 +1,7 @@
 """Whole models, side by side: eager, backend="inductor" and backend="flex", as ratios to Inductor. sdpa: Inductor on
 the same model with attn_implementation="sdpa", where it has one that means the same.
 
-    python -m bench.models [--only mistral-window packed families ...] [--device cpu] [--out bench/results/models.csv]
+    python -m bench.models [--only mistral-window packed families ...] [--train] [--device cpu] [--out FILE]
 
 Long sequences, where masks leave most of the scores out: a Mistral-shaped decoder with a window of 512 at 4096 tokens,
 a Llama-shaped one with 12 documents packed into 4096, a BERT batch of 16 x 512 of which half is padding, a
@@ -9,8 +9,10 @@ Gemma-2-shaped decoder at 4096. And ten families at 128, 512 and 2048 tokens wit
 cost nothing. Decoders have the proportions of a Mistral at a width of 256 (mistral-wide: 512): the wider, the more of
 the time goes into linear layers, which are the same. Weights are random; runs are interleaved; seconds are medians;
 ratio is of medians, p20 and p80 of the ratios round by round. peak_mb: what a call adds to the memory of the process.
-rewritten: sites, of all. Bars: 3 times faster on the first two, nothing more than 3% slower. On CUDA the long ones have
-the width of a Mistral of 3 billion parameters, eight heads of 128 to two of keys, and bfloat16.
+rewritten: sites, of all. Bars: 3 times faster on the first two, nothing more than 3% slower. --train: forward and
+backward of models in training, dropout as their configurations have it, into bench/results/models_train.csv; seconds
+are those of a step without the optimizer's. On CUDA the long ones have the width of a Mistral of 3 billion parameters,
+eight heads of 128 to two of keys, and bfloat16.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -59,6 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 256},
     "t5": {**SMALL, "d_kv": 64, "d_ff": 1024},
 }
+TRAINED = ("bert", "gpt2", "mistral-window", "packed", "t5")
 LENGTHS = {128: 8, 512: 4, 2048: 1}
 """Batch sizes by length."""
 DOCUMENTS, VOCABULARY = 12, 1000
@@ -66,33 +70,36 @@ DOCUMENTS, VOCABULARY = 12, 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[*LONG, "families"], choices=[*LONG, "families", *FAMILIES])
+    parser.add_argument("--only", nargs="+", choices=[*LONG, "families", *FAMILIES])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--train", action="store_true")
     parser.add_argument("--rehearse", action="store_true", help="of each model the shortest inputs only")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/models.csv")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         name, batch, length = args.child
-        print("RESULT" + json.dumps(measured(name, int(batch), int(length), args.device)))
+        print("RESULT" + json.dumps(measured(name, int(batch), int(length), args.device, args.train)))
         return
+    out = args.out or ROOT / f"bench/results/models{'_train' if args.train else ''}.csv"
     rows: list[dict[str, Any]] = []
-    for name in args.only:
+    for name in args.only or (TRAINED if args.train else [*LONG, "families"]):
         for case in cases(name)[: 1 if args.rehearse else None]:
-            rows += child(*case, args.device)
-            write(args.out, COLUMNS, rows)
+            rows += child(*case, args.device, args.train)
+            write(out, COLUMNS, rows)
             print(*({k: r[k] for k in COLUMNS} for r in rows[-len(BACKENDS) :]), sep="\n", flush=True)
 
 
 def cases(name: str) -> list[tuple[str, int, int]]:
     if name in LONG:
         return [(name, *LONG[name][1:3])]
-    chosen = FAMILIES if name == "families" else [name]
+    chosen = list(FAMILIES) if name == "families" else [name]
     return [(family, batch, length) for family in chosen for length, batch in LENGTHS.items()]
 
 
-def child(name: str, batch: int, length: int, device: str) -> list[dict[str, Any]]:
+def child(name: str, batch: int, length: int, device: str, train: bool) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "bench.models", "--device", device, "--child", name, str(batch), str(length)]
+    command += ["--train"] if train else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
@@ -129,21 +136,23 @@ def built(name: str, batch: int, length: int, device: str, attention: str = "eag
     return net, {"input_ids": ids, "attention_mask": keep}
 
 
-def measured(name: str, batch: int, length: int, device: str) -> list[dict[str, Any]]:
+def measured(name: str, batch: int, length: int, device: str, train: bool = False) -> list[dict[str, Any]]:
     import torch
 
     from flex_inductor import listen
 
     net, inputs = built(name, batch, length, device)
+    dropped = train and any(m.p for m in net.train().modules() if isinstance(m, torch.nn.Dropout))
+    net.train(train)
     runs: dict[str, Callable[..., Any]] = {"eager": net}
-    allowed = 1e-4 if device == "cpu" else 3e-2
-    with torch.no_grad(), listen() as reports:
+    allowed = math.inf if dropped else 1e-4 if device == "cpu" else 3e-2
+    with torch.set_grad_enabled(train), listen() as reports:
         expected = net(**inputs)[0]
         for backend in BACKENDS[1:]:
             if backend != "sdpa":
                 runs[backend] = torch.compile(net, backend=backend)
             elif name not in NO_SDPA:
-                runs[backend] = torch.compile(built(name, batch, length, device, "sdpa")[0])
+                runs[backend] = torch.compile(built(name, batch, length, device, "sdpa")[0].train(train))
         for run in runs.values():
             error = (run(**inputs)[0] - expected).float().norm() / expected.float().norm()
             assert error < allowed, error
@@ -164,8 +173,10 @@ def measured(name: str, batch: int, length: int, device: str) -> list[dict[str, 
 
 
 def finished(run: Callable[..., Any], inputs: dict[str, Any], device: str) -> None:
-    """Runs a model, and waits for it."""
-    run(**inputs)
+    """Runs a model, backward too where it trains, and waits for it."""
+    out = run(**inputs)[0]
+    if out.requires_grad:
+        out.float().square().mean().backward()
     if device == "cuda":
         measure.wait()
 
