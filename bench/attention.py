@@ -1,14 +1,14 @@
 """Attention alone, on a GPU: our kernels, torch's, SDPA, Inductor's and eager code, side by side.
 
     python -m bench.attention --device cuda [--variants causal window] [--lengths 8192] [--dims 64 128] [--heads 16:4]
-                              [--dtype bfloat16] [--minutes 8] [--jobs 8] [--out FILE] [--plot]
+                              [--dtype bfloat16] [--learned] [--minutes 8] [--jobs 8] [--out FILE] [--plot]
 
 Sixteen thousand tokens in a batch. how: "flex" is backend="flex", "flex, torch's kernel" the same rewrite
 with kernels="torch", "by hand" a call of flex_attention with a block mask made beforehand, "inductor" and "eager" the
 plain program. ms: medians, with p20 and p80; tflops: by the scores that are attended, exactly; ceiling: as a share of a
 matrix product of the same run; peak_mb: memory of a call. Stops when the time is up: the important rows come first.
-With --jobs, so many processes compile at a time, and one of them measures. kernels: the milliseconds of each that
-takes a share worth to be named.
+--learned: what a score reads (slopes, tables, biases) gets gradients too. With --jobs, so many processes compile at a
+time, and one of them measures. kernels: the milliseconds of each that takes a share worth to be named.
 On a CPU (`--device cpu --lengths 512`) it only shows that everything runs.
 """
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int)
     parser.add_argument("--heads", nargs="+")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--learned", action="store_true")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/attention_cuda.csv")
@@ -83,7 +84,8 @@ def main() -> None:
 def all_rows(args: argparse.Namespace, end: float) -> Iterator[dict[str, Any]]:
     """The rows of the table, as they are done, until the time is up."""
     given = itertools.product(list(plan(args)), args.how, (False, True))
-    tasks = ((name, how, shape, training, args.device, args.dtype) for (name, shape), how, training in given)
+    asked = args.device, args.dtype, args.learned
+    tasks = ((name, how, shape, training, *asked) for (name, shape), how, training in given)
     yield from filter(None, measure.results(measured, tasks, args.jobs, end))
 
 
@@ -110,7 +112,9 @@ def special(name: str) -> Shape | None:
     return {"differential": Shape(1, 32, 32, 16384, 64), "evoformer": Shape(8192, 4, 4, 256, 64)}.get(name)
 
 
-def measured(name: str, how: str, shape: Shape, training: bool, device: str, dtype: str) -> dict[str, Any] | None:
+def measured(
+    name: str, how: str, shape: Shape, training: bool, device: str, dtype: str, learned: bool
+) -> dict[str, Any] | None:
     """One row; None for what there is not."""
     variant = VARIANTS[name]
     row = {"variant": name, "how": how, "pass": "backward" if training else "forward", "dtype": dtype, **shape.__dict__}
@@ -120,6 +124,8 @@ def measured(name: str, how: str, shape: Shape, training: bool, device: str, dty
     torch.manual_seed(0)
     try:
         inputs = operands(name, shape, training, device, getattr(torch, dtype))
+        if learned and training and inputs[3] is not None and inputs[3].is_floating_point():
+            inputs[3].requires_grad_()
         with torch.set_grad_enabled(training):
             function = maker(variant, how, inputs)
             if function is None:
@@ -154,7 +160,7 @@ def timed(
 ) -> dict[str, Any]:
     """Time and memory of a call, or of the backward pass behind one."""
     out = function(*inputs)
-    tensors = inputs[:3]
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
     gradient = torch.randn_like(out)
 
     def call() -> Any:
