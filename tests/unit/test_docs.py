@@ -15,7 +15,7 @@ from tests.support import docs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = list(docs.examples())
-PAGES = ("CONTRIBUTING.md", "README.md", "docs/design.md", "docs/sparsity.md", "docs/kernels.md")
+PAGES = ("CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/design.md", "docs/sparsity.md", "docs/kernels.md")
 FILE = re.compile(r"`([\w./]+\.(?:py|md|jinja|txt|csv|in|toml))`")
 
 
