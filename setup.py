@@ -29,7 +29,7 @@ setup(
     name="flex-inductor",
     version=version(),
     description="A torch.compile backend that rewrites the attention of any model into flex_attention",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="flex-inductor contributors",
     license="Apache-2.0",
