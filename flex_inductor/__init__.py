@@ -1,7 +1,7 @@
 """flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what
 it did."""
 
-from flex_inductor import compat
+from flex_inductor import compat, integrations
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
@@ -20,5 +20,6 @@ __all__ = [
     "explain",
     "flex",
     "flex_eager",
+    "integrations",
     "listen",
 ]

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import fx
 
-from flex_inductor import compat, passes
+from flex_inductor import compat, passes, traces
 from flex_inductor.compat import eager
-from flex_inductor.decisions import Fallback, GraphReport, publish
+from flex_inductor.decisions import Fallback, GraphReport
+from flex_inductor.decisions import publish as tell_listeners
 from flex_inductor.lowering import choose, cpu_own
 from flex_inductor.lowering.cuda import own
 from flex_inductor.lowering.digest import digest
@@ -124,6 +125,12 @@ def run(
         report = fallen_back(report, stage, cause)
     publish(report)
     return compiler(gm, inputs)
+
+
+def publish(report: GraphReport) -> None:
+    """Hands the report of a graph to all who want it."""
+    tell_listeners(report)
+    traces.leave(report)
 
 
 def fallen_back(report: GraphReport, stage: str, cause: BaseException | None) -> GraphReport:

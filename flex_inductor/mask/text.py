@@ -7,6 +7,8 @@ A formula that reads tensors has no text.
 
 from __future__ import annotations
 
+import ast
+
 import sympy
 from sympy.printing.str import StrPrinter
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
@@ -26,6 +28,8 @@ NAMES = {
     "True": sympy.true,
     "False": sympy.false,
 }
+SYNTAX = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Compare, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop,
+          ast.cmpop)  # fmt: skip
 
 
 class FormulaPrinter(StrPrinter):
@@ -47,5 +51,13 @@ def format_formula(formula: sympy.Basic) -> str | None:
 
 
 def parse_formula(text: str) -> sympy.Basic:
-    """The formula of a text that format_formula wrote. Raises NameError for other names."""
+    """The formula of a text that format_formula wrote. Raises NameError for other names, and ValueError for anything
+    but names, numbers, operators and calls: a graph may come from a file, and text is no way to bring code along."""
+    if not all(_is_plain(part) for part in ast.walk(ast.parse(text, mode="eval"))):
+        raise ValueError(f"not a formula: {text[:80]}")
     return sympy.sympify(eval(text, {"__builtins__": {}}, NAMES))
+
+
+def _is_plain(part: ast.AST) -> bool:
+    """Whether a part of a text is one that formulas are made of. sympy would run a string."""
+    return isinstance(part.value, (int, float)) if isinstance(part, ast.Constant) else isinstance(part, SYNTAX)

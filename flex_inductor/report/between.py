@@ -33,7 +33,7 @@ class StepRecorder:
         for graph, steps in enumerate(self.graphs):
             for number, (name, content) in enumerate(steps, 1):
                 paths.append(directory / f"graph{graph}.{number}.{name}.txt")
-                paths[-1].write_text(content)
+                paths[-1].write_text(content, encoding="utf-8")
         return paths
 
 

@@ -32,7 +32,7 @@ def _block_maps(report: GraphReport, stem: Path) -> Iterator[Path]:
     first = {d.block_map: d for d in reversed(report.decisions) if d.block_map}
     for decision in reversed(first.values()):
         path = stem.with_name(f"{stem.name}.{decision.site}.blocks.svg")
-        path.write_text(blocks.svg(decision))
+        path.write_text(blocks.svg(decision), encoding="utf-8")
         yield path
         with contextlib.suppress(ImportError):  # matplotlib is an extra
             blocks.png(decision, path.with_suffix(".png"))
@@ -50,7 +50,7 @@ def _write(report: GraphReport, stem: Path) -> list[Path]:
         texts = {"txt": module.print_readable(print_output=False), "dot": dot(picture), "svg": svg(picture)}
         for kind, text in texts.items():
             path = stem.with_name(f"{stem.name}.{side}.{kind}")
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
             written.append(path)
     return written
 

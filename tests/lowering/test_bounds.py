@@ -107,9 +107,17 @@ def test_what_reads_tensors_or_other_sizes_or_is_long_has_no_text(formula: Any) 
     assert format_formula(formula) is None
 
 
-def test_text_of_others_is_not_run() -> None:
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "q.__class__", "Eq('__import__', q)", "[q][0]", "(lambda: q)()", "'q'", "Where(*[q])"]
+)
+def test_text_of_others_is_not_run(text: str) -> None:
+    with pytest.raises(ValueError, match="not a formula"):
+        parse_formula(text)
+
+
+def test_other_names_are_unknown() -> None:
     with pytest.raises(NameError):
-        parse_formula("__import__('os')")
+        parse_formula("__import__(1)")
 
 
 def test_quotients_round_down() -> None:

@@ -25,7 +25,7 @@ SHIPPED = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "requirements.txt",
+    "LICENSE",
 ]
 FOLDERS = ["flex_inductor", "passes", "lowering"]
 
