@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import fx
 
 from flex_inductor.decisions import Decision, describe
+from flex_inductor.passes.describe.code import code_of
+from flex_inductor.passes.describe.kinds import kind_of
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import called, rule_name
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
 from flex_inductor.passes.writers.text import TextWriter
 from flex_inductor.scalar import walk
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
 RESUMED = re.compile(r"^torch_dynamo_resume_in_(\w+)_at_\d+$")
@@ -60,9 +68,11 @@ def node_text(node: fx.Node | None) -> str:
 def decision(name: str, stage: Stage) -> Decision:
     """The decision record of a site at the end of the pipeline."""
     anchor, frame = stage.found.anchor, frame_of(stage.found.anchor)
+    site: Site | None = getattr(stage, "site", None)
     found = functools.partial(
         Decision, site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=captured(stage),
         file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
+        kind=unless_it_fails(kind_of, site) or "", written=unless_it_fails(code_of, site),
     )  # fmt: skip
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
@@ -78,6 +88,17 @@ def decision(name: str, stage: Stage) -> Decision:
         sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
         notes=stage.notes,
     )  # fmt: skip
+
+
+def unless_it_fails(describe_site: Callable[[Site], T], site: Site | None) -> T | None:
+    """A description of a site, None if there is none. A description that fails must not cost the rewriting."""
+    try:
+        return describe_site(site) if site is not None else None
+    except Declined:
+        return None
+    except Exception:
+        log.debug("a site could not be described", exc_info=True)
+        return None
 
 
 def captured(stage: Stage) -> tuple[str, ...]:

@@ -145,6 +145,7 @@ def _details(decision: Decision) -> Table:
         ("because", decision.reason),
         ("at node", decision.node),
         ("matched", decision.matched),
+        ("kind", decision.kind),
         ("score_mod", decision.score_mod),
         ("mask_mod", decision.mask_mod),
         ("sparsity", decision.sparsity),
