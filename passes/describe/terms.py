@@ -1,6 +1,7 @@
 """The terms of a score, each with what it depends on: content, offset, query, key, head, batch; learned or fixed.
 
-score + slopes[h] * (k - q)   ->   score: content;   slopes[h] * (k - q): offset, head, learned
+Of `score + slopes[h] * (k - q)` the first depends on content, the second on offset and head, and is learned if the
+slopes are parameters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes the mods of a site as Python that runs with torch's own flex_attention.
 
-Of a score `dot + bias[h, k]` this is `return score + bias[h, kv_idx]`, and of a mask `k <= q` it is
-`return kv_idx <= q_idx`. It prints the graphs that the call in the program is given (`writers/graph.py`), so that both compute the same.
+Of a score `dot + bias[h, k]` this is `return score + bias[h, kv_idx]`, and of a mask `k <= q` it is `return kv_idx <=
+q_idx`. It prints the graphs that the call in the program is given (`writers/graph.py`), so that both compute the same.
 """
 
 from __future__ import annotations
