@@ -61,6 +61,37 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a mask does with the inputs that were given.
+
+    width: the number of queries, and of keys, in a block. attended, full: the shares of blocks. scores: how many are
+    attended, None if they are too many to be counted; all_scores: of how many. maps: block maps as in `Decision`, each
+    with the sequences and heads that it holds for; empty for all."""
+
+    width: int
+    attended: float
+    full: float
+    scores: int | None
+    all_scores: int
+    maps: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        blocks = f"{self.attended:.0%} of the blocks of {self.width} attended, {self.full:.0%} full"
+        if self.scores is None:
+            return blocks
+        return f"{blocks}; {self.scores:,} of {self.all_scores:,} scores, {self.scores / self.all_scores:.1%}"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """What is added to a score by head (rows) and by the place of its key counted from its query (offsets). None where
+    the mask hides it."""
+
+    offsets: tuple[int, ...]
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Decision:
     """What became of one attention site, and why.
 
@@ -71,6 +102,8 @@ class Decision:
     node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
     source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
     file, line: the same as data, the path in full; empty and 0 if that is not known.
+    given: what the mask does with the inputs that `explain` was given; None where that is not known.
+    heat: the bias by head and offset, where it depends on nothing else.
     kind: what is recognised in it, as "soft cap 50, ALiBi, causal, documents"; empty if nothing is known of it.
     matched: what was found there, in one line.
     score_mod, mask_mod: the two functions as Python, as far as they could be worked out.
@@ -97,6 +130,8 @@ class Decision:
     file: str = ""
     line: int = 0
     kind: str = ""
+    given: Given | None = None
+    heat: Heat | None = field(default=None, compare=False, repr=False)
     written: Code | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -135,8 +170,8 @@ class Decision:
 
     def as_dict(self) -> dict[str, object]:
         """The record as plain data."""
-        plain = dataclasses.asdict(dataclasses.replace(self, written=None))
-        del plain["written"]
+        plain = dataclasses.asdict(dataclasses.replace(self, written=None, heat=None))
+        del plain["written"], plain["heat"]
         return {**plain, "code": self.code()}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import fx
@@ -11,10 +12,12 @@ from torch import fx
 from flex_inductor import backend as backends
 from flex_inductor import passes
 from flex_inductor.decisions import GraphReport, listen
+from flex_inductor.given import Plan, measured, planned
 from flex_inductor.lowering import choose
 from flex_inductor.options import Options
 from flex_inductor.request import Backend
 
+log = logging.getLogger(__name__)
 BackendName = Literal["flex", "flex_eager"]
 ALWAYS = "with rewrite='always' it becomes "
 
@@ -41,10 +44,39 @@ def recording(
         given = passes.copy_of(gm)  # compilers change what they are given
         with listen() as own:
             compiled = chosen(gm, example_inputs, options=dict(options))
+        start = len(reports)
         reports.extend(_with_other(r, given, other) if other is not None else r for r in own)
-        return compiled
+        return _measuring(compiled, given, reports, start) if any(r.decisions for r in own) else compiled
 
     return compile_graph
+
+
+def _measuring(
+    compiled: Callable[..., Any], gm: fx.GraphModule, reports: list[GraphReport], start: int
+) -> Callable[..., Any]:
+    """The compiled graph, whose first call adds to the reports what masks and biases do with its inputs."""
+    plans = [found] if (found := planned(gm)) is not None else []
+
+    def run(*inputs: Any) -> Any:
+        if plans:
+            reports[start] = _with_given(reports[start], plans[0], inputs)
+            plans.clear()
+        return compiled(*inputs)
+
+    return run
+
+
+def _with_given(report: GraphReport, plan: Plan, inputs: Sequence[Any]) -> GraphReport:
+    try:
+        found = measured(plan, inputs)
+    except Exception:  # explain must not fail where the model does not
+        log.debug("the inputs could not be measured", exc_info=True)
+        return report
+    nothing = (None, None)
+    known = ((d, *found.get(d.site, nothing)) for d in report.decisions)
+    return dataclasses.replace(
+        report, decisions=tuple(dataclasses.replace(d, given=given, heat=heat) for d, given, heat in known)
+    )
 
 
 def _with_other(report: GraphReport, gm: fx.GraphModule, other: Backend) -> GraphReport:

@@ -150,6 +150,8 @@ def _details(decision: Decision) -> Table:
         ("mask_mod", decision.mask_mod),
         ("sparsity", decision.sparsity),
         ("block map", "\n".join(decision.block_map) if len(decision.block_map) <= MAP_LINES else ""),
+        ("these inputs", str(decision.given) if decision.given else ""),
+        *_given_maps(decision),
         *(("note", note) for note in decision.notes),
     ]
     table = Table.grid(padding=(0, 2))
@@ -159,6 +161,13 @@ def _details(decision: Decision) -> Table:
         if value:
             table.add_row(Text(label, style="dim"), Text(readable(value)))
     return table
+
+
+def _given_maps(decision: Decision) -> Iterator[tuple[str, str]]:
+    """The block maps of the inputs, where they say more than the one of the formula."""
+    for label, lines in decision.given.maps if decision.given else ():
+        if lines != decision.block_map and len(lines) <= MAP_LINES:
+            yield "", "\n".join((*([label] if label else []), *lines))
 
 
 def readable(text: str) -> str:
