@@ -102,6 +102,11 @@ class Decision:
     node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
     source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
     file, line: the same as data, the path in full; empty and 0 if that is not known.
+    terms: the summands of the score, each with what it varies with ("content", "offset", "query", "key", "head",
+        "batch"), and "learned" where parameters are part of it.
+    lengths: the numbers of queries and keys, as they are now.
+    kernel: who computes it.
+    before, after: the names of the nodes that had, and have, its result.
     given: what the mask does with the inputs that `explain` was given; None where that is not known.
     heat: the bias by head and offset, where it depends on nothing else.
     kind: what is recognised in it, as "soft cap 50, ALiBi, causal, documents"; empty if nothing is known of it.
@@ -130,6 +135,11 @@ class Decision:
     file: str = ""
     line: int = 0
     kind: str = ""
+    terms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    lengths: tuple[int, ...] = ()
+    kernel: str = ""
+    before: str = field(default="", compare=False)
+    after: str = field(default="", compare=False)
     given: Given | None = None
     heat: Heat | None = field(default=None, compare=False, repr=False)
     written: Code | None = field(default=None, compare=False, repr=False)
@@ -165,6 +175,7 @@ class Decision:
             self, reason=rename(self.reason), node=rename(self.node), score_mod=rename(self.score_mod),
             mask_mod=rename(self.mask_mod), sparsity=rename(self.sparsity), notes=tuple(map(rename, self.notes)),
             captured=tuple(map(rename, self.captured)),
+            terms=tuple((rename(text), depends) for text, depends in self.terms),
             written=self.written and self.written.renamed(names),
         )  # fmt: skip
 

@@ -122,6 +122,19 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         return json.dumps(self.to_dict(), indent=indent)
 
+    def html(self, path: str | Path, title: str = "Attention of a model") -> Path:
+        """Writes the report as a page, one file that needs nothing else; returns its path."""
+        from flex_inductor.report.page import page
+
+        written = Path(path)
+        written.write_text(page(self, title), encoding="utf-8")
+        return written
+
+    def _repr_html_(self) -> str:
+        from flex_inductor.report.page import framed
+
+        return framed(self)
+
     def graphs(self, directory: str | Path) -> list[Path]:
         """Writes every graph before and after as text, DOT and SVG; returns the files."""
         return write_graphs(self.reports, Path(directory))

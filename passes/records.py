@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.describe.code import code_of
 from flex_inductor.passes.describe.kinds import kind_of
+from flex_inductor.passes.describe.terms import texts_of
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import called, rule_name
@@ -72,13 +74,14 @@ def decision(name: str, stage: Stage) -> Decision:
     found = functools.partial(
         Decision, site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=captured(stage),
         file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
-        kind=unless_it_fails(kind_of, site) or "", written=unless_it_fails(code_of, site),
+        kind=unless_it_fails(kind_of, site) or "", terms=unless_it_fails(texts_of, site) or (),
+        lengths=unless_it_fails(lengths_of, site) or (), written=unless_it_fails(code_of, site),
     )  # fmt: skip
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
         return found(
             verdict="declined", reason=stage.why.reason, node=node_text(stage.why.node), score_mod=score_mod,
-            mask_mod=mask_mod,
+            mask_mod=mask_mod, before=(anchor.meta.get("origin") or anchor).name,
         )  # fmt: skip
     assert isinstance(stage, Emitted), f"a site ended as {stage}"
     score_mod, mask_mod = mods(stage.site)
@@ -86,8 +89,21 @@ def decision(name: str, stage: Stage) -> Decision:
     return found(
         verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
         sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
-        notes=stage.notes,
+        notes=stage.notes, kernel=kernel_of(stage), before=stage.result.dynamo.name, after=stage.value.name,
     )  # fmt: skip
+
+
+def kernel_of(stage: Emitted) -> str:
+    """Who computes a site that was rewritten."""
+    if stage.operator != "flex_attention":
+        return "the kernel that torch chooses for scaled_dot_product_attention"
+    return stage.kernel.note or ("torch's flex_attention" if stage.kernel.mask is None else "own kernel")
+
+
+def lengths_of(site: Site) -> tuple[int, ...]:
+    """The numbers of queries and keys, as they are now."""
+    value, at = site.candidate.result.meta["val"], site.at
+    return tuple(compat.number_now(value, at.size(s)) for s in (at.q, at.k))
 
 
 def unless_it_fails(describe_site: Callable[[Site], T], site: Site | None) -> T | None:

@@ -48,9 +48,12 @@ def main() -> None:
 @main.command()
 @common
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def explain(target: str, rewrite: str | None, backend: str, train: bool, as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page, one file.")
+def explain(target: str, rewrite: str | None, backend: str, train: bool, as_json: bool, html: Path | None) -> None:
     """Say which attention sites of TARGET are rewritten, and why the others are not."""
     report = run(target, rewrite, backend, train)
+    if html is not None:
+        write_page(report, html, target)
     if as_json or not sys.stdout.isatty():
         click.echo(report.to_json() if as_json else str(report))
         return
@@ -59,6 +62,15 @@ def explain(target: str, rewrite: str | None, backend: str, train: bool, as_json
     from flex_inductor.report.text import render
 
     Console().print(render(report))
+
+
+def write_page(report: Any, path: Path, title: str) -> None:
+    """Writes the page, and says where on stderr, which leaves stdout to the report."""
+    try:
+        report.html(path, title)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}") from error
+    click.echo(f"page written to {path}", err=True)
 
 
 @main.command()

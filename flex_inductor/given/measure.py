@@ -15,8 +15,7 @@ import torch
 from flex_inductor import compat, devices, scalar
 from flex_inductor.decisions import Given, Heat
 from flex_inductor.given.plan import Call, Plan
-from flex_inductor.passes.describe.kinds import visible
-from flex_inductor.passes.describe.terms import terms_of
+from flex_inductor.passes.describe.terms import terms_of, visible
 from flex_inductor.passes.emit.emitter import mask_of
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import CELLS, EMPTY, FULL, PARTIAL, pooled
@@ -24,7 +23,7 @@ from flex_inductor.passes.sparsity.picture import CELLS, EMPTY, FULL, PARTIAL, p
 MOST = 1 << 28
 """The most scores that are evaluated for one site. Beyond that, its lists of blocks are taken as they are."""
 TILE = 1 << 22
-MAPS, HEADS, NEAR, FAR = 4, 64, 32, 24
+MAPS, HEADS, NEAR, FAR = 4, 32, 24, 16
 """The most maps and heads that are shown; all offsets up to NEAR, and so many beyond on each side."""
 HIDDEN = -1e8
 

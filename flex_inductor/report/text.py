@@ -61,12 +61,17 @@ def asked(report: Report) -> Iterator[Text]:
 
 
 def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
+    """The groups, each as a title and a table."""
+    for members in grouped(report):
+        yield _title(members), Padding(_details(shared([d for _, d in members])), (0, 0, 0, 2))
+
+
+def grouped(report: Report) -> list[list[tuple[str, Decision]]]:
     """Decisions that differ in nothing but their place and the names of what they read are shown once."""
     seen: dict[Decision, list[tuple[str, Decision]]] = {}
     for label, decision in _labelled(report):
         seen.setdefault(_kind(decision), []).append((label, decision))
-    for members in seen.values():
-        yield _title(members), Padding(_details(_shared([d for _, d in members])), (0, 0, 0, 2))
+    return list(seen.values())
 
 
 def _kind(decision: Decision) -> Decision:
@@ -75,7 +80,7 @@ def _kind(decision: Decision) -> Decision:
     return dataclasses.replace(decision.renamed(numbers), site="", node="")
 
 
-def _shared(members: list[Decision]) -> Decision:
+def shared(members: list[Decision]) -> Decision:
     """One decision for several: `blocks.*.attn.slopes` is read by each from a layer of its own."""
     first = members[0]
     columns = zip(*(d.captured for d in members), strict=True)
@@ -112,11 +117,15 @@ def _labelled(report: Report) -> Iterator[tuple[str, Decision]]:
 
 
 def _title(members: list[tuple[str, Decision]]) -> Text:
-    shown = ", ".join(_runs([label for label, _ in members]))
-    shown += f", {len(members)} layers alike" if len(members) > 2 else ""
-    decision = members[0][1]
+    shown, decision = names(members), members[0][1]
     style = "bold green" if decision.rewritten else "bold yellow"
     return Text.assemble("\n", (shown, "bold"), "  ", (decision.ending, style))
+
+
+def names(members: list[tuple[str, Decision]]) -> str:
+    """The sites of a group: `site0-site11, 12 layers alike`."""
+    shown = ", ".join(_runs([label for label, _ in members]))
+    return shown + (f", {len(members)} layers alike" if len(members) > 2 else "")
 
 
 def _runs(labels: list[str]) -> list[str]:

@@ -16,11 +16,9 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor import mask
 from flex_inductor.mask import B, H, K, Q
-from flex_inductor.passes.describe.terms import Term, terms_of
+from flex_inductor.passes.describe.terms import Term, terms_of, visible
 from flex_inductor.passes.site import Site
-from flex_inductor.passes.split.parts import part
 from flex_inductor.passes.writers.formula import Former
-from flex_inductor.scalar import Expr
 
 ORDER = ("causal", "window", "keys", "chunks", "dilated", "documents", "padding")
 """The order in which conditions are named; others come last."""
@@ -46,11 +44,6 @@ def score_words(site: Site) -> Iterator[str]:
         word = next((word for test in SCORES if (word := test(term)) is not None), "")
         if word:
             yield word
-
-
-def visible(score: Expr) -> Expr:
-    """The score where no fill replaces it."""
-    return part(score).score
 
 
 def cap(term: Term) -> str | None:

@@ -15,7 +15,9 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.passes.program.walk import reachable
-from flex_inductor.passes.site import Coordinates
+from flex_inductor.passes.site import Coordinates, Site
+from flex_inductor.passes.split.parts import part
+from flex_inductor.passes.writers.text import MINUS, TextWriter
 from flex_inductor.scalar import Expr
 
 
@@ -75,6 +77,20 @@ def terms_of(score: Expr, at: Coordinates) -> tuple[Term, ...]:
     return tuple(
         Term(x, tuple(depends(x, at)), any(map(is_learned, leaves(x))), at, sign) for x, sign in summands(score)
     )
+
+
+def texts_of(site: Site) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The summands of a site's score where no fill replaces it, as text, each with the words for it."""
+    writer = TextWriter(site.at)
+    return tuple(
+        ("-" * (t.sign < 0) + writer.text(t.expr, MINUS * (t.sign < 0)), (*t.depends, *["learned"] * t.learned))
+        for t in terms_of(visible(site.score), site.at)
+    )
+
+
+def visible(score: Expr) -> Expr:
+    """The score where no fill replaces it."""
+    return part(score).score
 
 
 def summands(x: Expr, sign: int = 1) -> Iterator[tuple[Expr, int]]:

@@ -119,5 +119,5 @@ def test_measuring_draws_no_random_numbers() -> None:
 def test_the_offsets_go_from_end_to_end_and_show_every_near_one() -> None:
     for low, high in ((-3, 0), (-5000, 5000), (-100, 3), (0, 0)):
         found = list(spread(low, high))
-        assert found == sorted(set(found)) and (found[0], found[-1]) == (low, high) and len(found) < 120
-        assert set(range(max(low, -32), min(high, 32) + 1)) <= set(found)
+        assert found == sorted(set(found)) and (found[0], found[-1]) == (low, high) and len(found) < 90
+        assert set(range(max(low, -24), min(high, 24) + 1)) <= set(found)
