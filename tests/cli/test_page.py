@@ -194,7 +194,8 @@ def test_the_command_line_writes_the_page(tmp_path: Path, monkeypatch: pytest.Mo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MEASURE = """<script>
-onload = () => { document.title = JSON.stringify([innerWidth, document.documentElement.scrollWidth,
+onload = () => { document.title = JSON.stringify([innerWidth,
+  document.documentElement.scrollWidth - document.documentElement.clientWidth,
   getComputedStyle(document.body).backgroundColor, document.querySelectorAll('details').length,
   [...document.querySelectorAll('summary, pre[tabindex], [role=region]')].every(e => e.tabIndex == 0)]); }
 </script></body>"""
@@ -220,6 +221,6 @@ def test_in_a_browser_it_fits_the_window_in_light_and_dark(report, tmp_path: Pat
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
     )
     title = html.unescape(done.stdout.split("<title>")[1].split("</title>")[0])
-    inner, whole, background, details, focusable = json.loads(title)
-    assert (inner, whole) == (width, width) and details >= 6 and focusable
+    inner, beyond, background, details, focusable = json.loads(title)
+    assert (inner, beyond) == (width, 0) and details >= 6 and focusable
     assert (background == "rgb(255, 255, 255)") != dark
