@@ -18,7 +18,9 @@ from flex_inductor.passes.program.walk import reachable
 from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.split.parts import part
 from flex_inductor.passes.writers.text import MINUS, TextWriter
-from flex_inductor.scalar import Expr
+from flex_inductor.scalar import Atom, Expr
+
+LINEAR = ("add", "sub", "neg", "abs", "float", "detach", "wrap")
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,23 @@ class Term:
 
     @property
     def linear(self) -> bool:
-        """Whether it is made of the distance by products and absolute values alone."""
-        known = {
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "neg",
-            "abs",
-            "const",
-            "load",
-            "float",
-            "index",
-            "minimum",
-            "maximum",
-            "detach",
-        }
-        return all(x.op in known for x in scalar.walk(self.expr))
+        """Whether it is a factor times the distance, or times its absolute value."""
+        return is_linear(self.expr, {self.at.q, self.at.k})
+
+
+def is_linear(x: Expr, positions: set[sympy.Symbol]) -> bool:
+    """Whether an expression is linear in positions, or in their distance cut off or without its sign."""
+    if not scalar.positions(x) & positions:
+        return True
+    if x.op == "index":
+        return all(is_linear(a.expr, positions) for a in x.args[0].atoms(Atom)) and x.args[0].is_polynomial()
+    inside = [a for a in x.args if isinstance(a, Expr)]
+    varying = sum(bool(scalar.positions(a) & positions) for a in inside)
+    if x.op in ("mul", "minimum", "maximum") or (x.op == "div" and not scalar.positions(inside[1]) & positions):
+        return varying == 1 and all(is_linear(a, positions) for a in inside)
+    return x.op in ("add", "sub", "neg", "abs", "float", "detach", "wrap") and all(
+        is_linear(a, positions) for a in inside
+    )
 
 
 def terms_of(score: Expr, at: Coordinates) -> tuple[Term, ...]:

@@ -46,6 +46,15 @@ def alibi(q, k, v, slopes):
     return softmax(hide(q @ k.mT / 4 + slopes[:, None, None] * distance(), distance() <= 0), v)
 
 
+def powers(q, k, v):
+    slopes = 2.0 ** (-8.0 * torch.arange(1, H + 1) / H)
+    return softmax(q @ k.mT / 4 + slopes[:, None, None] * -distance().abs(), v)
+
+
+def decay(q, k, v):
+    return softmax(q @ k.mT / 4 - (distance() * 0.1) ** 2, v)
+
+
 def window(q, k, v):
     return softmax(hide(q @ k.mT / 4, (distance() <= 0) & (distance() > -8)), v)
 
@@ -113,6 +122,8 @@ PROGRAMS: dict[str, tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor], 
     "plain": (plain, {}, "plain"),
     "capped": (capped, {}, "soft cap 50, causal"),
     "alibi": (alibi, {"slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625])}, "ALiBi, causal"),
+    "powers": (powers, {}, "ALiBi"),
+    "decay": (decay, {}, "distance bias"),
     "window": (window, {}, "causal, window 8"),
     "both sides": (both_sides, {}, "window 4 on both sides"),
     "documents": (documents, {"doc": DOC}, "causal, documents"),
