@@ -14,6 +14,7 @@ from flex_inductor import compat
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.describe.code import code_of
 from flex_inductor.passes.describe.kinds import kind_of
+from flex_inductor.passes.describe.source import frame_of, source_line
 from flex_inductor.passes.describe.terms import texts_of
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.normalize import opaque
@@ -27,29 +28,7 @@ from flex_inductor.scalar import walk
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
-RESUMED = re.compile(r"^torch_dynamo_resume_in_(\w+)_at_\d+$")
-"""What Dynamo calls the rest of a function after a graph break."""
 MEMBER = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
-TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
-
-
-def frame_of(node: fx.Node) -> re.Match[str] | None:
-    """Where the user's model computes a node: the innermost frame outside torch."""
-    origin = node.meta.get("origin") or node
-    frames = list(FRAME.finditer(origin.meta.get("stack_trace") or node.meta.get("stack_trace") or ""))
-    own = [f for f in frames if not TORCH.search(f["file"])] or frames
-    return own[-1] if own else None
-
-
-def source_line(node: fx.Node) -> str:
-    """Where the user's model computes a node, in one line."""
-    frame = frame_of(node)
-    if frame is None:
-        return f"node {(node.meta.get('origin') or node).name}"
-    short = "/".join(re.split(r"[/\\]", frame["file"])[-2:])
-    function = RESUMED.sub(r"\1", frame["function"])
-    return f"{short}:{frame['line']}, in {function}: {frame['code'].strip()}"
 
 
 def describe_anchor(found: Found) -> str:

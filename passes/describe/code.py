@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import functools
 
+from torch import fx
+
 from flex_inductor import compat, scalar
 from flex_inductor.decisions import Code, describe
+from flex_inductor.passes.describe.source import source_line
 from flex_inductor.passes.emit.emitter import columns_of, mask_of, raise_low_scores, score_of
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.writers.code import CodeWriter
@@ -31,7 +34,7 @@ def code_of(site: Site) -> Code:
         mask_mod=tuple(writer.lines(mask, False)) if mask != TRUE else (),
         keep=tuple(writer.lines(site.keep, False)) if site.keep is not None else (),
         rows=tuple(writer.lines(site.rows, False)) if site.rows is not None else (),
-        tensors=tuple((name, describe(node.meta["val"])) for name, node in writer.reads.items()),
+        tensors=tuple((name, what(node)) for name, node in writer.reads.items()),
         numbers=tuple(writer.numbers),
         sizes=(*sizes, now(at.size(at.q)), now(at.size(at.k))),
         scale=site.scale,
@@ -39,3 +42,9 @@ def code_of(site: Site) -> Code:
         extra=len(site.extra),
         dropout=site.dropout.p if site.dropout is not None else 0.0,
     )
+
+
+def what(node: fx.Node) -> str:
+    """A tensor in words: its shape, and where the model computes it."""
+    made = "" if node.op in ("placeholder", "get_attr") else f", computed in {source_line(node)}"
+    return describe(node.meta["val"]) + made

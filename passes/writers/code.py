@@ -42,6 +42,8 @@ INFIX: Mapping[Any, tuple[str, int]] = {
     operator.ne: ("!=", COMPARISON),
 }
 PREFIX: Mapping[Any, str] = {operator.neg: "-", torch.logical_not: "~"}
+LARGEST = torch.finfo(torch.float32).max
+"""In few digits this is more than a float32 can be, which torch refuses."""
 SHORT = 30
 """A value that is read several times gets a name of its own if its text is longer."""
 
@@ -99,7 +101,7 @@ class Body:
         if isinstance(value, float):
             if not math.isfinite(value):
                 return f'float("{value}")'
-            text = repr(value) if self.exact else shortest(value, torch.float32)
+            text = repr(value) if self.exact or abs(value) >= LARGEST else shortest(value, torch.float32)
             return enclosed(text, MINUS if text.startswith("-") else ATOM, rank)
         if isinstance(value, int) and not isinstance(value, bool):
             return enclosed(str(value), MINUS if value < 0 else ATOM, rank)

@@ -75,6 +75,11 @@ def padded_and_causal(q, k, v, pad):
     return softmax(hide(hide(q @ k.mT / 4, distance() <= 0, -1e9), pad[:, None, None], -1e9), v)
 
 
+def lowest(q, k, v, pad):
+    fill = torch.finfo(q.dtype).min
+    return softmax(hide(hide(q @ k.mT / 4, distance() <= 0, fill), pad[:, None, None], fill), v)
+
+
 def chunks(q, k, v):
     chunk = torch.arange(S) // 8
     return softmax(hide(q @ k.mT / 4, chunk[:, None] == chunk), v)
@@ -131,6 +136,7 @@ PROGRAMS: dict[str, tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor], 
     "left padding": (padded_and_causal, {"pad": left_padding()}, "causal, padding"),
     "chunks": (chunks, {}, "chunks of 8"),
     "dilated": (dilated, {}, "dilated 4"),
+    "finfo": (lowest, {"pad": left_padding()}, "causal, padding"),
     "prefix": (prefix, {"length": torch.tensor([4, 9])}, "causal or prefix"),
     "tensor": (tensor, {"allowed": KEEP}, "mask tensor"),
     "relative": (relative, {"table": torch.randn(H, 2 * S - 1)}, "relative bias"),
@@ -171,6 +177,15 @@ def test_the_code_names_parameters_by_their_paths() -> None:
     site = site_of(model, tuple(torch.randn(2, H, S, 16) for _ in range(3)))
     assert "# slopes: slopes, (4) float32" in site.code() and "slopes[h]" in site.code()
     assert site.kind == "ALiBi, causal"
+
+
+def test_a_tensor_that_the_model_computes_has_its_line() -> None:
+    def scaled(q, k, v, table):
+        return softmax(q @ k.mT + torch.cumsum(table, 0)[:, None], v)
+
+    q, k, v = (torch.randn(2, H, S, 16) for _ in range(3))
+    code = site_of(scaled, (q, k, v, torch.rand(S))).code()
+    assert "computed in cli/test_code.py:" in code and "torch.cumsum(table, 0)" in code
 
 
 def test_names_that_python_has_are_not_used_for_tensors() -> None:
