@@ -47,8 +47,12 @@ setup(
     ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["flex_inductor", "flex_inductor.*"]),
-    package_data={"flex_inductor": ["py.typed"], "flex_inductor.lowering": ["templates/*.jinja"]},
-    install_requires=["torch>=2.11,<2.16", "sympy>=1.13", "rich>=13", "click>=8.1"],
+    package_data={
+        "flex_inductor": ["py.typed"],
+        "flex_inductor.lowering": ["templates/*.jinja"],
+        "flex_inductor.report": ["templates/*.jinja"],
+    },
+    install_requires=["torch>=2.11,<2.16", "sympy>=1.13", "rich>=13", "click>=8.1", "jinja2>=3.1"],
     extras_require={"hf": HF, "demo": DEMO, "plot": PLOT, "test": TEST, "dev": DEV},
     entry_points={
         "torch_dynamo_backends": [

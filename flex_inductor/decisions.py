@@ -27,6 +27,71 @@ Replacement = Literal["flex_attention", "scaled_dot_product_attention"]
 
 
 @dataclass(frozen=True)
+class Code:
+    """The mods of a site as lines of Python, which call the tensors that they read `$name$`. `Decision.code` prints it.
+
+    score_mod, mask_mod: the bodies of the two functions; none for no mask.
+    keep: the body of a third, which holds for the keys that keep a row alive. The mask counts for rows that have such a
+        key; others attend to all keys. None where it counts for all rows.
+    rows: the body of a condition on rows, of which others give 0; none where there is none.
+    tensors: the names of what is read, with shape and dtype. numbers: the names of floating-point numbers that are.
+    sizes: of batch, heads, queries and keys; None for a batch or heads of which the mask knows nothing.
+    scale, grouped, extra: the factor of the raw scores, whether heads share keys, and how many keys of zeros are added.
+    dropout: the share of probabilities that is dropped.
+    paths: the names of parameters and buffers, with their paths in the model.
+    """
+
+    score_mod: tuple[str, ...]
+    mask_mod: tuple[str, ...]
+    keep: tuple[str, ...]
+    rows: tuple[str, ...]
+    tensors: tuple[tuple[str, str], ...]
+    numbers: tuple[str, ...]
+    sizes: tuple[int | None, ...]
+    scale: float
+    grouped: bool
+    extra: int
+    dropout: float
+    paths: tuple[tuple[str, str], ...] = ()
+
+    def renamed(self, names: Mapping[str, str]) -> Code:
+        """The code with other paths."""
+        paths = {name: dict(self.paths).get(name, name) for name, _ in self.tensors}
+        return dataclasses.replace(self, paths=tuple((name, names.get(path, path)) for name, path in paths.items()))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a mask does with the inputs that were given.
+
+    width: the number of queries, and of keys, in a block. attended, full: the shares of blocks. scores: how many are
+    attended, None if they are too many to be counted; all_scores: of how many. maps: block maps as in `Decision`, each
+    with the sequences and heads that it holds for; empty for all."""
+
+    width: int
+    attended: float
+    full: float
+    scores: int | None
+    all_scores: int
+    maps: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        blocks = f"{self.attended:.0%} of the blocks of {self.width} attended, {self.full:.0%} full"
+        if self.scores is None:
+            return blocks
+        return f"{blocks}; {self.scores:,} of {self.all_scores:,} scores, {self.scores / self.all_scores:.1%}"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """What is added to a score by head (rows) and by the place of its key counted from its query (offsets). None where
+    the mask hides it."""
+
+    offsets: tuple[int, ...]
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Decision:
     """What became of one attention site, and why.
 
@@ -37,6 +102,14 @@ class Decision:
     node: the graph node at which it was declined, with shape and dtype; empty for a rewritten site.
     source: where the user's model computes it, as 'file.py:12, in forward: p = softmax(s, -1)'.
     file, line: the same as data, the path in full; empty and 0 if that is not known.
+    terms: the summands of the score, each with what it varies with ("content", "offset", "query", "key", "head",
+        "batch"), and "learned" where parameters are part of it.
+    lengths: the numbers of queries and keys, as they are now.
+    kernel: who computes it.
+    before, after: the names of the nodes that had, and have, its result.
+    given: what the mask does with the inputs that `explain` was given; None where that is not known.
+    heat: the bias by head and offset, where it depends on nothing else.
+    kind: what is recognised in it, as "soft cap 50, ALiBi, causal, documents"; empty if nothing is known of it.
     matched: what was found there, in one line.
     score_mod, mask_mod: the two functions as Python, as far as they could be worked out.
     captured: the names of the tensors that they read, in order: the path of a parameter or buffer in the model
@@ -61,6 +134,15 @@ class Decision:
     captured: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    kind: str = ""
+    terms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    lengths: tuple[int, ...] = ()
+    kernel: str = ""
+    before: str = field(default="", compare=False)
+    after: str = field(default="", compare=False)
+    given: Given | None = None
+    heat: Heat | None = field(default=None, compare=False, repr=False)
+    written: Code | None = field(default=None, compare=False, repr=False)
 
     @property
     def rewritten(self) -> bool:
@@ -75,6 +157,14 @@ class Decision:
         why = "" if self.rewritten else f" because {self.reason}" + (f", at {self.node}" if self.node else "")
         return f"{self.site} ({self.source}): {self.ending}{why}"
 
+    def code(self) -> str:
+        """The score_mod and the mask_mod as Python that runs with torch's own flex_attention, and a function
+        `attention(query, key, value)` that uses them on tensors (B, H, S, D). Comments name the tensors that they read.
+        Empty where no mods can be written."""
+        from flex_inductor.report.code import code
+
+        return code(self)
+
     def renamed(self, names: Mapping[str, str]) -> Decision:
         """The record with other names for tensors."""
         if not names:
@@ -85,10 +175,15 @@ class Decision:
             self, reason=rename(self.reason), node=rename(self.node), score_mod=rename(self.score_mod),
             mask_mod=rename(self.mask_mod), sparsity=rename(self.sparsity), notes=tuple(map(rename, self.notes)),
             captured=tuple(map(rename, self.captured)),
+            terms=tuple((rename(text), depends) for text, depends in self.terms),
+            written=self.written and self.written.renamed(names),
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
+        """The record as plain data."""
+        plain = dataclasses.asdict(dataclasses.replace(self, written=None, heat=None))
+        del plain["written"], plain["heat"]
+        return {**plain, "code": self.code()}
 
 
 @dataclass(frozen=True)

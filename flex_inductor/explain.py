@@ -22,6 +22,8 @@ import torch
 from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from flex_inductor.breaks import break_after, with_broken_sites
 from flex_inductor.decisions import Decision, Fallback, GraphReport
@@ -34,11 +36,12 @@ from flex_inductor.report.text import to_text
 @dataclass(frozen=True)
 class Asked:
     """What was asked for: the arguments of torch.compile. options: those that were given, and rewrite as it came out,
-    which the environment may set. devices: the types of those on which the graphs compute."""
+    which the environment may set. devices: the types of those on which the graphs compute. ran: whether it was run."""
 
     backend: str
     options: dict[str, Any]
     devices: tuple[str, ...]
+    ran: bool = True
 
     @property
     def searches(self) -> bool:
@@ -47,12 +50,13 @@ class Asked:
 
     def __str__(self) -> str:
         options = ", ".join(f'"{name}": {_quoted(value)}' for name, value in self.options.items())
-        on = f" does on {', '.join(self.devices)}" if self.devices else " does"
+        on = f" on {', '.join(self.devices)}" if self.devices else ""
+        on = f" does{on}" if self.ran else f" would do{on}, by shapes alone: nothing was run, and no code generated"
         return f'torch.compile(model, backend="{self.backend}", options={{{options}}}){on}'
 
     def as_dict(self) -> dict[str, Any]:
         options = {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.options.items()}
-        return {"backend": self.backend, "options": options, "devices": list(self.devices)}
+        return {"backend": self.backend, "options": options, "devices": list(self.devices), "ran": self.ran}
 
 
 def _quoted(value: object) -> str:
@@ -122,6 +126,19 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         return json.dumps(self.to_dict(), indent=indent)
 
+    def html(self, path: str | Path, title: str = "Attention of a model") -> Path:
+        """Writes the report as a page, one file that needs nothing else; returns its path."""
+        from flex_inductor.report.page import page
+
+        written = Path(path)
+        written.write_text(page(self, title), encoding="utf-8")
+        return written
+
+    def _repr_html_(self) -> str:
+        from flex_inductor.report.page import framed
+
+        return framed(self)
+
     def graphs(self, directory: str | Path) -> list[Path]:
         """Writes every graph before and after as text, DOT and SVG; returns the files."""
         return write_graphs(self.reports, Path(directory))
@@ -134,6 +151,7 @@ def explain(
     backend: BackendName = "flex",
     dynamic: bool | None = None,
     options: dict[str, Any] | None = None,
+    run: bool = True,
 ) -> Callable[..., Report]:
     """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done: what
     `torch.compile(model, backend=backend, options=options)` does with these arguments on their device.
@@ -141,6 +159,9 @@ def explain(
     model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
     caches handed in) happen, and grad mode and training mode are those of the caller.
     rewrite: the option of this name. Of a site that "auto" leaves, the report says what "always" would do.
+    run: False for a look at shapes alone. Nothing is computed and no code generated, so that sequences and models that
+    would not fit into memory take seconds; they may be fake tensors (torch._subclasses.FakeTensorMode). What the masks
+    do with these inputs is not known then, and no failure of code generation is found.
     backend: "flex" generates code, and so also finds what fails there; "flex_eager" does not, and does not ask what is
     fastest.
 
@@ -151,20 +172,28 @@ def explain(
     ours, settings = read(None, given)
     other = always(backend, ours, settings)
 
-    def run(*args: Any, **kwargs: Any) -> Report:
+    def report_of(*args: Any, **kwargs: Any) -> Report:
         before = dict(counters["graph_break"])
         isolation = _isolation()
         reports: list[GraphReport] = []
-        compiler = recording(backend, given, reports, other)
+        mode = None if run else _fake_mode(model, args, kwargs)
+        compiler = recording(backend, given, reports, other, mode)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
         with _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
         found = with_broken_sites(reports) if ours.rewrite != "never" else reports
-        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports))
+        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports), run)
         return Report(tuple(found), _breaks(before, reports), asked, _places(reports))
 
-    return run
+    return report_of
+
+
+def _fake_mode(model: Any, args: Any, kwargs: Any) -> FakeTensorMode:
+    """The mode of the fake tensors that a model or its arguments have, or a new one."""
+    members = list(model.state_dict().values()) if isinstance(model, torch.nn.Module) else []
+    tensors = [x for x in tree_leaves((members, args, kwargs)) if isinstance(x, FakeTensor)]
+    return tensors[0].fake_mode if tensors else FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _breaks(before: dict[str, int], reports: Sequence[GraphReport]) -> dict[str, int]:

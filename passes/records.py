@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.decisions import Decision, describe
+from flex_inductor.passes.describe.code import code_of
+from flex_inductor.passes.describe.kinds import kind_of
+from flex_inductor.passes.describe.source import frame_of, source_line
+from flex_inductor.passes.describe.terms import texts_of
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import called, rule_name
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.picture import picture
 from flex_inductor.passes.stages import Emitted, Ended, Stage
 from flex_inductor.passes.writers.text import TextWriter
 from flex_inductor.scalar import walk
 
-FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>[^\n]*)')
-RESUMED = re.compile(r"^torch_dynamo_resume_in_(\w+)_at_\d+$")
-"""What Dynamo calls the rest of a function after a graph break."""
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 MEMBER = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
-TORCH = re.compile(r"[/\\]torch[/\\](nn|_|functional)")
-
-
-def frame_of(node: fx.Node) -> re.Match[str] | None:
-    """Where the user's model computes a node: the innermost frame outside torch."""
-    origin = node.meta.get("origin") or node
-    frames = list(FRAME.finditer(origin.meta.get("stack_trace") or node.meta.get("stack_trace") or ""))
-    own = [f for f in frames if not TORCH.search(f["file"])] or frames
-    return own[-1] if own else None
-
-
-def source_line(node: fx.Node) -> str:
-    """Where the user's model computes a node, in one line."""
-    frame = frame_of(node)
-    if frame is None:
-        return f"node {(node.meta.get('origin') or node).name}"
-    short = "/".join(re.split(r"[/\\]", frame["file"])[-2:])
-    function = RESUMED.sub(r"\1", frame["function"])
-    return f"{short}:{frame['line']}, in {function}: {frame['code'].strip()}"
 
 
 def describe_anchor(found: Found) -> str:
@@ -60,15 +49,18 @@ def node_text(node: fx.Node | None) -> str:
 def decision(name: str, stage: Stage) -> Decision:
     """The decision record of a site at the end of the pipeline."""
     anchor, frame = stage.found.anchor, frame_of(stage.found.anchor)
+    site: Site | None = getattr(stage, "site", None)
     found = functools.partial(
         Decision, site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=captured(stage),
         file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
+        kind=unless_it_fails(kind_of, site) or "", terms=unless_it_fails(texts_of, site) or (),
+        lengths=unless_it_fails(lengths_of, site) or (), written=unless_it_fails(code_of, site),
     )  # fmt: skip
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
         return found(
             verdict="declined", reason=stage.why.reason, node=node_text(stage.why.node), score_mod=score_mod,
-            mask_mod=mask_mod,
+            mask_mod=mask_mod, before=(anchor.meta.get("origin") or anchor).name,
         )  # fmt: skip
     assert isinstance(stage, Emitted), f"a site ended as {stage}"
     score_mod, mask_mod = mods(stage.site)
@@ -76,8 +68,32 @@ def decision(name: str, stage: Stage) -> Decision:
     return found(
         verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
         sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
-        notes=stage.notes,
+        notes=stage.notes, kernel=kernel_of(stage), before=stage.result.dynamo.name, after=stage.value.name,
     )  # fmt: skip
+
+
+def kernel_of(stage: Emitted) -> str:
+    """Who computes a site that was rewritten."""
+    if stage.operator != "flex_attention":
+        return "the kernel that torch chooses for scaled_dot_product_attention"
+    return stage.kernel.note or ("torch's flex_attention" if stage.kernel.mask is None else "own kernel")
+
+
+def lengths_of(site: Site) -> tuple[int, ...]:
+    """The numbers of queries and keys, as they are now."""
+    value, at = site.candidate.result.meta["val"], site.at
+    return tuple(compat.number_now(value, at.size(s)) for s in (at.q, at.k))
+
+
+def unless_it_fails(describe_site: Callable[[Site], T], site: Site | None) -> T | None:
+    """A description of a site, None if there is none. A description that fails must not cost the rewriting."""
+    try:
+        return describe_site(site) if site is not None else None
+    except Declined:
+        return None
+    except Exception:
+        log.debug("a site could not be described", exc_info=True)
+        return None
 
 
 def captured(stage: Stage) -> tuple[str, ...]:

@@ -61,12 +61,17 @@ def asked(report: Report) -> Iterator[Text]:
 
 
 def groups(report: Report) -> Iterator[tuple[RenderableType, ...]]:
+    """The groups, each as a title and a table."""
+    for members in grouped(report):
+        yield _title(members), Padding(_details(shared([d for _, d in members])), (0, 0, 0, 2))
+
+
+def grouped(report: Report) -> list[list[tuple[str, Decision]]]:
     """Decisions that differ in nothing but their place and the names of what they read are shown once."""
     seen: dict[Decision, list[tuple[str, Decision]]] = {}
     for label, decision in _labelled(report):
         seen.setdefault(_kind(decision), []).append((label, decision))
-    for members in seen.values():
-        yield _title(members), Padding(_details(_shared([d for _, d in members])), (0, 0, 0, 2))
+    return list(seen.values())
 
 
 def _kind(decision: Decision) -> Decision:
@@ -75,7 +80,7 @@ def _kind(decision: Decision) -> Decision:
     return dataclasses.replace(decision.renamed(numbers), site="", node="")
 
 
-def _shared(members: list[Decision]) -> Decision:
+def shared(members: list[Decision]) -> Decision:
     """One decision for several: `blocks.*.attn.slopes` is read by each from a layer of its own."""
     first = members[0]
     columns = zip(*(d.captured for d in members), strict=True)
@@ -112,11 +117,15 @@ def _labelled(report: Report) -> Iterator[tuple[str, Decision]]:
 
 
 def _title(members: list[tuple[str, Decision]]) -> Text:
-    shown = ", ".join(_runs([label for label, _ in members]))
-    shown += f", {len(members)} layers alike" if len(members) > 2 else ""
-    decision = members[0][1]
+    shown, decision = names(members), members[0][1]
     style = "bold green" if decision.rewritten else "bold yellow"
     return Text.assemble("\n", (shown, "bold"), "  ", (decision.ending, style))
+
+
+def names(members: list[tuple[str, Decision]]) -> str:
+    """The sites of a group: `site0-site11, 12 layers alike`."""
+    shown = ", ".join(_runs([label for label, _ in members]))
+    return shown + (f", {len(members)} layers alike" if len(members) > 2 else "")
 
 
 def _runs(labels: list[str]) -> list[str]:
@@ -145,10 +154,13 @@ def _details(decision: Decision) -> Table:
         ("because", decision.reason),
         ("at node", decision.node),
         ("matched", decision.matched),
+        ("kind", decision.kind),
         ("score_mod", decision.score_mod),
         ("mask_mod", decision.mask_mod),
         ("sparsity", decision.sparsity),
         ("block map", "\n".join(decision.block_map) if len(decision.block_map) <= MAP_LINES else ""),
+        ("these inputs", str(decision.given) if decision.given else ""),
+        *_given_maps(decision),
         *(("note", note) for note in decision.notes),
     ]
     table = Table.grid(padding=(0, 2))
@@ -158,6 +170,13 @@ def _details(decision: Decision) -> Table:
         if value:
             table.add_row(Text(label, style="dim"), Text(readable(value)))
     return table
+
+
+def _given_maps(decision: Decision) -> Iterator[tuple[str, str]]:
+    """The block maps of the inputs, where they say more than the one of the formula."""
+    for label, lines in decision.given.maps if decision.given else ():
+        if lines != decision.block_map and len(lines) <= MAP_LINES:
+            yield "", "\n".join((*([label] if label else []), *lines))
 
 
 def readable(text: str) -> str:

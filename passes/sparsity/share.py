@@ -106,6 +106,7 @@ class Sparsity:
         told = [closed_form(self.normal, at.size(at.q), at.size(at.k), self.width)]
         told.append(f"{bounds[0]}{some:.0%} of the blocks of {self.width} attended, {bounds[1]}{full:.0%} full")
         told += [f"decided at run time by {', '.join(data)}"] if data else []
+        told += ["rows that lose all keys attend to every block"] if self.site.keep is not None else []
         return "; ".join(t for t in told if t)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from flex_inductor.cli import main
+from flex_inductor.cli import main, useful_line
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -100,7 +100,7 @@ def test_dump_between_the_passes(cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nothing", "'nothing' is neither MODULE:FACTORY nor hf:MODEL_TYPE"),
+        ("nothing", "'nothing' is none of MODULE:FACTORY, FILE.py:FACTORY and hf:MODEL_TYPE"),
         ("zoo_for_cli:nosuch", "zoo_for_cli has no factory 'nosuch'"),
         ("zoo_for_cli:fails", "zoo_for_cli:fails() failed: RuntimeError: out of cheese"),
         ("zoo_for_cli:no_tuple", "zoo_for_cli:no_tuple() must return (model, args) or (model, args, kwargs)"),
@@ -113,6 +113,81 @@ def test_every_kind_of_bad_target(cli, target: str, message: str) -> None:
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (
+            "zoo_for_cli:causal",
+            ("--length", "8"),
+            "--length is for hf: targets; zoo_for_cli:causal builds its",
+        ),
+        ("nosuch.py:make", (), "no file 'nosuch.py'"),
+        ("hf:meta-llama/Llama-3-8B", (), "'meta-llama/Llama-3-8B' looks like the name of a checkpoint, and nothing is"),
+        (
+            "hf:bert-base-uncased",
+            (),
+            "'bert-base-uncased' looks like the name of a checkpoint",
+        ),
+        ("hf:bert", ("--device", "nosuch"), "no device 'nosuch' here: RuntimeError"),
+        ("hf:bert", ("--config", "nosuch"), "nosuch has no configuration"),
+    ],
+)
+def test_every_kind_of_bad_option(cli, target: str, options: tuple[str, ...], message: str) -> None:
+    result = cli("explain", target, *options)
+    assert result.exit_code == 2 and result.stderr.startswith(f"Error: {message}"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_checkpoint_hint_names_the_type(cli) -> None:
+    assert "name its type (hf:llama)" in cli("explain", "hf:meta-llama/Llama-3-8B").stderr
+
+
+def test_a_factory_by_its_file(cli, tmp_path: Path) -> None:
+    (tmp_path / "fac.py").write_text("import beside\n\ndef make():\n    return beside.model, ()\n")
+    (tmp_path / "beside.py").write_text("import torch\n\ndef model():\n    return torch.ones(3)\n")
+    result = cli("explain", f"{tmp_path / 'fac.py'}:make", *EAGER)
+    assert result.exit_code == 0 and "No attention found" in result.stdout, result.output
+
+
+def test_a_hub_model_is_built_as_the_options_say(cli) -> None:
+    options = ("--length", "96", "--batch", "3", "--dtype", "bfloat16", "--padding", "left", "--layers", "3")
+    data = json.loads(cli("explain", "hf:gpt2", *options, "--json", *EAGER).stdout)
+    assert data["rewritten"] == 3
+    site = data["sites"][0]
+    assert site["matched"] == "_softmax (3, 4, 96, 96) bfloat16" and site["kind"] == "causal, padding"
+    labels = [label for label, _ in site["given"]["maps"]]
+    assert labels == ["sequence 0 and 1 more", "sequence 2"]
+
+
+def test_a_configuration_is_taken_as_it_is_and_fake_tensors_make_it_cheap(cli, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 4, "num_hidden_layers": 99}
+    config = {"model_type": "mistral", "sliding_window": 4096, "intermediate_size": 8192, "vocab_size": 32000, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = ("--config", str(tmp_path), "--layers", "2", "--length", "131072", "--batch", "1", "--fake", "--json")
+    result = cli("explain", "hf:mistral", *options)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert (data["rewritten"], data["ran"]) == (2, False)
+    assert data["sites"][0]["matched"] == "_softmax (1, 16, 131072, 131072) float32"
+    assert "window 4096" in data["sites"][0]["kind"]
+    wrong = cli("explain", "hf:gpt2", "--config", str(tmp_path))
+    assert wrong.stderr == f"Error: {tmp_path} is of type 'mistral', not 'gpt2'\n"
+
+
+def test_a_factory_is_looked_at_by_shapes_alone(cli) -> None:
+    result = cli("explain", "zoo_for_cli:long", "--fake")
+    assert result.exit_code == 0, result.stderr
+    assert "1 rewritten" in result.stdout and "nothing\nwas run" in result.stdout
+
+
+def test_the_useful_line_of_an_error_is_kept() -> None:
+    failed = "Dynamo failed to run FX node with fake tensors: call_function f(*(FakeTensor(...),), **{}): got "
+    fake = RuntimeError(failed + "RuntimeError('a and b cannot be multiplied (2x3 and 4x5)')\n\nfrom user code:")
+    assert useful_line(fake) == "RuntimeError: a and b cannot be multiplied (2x3 and 4x5)"
+    assert useful_line(ValueError("backend='f' raised:\nKeyError: 'x'\nmore")) == "KeyError: 'x'"
+    assert useful_line(ValueError("one\ntwo")) == "ValueError: one" and useful_line(KeyError()) == "KeyError"
 
 
 def test_without_transformers_it_says_how_to_get_it(cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flex_inductor
 from flex_inductor.decisions import Decision, GraphReport
@@ -320,3 +321,40 @@ def test_file_and_line_are_data(qkv) -> None:
     (site,) = explain(attend)(*qkv).to_dict()["sites"]
     assert site["file"] == __file__
     assert "scores.softmax(-1) @ v" in Path(__file__).read_text().splitlines()[site["line"] - 1]
+
+
+def test_shapes_alone_are_enough_for_long_sequences() -> None:
+    """Real numbers in, fake ones between the graphs, and out."""
+    q = torch.randn(1, 2, 131072, 8)
+    with torch.no_grad():
+        report = flex_inductor.explain(broken, run=False, rewrite="always")(q, q, q)
+    assert [s.rewritten for s in report.sites] == [True, True] and len(report.reports) == 2
+    assert "would do on cpu, by shapes alone" in " ".join(str(report).split()) and report.to_dict()["ran"] is False
+    assert all(s.given is None for s in report.sites)
+
+
+def test_fake_tensors_are_taken_as_they_are() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = torch.nn.Linear(4096, 4096)
+
+        def forward(self, x):
+            return attend(*(self.q(x).unflatten(-1, (32, 128)).transpose(1, 2),) * 3)
+
+    with FakeTensorMode():
+        model, x = Layer(), torch.randn(1, 65536, 4096)
+    with torch.no_grad():
+        (site,) = flex_inductor.explain(model, run=False, rewrite="always")(x).sites
+    assert site.rewritten and site.lengths == (65536, 65536)
+
+
+def test_what_is_not_run_changes_nothing() -> None:
+    def counting(q, k, v, seen):
+        seen.add_(1)
+        return attend(q, k, v)
+
+    seen = torch.zeros(3)
+    with torch.no_grad():
+        flex_inductor.explain(counting, run=False)(*(torch.randn(1, 2, 16, 8) for _ in range(3)), seen)
+    assert seen.eq(0).all()

@@ -26,6 +26,10 @@ def causal() -> tuple[Any, ...]:
     return Attention(), heads()
 
 
+def long() -> tuple[Any, ...]:
+    return Attention(), heads(131072)
+
+
 def by_name() -> tuple[Any, ...]:
     return Attention(), (), dict(zip("qkv", heads(), strict=True))
 
