@@ -1,11 +1,12 @@
 """flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what
 it did."""
 
-from flex_inductor import compat
+from flex_inductor import compat, mods
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
+from flex_inductor.vary import VaryError, vary
 from flex_inductor.version import __version__
 
 compat.announce(flex="flex_inductor.backend:flex", flex_eager="flex_inductor.backend:flex_eager")
@@ -15,10 +16,13 @@ __all__ = [
     "Fallback",
     "FallbackWarning",
     "GraphReport",
+    "VaryError",
     "__version__",
     "create_block_mask",
     "explain",
     "flex",
     "flex_eager",
     "listen",
+    "mods",
+    "vary",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -36,11 +37,16 @@ def recording(
     """The backend as a new function. Dynamo reuses what it compiled for an equal backend, and there would be nothing to
     report. reports: to which the reports of graphs are added. other: what `always` gave."""
     chosen = {"flex": backends.flex, "flex_eager": backends.flex_eager}[name]
+    return noted(functools.partial(chosen, options=dict(options)), reports, other)
+
+
+def noted(compiler: Callable[..., Any], reports: list[GraphReport], other: Backend | None = None) -> Callable[..., Any]:
+    """Any backend that publishes reports, as a new function that adds them to a list."""
 
     def compile_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         given = passes.copy_of(gm)  # compilers change what they are given
         with listen() as own:
-            compiled = chosen(gm, example_inputs, options=dict(options))
+            compiled: Callable[..., Any] = compiler(gm, example_inputs)
         reports.extend(_with_other(r, given, other) if other is not None else r for r in own)
         return compiled
 

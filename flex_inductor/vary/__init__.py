@@ -1,0 +1,135 @@
+"""vary: a model with another mask or another score at some of its attention sites.
+
+narrow = flex_inductor.vary(model, {"encoder.layer.*": mods.window(256)})
+out = narrow(x)                          # the numbers are others: the model itself is unchanged
+print(flex_inductor.explain(narrow)(x))  # both formulas
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from flex_inductor import backend as backends
+from flex_inductor import passes
+from flex_inductor.compat import eager
+from flex_inductor.compat.dynamic import frame_number
+from flex_inductor.decisions import publish
+from flex_inductor.explain import _isolation, _uncompiled
+from flex_inductor.lowering import choose
+from flex_inductor.mods import Mod
+from flex_inductor.options import read
+from flex_inductor.places import Pattern, Places
+from flex_inductor.recording import BackendName
+from flex_inductor.request import Backend
+from flex_inductor.vary.inputs import drop_unread, with_inputs
+from flex_inductor.vary.step import Change, VaryError, Varying
+
+__all__ = ["Varied", "VaryError", "vary"]
+
+
+def vary(
+    model: Callable[..., Any],
+    changes: Mapping[Pattern, Mod],
+    *,
+    backend: BackendName = "flex",
+    dynamic: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Varied:
+    """A model whose attention has another mask or another score at the named sites.
+
+    model: a module or a function; it stays as it is, and shares its parameters with the result.
+    changes: from the number of a site, or a glob for the path of a module that it lies in, to a mod
+        (`flex_inductor.mods`). A site that several name gets all of them, in this order. Masks hold beside the model's
+        own, unless they are `mods.instead`; scores are computed from the model's own, biases included.
+    backend, dynamic, options: as for torch.compile. Everything that can be rewritten is.
+
+    The result is called as the model is. It is a module: its `parameters()` are those of the model and those of the
+    mods that are `nn.Parameter`s, and it trains where the backend trains. Raises VaryError at a call where a name fits
+    no site, and where a site cannot be changed."""
+    return Varied(model, changes, backend, dynamic, dict(options or {}))
+
+
+class Varied(nn.Module):
+    """What `vary` returns."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        changes: Mapping[Pattern, Mod],
+        backend: BackendName,
+        dynamic: bool | None,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.changes = dict(changes)
+        inner = _uncompiled(model)
+        self.places = Places.of(getattr(inner, "__self__", inner))
+        for i, tensor in enumerate(self.tensors()):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"varied_{i}", tensor)
+        compiler = self.compiler_for(backend, options)
+        self.__dict__["run"] = torch.compile(inner, backend=compiler, dynamic=dynamic, **_isolation())
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors of all mods, each once."""
+        return list({id(t): t for mod in self.changes.values() for t in mod.tensors}.values())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch._dynamo.config.patch(UNLIMITED):
+                result = self.run(*args, **kwargs)
+        except BackendCompilerFailed as failure:
+            if isinstance(failure.inner_exception, VaryError):
+                raise failure.inner_exception from None
+            raise
+        unknown = self.places.unmatched(self.changes)
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            raise VaryError(f"no attention site is named {names}; there are\n{self.places.listing()}")
+        return result
+
+    def compiler_for(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+        """The backend of a name, which varies each graph that Dynamo gives it."""
+        ours, settings = read(None, {**options, "rewrite": "always", "on_failure": "raise"})
+        known: dict[str, tuple[Backend, Callable[..., Any]]] = {
+            "flex": (
+                choose.answers(ours, settings),
+                functools.partial(backends.compile_with_inductor, settings=settings),
+            ),
+            "flex_eager": (backends.eager_answers(ours), eager.aot_eager),
+        }
+        if name not in known:
+            raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")
+        answers, compiler = known[name]
+
+        def compile_graph(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+            tensors = self.tensors()
+            with_mods, added = with_inputs(gm, tensors)
+            names = {id(t): n for n, t in added.items()}
+            changes = [
+                Change(p, m, tuple(names[id(t)] for t in m.tensors) if added else ()) for p, m in self.changes.items()
+            ]
+            learns = any(t.requires_grad for t in tensors)
+            varying = Varying(changes, self.places, self.places.start(frame_number()), learns)
+            try:
+                report = passes.rewrite(with_mods, answers.refuse, answers.choose, answers.prefer, varying.pipeline)
+            except passes.PassFailed as failure:
+                raise failure.__cause__ or failure from None
+            publish(report)
+            after = passes.copy_of(report.after)
+            read_by = drop_unread(after, added)
+            compiled = compiler(after, [*inputs, *read_by])
+            return lambda *args: compiled(*args, *read_by)
+
+        return compile_graph
+
+
+UNLIMITED = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20}
+"""Dynamo runs a model as it is, and so unvaried, once it has compiled it too often."""
