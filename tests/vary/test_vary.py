@@ -123,6 +123,14 @@ def test_a_mask_that_is_data_stays(fill: float, mod: mods.Mod) -> None:
     assert torch.allclose(varied.where(rows, 0), by_hand.where(rows, 0), atol=2e-6)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_are_heads_whatever_the_batch(batch: int) -> None:
+    mod, edit, keep = CASES["one_head"]
+    x = tokens()[:batch]
+    by_hand = edited(Model(), (1,), edit, keep)(x)
+    assert torch.allclose(vary(Model(), {1: mod})(x), by_hand, atol=2e-6)
+
+
 def test_sink() -> None:
     def by_hand(x: torch.Tensor) -> torch.Tensor:
         scores = (x @ x.mT).masked_fill(~CAUSAL, -torch.inf)
