@@ -6,6 +6,7 @@ from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
+from flex_inductor.look import Look, look
 from flex_inductor.vary import VaryError, vary
 from flex_inductor.version import __version__
 
@@ -16,6 +17,7 @@ __all__ = [
     "Fallback",
     "FallbackWarning",
     "GraphReport",
+    "Look",
     "VaryError",
     "__version__",
     "create_block_mask",
@@ -23,6 +25,7 @@ __all__ = [
     "flex",
     "flex_eager",
     "listen",
+    "look",
     "mods",
     "vary",
 ]

@@ -19,11 +19,12 @@ from flex_inductor import backend as backends
 from flex_inductor import passes
 from flex_inductor.compat import eager
 from flex_inductor.compat.dynamic import frame_number
-from flex_inductor.decisions import publish
+from flex_inductor.decisions import GraphReport, publish
 from flex_inductor.explain import _isolation, _uncompiled
 from flex_inductor.lowering import choose
 from flex_inductor.mods import Mod
 from flex_inductor.options import read
+from flex_inductor.passes.run import Pipeline
 from flex_inductor.places import Pattern, Places
 from flex_inductor.recording import BackendName
 from flex_inductor.request import Backend
@@ -110,25 +111,33 @@ class Varied(nn.Module):
         answers, compiler = known[name]
 
         def compile_graph(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-            tensors = self.tensors()
-            with_mods, added = with_inputs(gm, tensors)
-            names = {id(t): n for n, t in added.items()}
-            changes = [
-                Change(p, m, tuple(names[id(t)] for t in m.tensors) if added else ()) for p, m in self.changes.items()
-            ]
-            learns = any(t.requires_grad for t in tensors)
-            varying = Varying(changes, self.places, self.places.start(frame_number()), learns)
-            try:
-                report = passes.rewrite(with_mods, answers.refuse, answers.choose, answers.prefer, varying.pipeline)
-            except passes.PassFailed as failure:
-                raise failure.__cause__ or failure from None
+            report, after, tensors = self.rewritten(gm, answers)
             publish(report)
-            after = passes.copy_of(report.after)
-            read_by = drop_unread(after, added)
-            compiled = compiler(after, [*inputs, *read_by])
-            return lambda *args: compiled(*args, *read_by)
+            compiled = compiler(after, [*inputs, *tensors])
+            return lambda *args: compiled(*args, *tensors)
 
         return compile_graph
+
+    def rewritten(
+        self, gm: fx.GraphModule, answers: Backend, more: Pipeline = ()
+    ) -> tuple[GraphReport, fx.GraphModule, list[torch.Tensor]]:
+        """What becomes of a Dynamo graph: the report, the graph, and the tensors that it takes behind its inputs. more:
+        steps of the pipeline behind the change. Raises VaryError."""
+        tensors = self.tensors()
+        with_mods, added = with_inputs(gm, tensors)
+        names = {id(t): n for n, t in added.items()}
+        changes = [
+            Change(p, m, tuple(names[id(t)] for t in m.tensors) if added else ()) for p, m in self.changes.items()
+        ]
+        learns = any(t.requires_grad for t in tensors)
+        varying = Varying(changes, self.places, self.places.start(frame_number()), learns)
+        given = answers.refuse, answers.choose, answers.prefer
+        try:
+            report = passes.rewrite(with_mods, *given, varying.pipeline(more))
+        except passes.PassFailed as failure:
+            raise failure.__cause__ or failure from None
+        after = passes.copy_of(report.after)
+        return report, after, drop_unread(after, added)
 
 
 UNLIMITED = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20}

@@ -48,11 +48,10 @@ class Varying:
     learns: bool
     chosen: dict[fx.Node, Place] = field(default_factory=dict)
 
-    @property
-    def pipeline(self) -> Pipeline:
-        """The pipeline with two more steps."""
+    def pipeline(self, more: Pipeline = ()) -> Pipeline:
+        """The pipeline with two more steps. more: steps behind the change."""
         place = [name for name, _ in PIPELINE].index("lift") + 1
-        return (*PIPELINE[:place], ("vary", self.vary), *PIPELINE[place:], ("insist", self.insist))
+        return (*PIPELINE[:place], ("vary", self.vary), *more, *PIPELINE[place:], ("insist", self.insist))
 
     def vary(self, state: State) -> State:
         """Changes the chosen sites, and notes that gradients may flow through all."""
