@@ -53,21 +53,22 @@ class Look:
                 return site
         raise KeyError(number)
 
-    def probabilities(self, site: int, head: int) -> torch.Tensor:
-        """All probabilities of a head, (batch, queries, keys), exactly. The model runs again for them."""
-        number, heads = self[site].place.number, self[site].heads
-        if not 0 <= head < heads:
-            raise IndexError(f"site {site} has {heads} heads")
+    def probabilities(self, site: int, head: int | None = None) -> torch.Tensor:
+        """All probabilities of a head, (batch, queries, keys), or of all heads, (batch, heads, queries, keys), exactly.
+        The model runs again for them."""
+        number, count = self[site].place.number, self[site].heads
+        if head is not None and not 0 <= head < count:
+            raise IndexError(f"site {site} has {count} heads")
+        heads = slice(0, count) if head is None else slice(head, head + 1)
         found: list[torch.Tensor] = []
 
         def keep(place: Place, attention: Attention) -> None:
             batch, _, queries, _ = attention.sizes
-            whole = slice(head, head + 1), slice(0, queries)
-            found.append(torch.cat([attention.probabilities(b, *whole) for b in range(batch)]))
+            found.append(torch.stack([attention.probabilities(b, heads, slice(0, queries)) for b in range(batch)]))
 
         assert self.again is not None
         self.again(keep, number)
-        return found[0]
+        return found[0] if head is None else found[0][:, 0]
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat record for each head of each site: `pandas.DataFrame(seen.rows())`."""
@@ -125,7 +126,7 @@ def backend(observing: Observing, varied: Varied | None) -> Callable[..., Any]:
 
     def watched(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         if varied is not None:
-            _, after, tensors = varied.rewritten(gm, eager_answers(Options(rewrite="always")), observing.step)
+            _, _, after, tensors = varied.rewritten(gm, eager_answers(Options(rewrite="always")), observing.step)
             return lambda *args: after.forward(*args, *tensors)
         with deep():
             forward: Callable[..., Any] = (

@@ -43,8 +43,9 @@ def render(look: Look) -> RenderableType:
 
 def title(site: SiteLook) -> Text:
     """What the site is."""
-    sizes = f"{site.queries} queries, {site.keys} keys"
-    return Text.assemble((f"site {site.place.number}", "bold"), f"  {site.place.module or site.place.source}, {sizes}")
+    place = site.place
+    named = f"  {site.queries} queries, {site.keys} keys, {place.module or place.source}"
+    return Text.assemble((f"site {place.number}", "bold"), named, no_wrap=True, overflow="ellipsis")
 
 
 def table(site: SiteLook, look: Look) -> Table:

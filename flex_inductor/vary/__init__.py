@@ -7,6 +7,7 @@ print(flex_inductor.explain(narrow)(x))  # both formulas
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from flex_inductor.lowering import choose
 from flex_inductor.mods import Mod
 from flex_inductor.options import read
 from flex_inductor.passes.run import Pipeline
-from flex_inductor.places import Pattern, Places
+from flex_inductor.places import Pattern, Place, Places
 from flex_inductor.recording import BackendName
 from flex_inductor.request import Backend
 from flex_inductor.vary.inputs import drop_unread, with_inputs
@@ -70,6 +71,8 @@ class Varied(nn.Module):
         super().__init__()
         self.model = model
         self.changes = dict(changes)
+        self.settings = backend, dynamic, options
+        self.ran: set[Place] = set()
         inner = _uncompiled(model)
         self.places = Places.of(getattr(inner, "__self__", inner))
         for i, tensor in enumerate(self.tensors()):
@@ -82,9 +85,14 @@ class Varied(nn.Module):
         """The tensors of all mods, each once."""
         return list({id(t): t for mod in self.changes.values() for t in mod.tensors}.values())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Varied:
+        return Varied(copy.deepcopy(self.model, memo), copy.deepcopy(self.changes, memo), *self.settings)
+
+    @torch.compiler.disable  # another backend would compile the model as it is
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.ran.clear()
         try:
-            with torch._dynamo.config.patch(UNLIMITED):
+            with torch._dynamo.config.patch(ALWAYS):
                 result = self.run(*args, **kwargs)
         except BackendCompilerFailed as failure:
             if isinstance(failure.inner_exception, VaryError):
@@ -94,6 +102,8 @@ class Varied(nn.Module):
         if unknown:
             names = ", ".join(map(repr, unknown))
             raise VaryError(f"no attention site is named {names}; there are\n{self.places.listing()}")
+        if self.changes and not self.ran:
+            raise VaryError("the model was not compiled, so that none of its sites was varied")
         return result
 
     def compiler_for(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -111,18 +121,23 @@ class Varied(nn.Module):
         answers, compiler = known[name]
 
         def compile_graph(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-            report, after, tensors = self.rewritten(gm, answers)
+            varying, report, after, tensors = self.rewritten(gm, answers)
             publish(report)
             compiled = compiler(after, [*inputs, *tensors])
-            return lambda *args: compiled(*args, *tensors)
+
+            def run_graph(*args: Any) -> Any:
+                self.ran.update(varying.chosen.values())
+                return compiled(*args, *tensors)
+
+            return run_graph
 
         return compile_graph
 
     def rewritten(
         self, gm: fx.GraphModule, answers: Backend, more: Pipeline = ()
-    ) -> tuple[GraphReport, fx.GraphModule, list[torch.Tensor]]:
-        """What becomes of a Dynamo graph: the report, the graph, and the tensors that it takes behind its inputs. more:
-        steps of the pipeline behind the change. Raises VaryError."""
+    ) -> tuple[Varying, GraphReport, fx.GraphModule, list[torch.Tensor]]:
+        """What becomes of a Dynamo graph: what was done, the report, the graph, and the tensors that it takes behind
+        its inputs. more: steps of the pipeline behind the change. Raises VaryError."""
         tensors = self.tensors()
         with_mods, added = with_inputs(gm, tensors)
         names = {id(t): n for n, t in added.items()}
@@ -137,8 +152,8 @@ class Varied(nn.Module):
         except passes.PassFailed as failure:
             raise failure.__cause__ or failure from None
         after = passes.copy_of(report.after)
-        return report, after, drop_unread(after, added)
+        return varying, report, after, drop_unread(after, added)
 
 
-UNLIMITED = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20}
-"""Dynamo runs a model as it is, and so unvaried, once it has compiled it too often."""
+ALWAYS = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20, "suppress_errors": False}
+"""Dynamo runs a model as it is, and so unvaried, once it has compiled it too often, and after errors if told to."""

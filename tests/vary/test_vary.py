@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -266,6 +267,32 @@ def test_the_model_itself_stays() -> None:
     vary(model, {"*": mods.window(2)})(x)
     assert torch.equal(model(x), before)
     assert torch.allclose(torch.compile(model, backend="flex_eager")(x), before, atol=2e-6)
+
+
+def test_inside_another_compilation() -> None:
+    """Another backend would compile the model as it is."""
+    x = tokens()
+    expected = edited(Model(), (0, 1, 2), None, NEAR)(x)
+    compiled = torch.compile(vary(Model(), {"*": mods.window(5)}), backend="eager")
+    assert torch.allclose(compiled(x), expected, atol=2e-6)
+    assert torch.allclose(torch.compile(lambda x: 2 * compiled(x), backend="eager")(x), 2 * expected, atol=4e-6)
+
+
+def test_a_model_that_is_not_compiled_is_an_error() -> None:
+    varied, x = vary(Model(), {"*": mods.window(5)}), tokens()
+    varied(x)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(VaryError, match="was not compiled"):
+        varied(x)
+
+
+def test_a_copy_has_parameters_of_its_own() -> None:
+    x, width = tokens(), nn.Parameter(torch.tensor(3.0))
+    varied = vary(Model(), {1: mods.prior(lambda b, h, q, k, w: -(((q - k) / w) ** 2), width)})
+    before, other = varied(x), copy.deepcopy(varied)
+    assert torch.equal(other(x), before)
+    with torch.no_grad():
+        other.varied_0.mul_(2)
+    assert not torch.allclose(other(x), before) and torch.equal(varied(x), before)
 
 
 @pytest.mark.compile
