@@ -70,6 +70,17 @@ class Look:
         self.again(keep, number)
         return found[0] if head is None else found[0][:, 0]
 
+    def across(self) -> tuple[list[tuple[int, int]], torch.Tensor]:
+        """What heads of different layers have in common: (site, head) of every head of the sites that have the sizes of
+        the first one, and the overlap of each two. It is that of the pooled maps: an upper bound, and exact for one
+        sequence of at most 128 tokens."""
+        alike = [s for s in self.sites if (s.queries, s.keys) == (self.sites[0].queries, self.sites[0].keys)]
+        heads = [(s.place.number, h) for s in alike for h in range(s.heads)]
+        maps = [s.pooled[h] for s in alike for h in range(s.heads)]
+        rows = max(1, int((maps[0].sum(1) > 0).sum())) if maps else 1
+        lines = [torch.stack([torch.minimum(a, b).sum() / rows for b in maps]) for a in maps]
+        return heads, torch.stack(lines) if lines else torch.zeros(0, 0)
+
     def rows(self) -> list[dict[str, Any]]:
         """A flat record for each head of each site: `pandas.DataFrame(seen.rows())`."""
         return [row for site in self.sites for row in site.rows(self.tokens)]

@@ -146,6 +146,15 @@ def test_heads_that_do_the_same_and_a_head_alone() -> None:
     assert site.alone[2] > 0.5 and site.diagonal[2] > 0.99 and site.entropy[2].exp() < 1.1
 
 
+def test_heads_across_layers() -> None:
+    q, k, v = (x[:1] for x in qkv())
+    heads, overlap = look(lambda q, k, v: attend(attend(q, k, v), k, v))(q, k, v).across()
+    assert heads == [(site, head) for site in range(2) for head in range(4)]
+    first = (q @ k.mT * 8**-0.5).softmax(-1)
+    both = torch.cat([first, (first @ v @ k.mT * 8**-0.5).softmax(-1)], 1)
+    assert torch.allclose(overlap, by_hand(both)["overlap"], atol=1e-6)
+
+
 def test_a_head_that_counts() -> None:
     """One that looks at all keys alike covers the sequence; one that looks at the first key covers one."""
     q, k, v = torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
