@@ -1,11 +1,13 @@
 """flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what
 it did."""
 
-from flex_inductor import compat, integrations
+from flex_inductor import compat, integrations, mods
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
+from flex_inductor.look import Look, look
+from flex_inductor.vary import VaryError, vary
 from flex_inductor.version import __version__
 
 compat.announce(flex="flex_inductor.backend:flex", flex_eager="flex_inductor.backend:flex_eager")
@@ -15,6 +17,8 @@ __all__ = [
     "Fallback",
     "FallbackWarning",
     "GraphReport",
+    "Look",
+    "VaryError",
     "__version__",
     "create_block_mask",
     "explain",
@@ -22,4 +26,7 @@ __all__ = [
     "flex_eager",
     "integrations",
     "listen",
+    "look",
+    "mods",
+    "vary",
 ]

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from flex_inductor.breaks import break_after, with_broken_sites
 from flex_inductor.decisions import Decision, Fallback, GraphReport
 from flex_inductor.options import read
-from flex_inductor.recording import BackendName, always, recording
+from flex_inductor.recording import BackendName, always, noted, recording
 from flex_inductor.report.graphs import write_graphs
 from flex_inductor.report.text import to_text
 
@@ -168,7 +168,9 @@ def explain(
     Whatever the model raises is raised here.
     """
     inner = _uncompiled(model)
+    varied = getattr(model, "compiler_for", None)  # of flex_inductor.vary, which rewrites whatever it can
     given = {**(options or {}), **({} if rewrite is None else {"rewrite": rewrite})}
+    given |= {"rewrite": "always"} if varied else {}
     ours, settings = read(None, given)
     other = always(backend, ours, settings)
 
@@ -177,7 +179,10 @@ def explain(
         isolation = _isolation()
         reports: list[GraphReport] = []
         mode = None if run else _fake_mode(model, args, kwargs)
-        compiler = recording(backend, given, reports, other, mode)
+        if varied is not None:
+            compiler = noted(varied(backend if run else "flex_eager", given), reports, mode=mode)
+        else:
+            compiler = recording(backend, given, reports, other, mode)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
         with _shapes_forgotten(), unlimited:
@@ -222,8 +227,11 @@ def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
 
 
 def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win."""
-    inner: Any = getattr(model, "_orig_mod", model)
+    """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win, or below
+    `vary(model, ...)`."""
+    inner: Any = model
+    inner = inner.model if hasattr(inner, "compiler_for") else inner
+    inner = getattr(inner, "_orig_mod", inner)
     if getattr(inner, "_compiled_call_impl", None) is not None:
         return inner._call_impl
     return innermost_fn(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -47,11 +48,21 @@ def recording(
     report. reports: to which the reports of graphs are added. other: what `always` gave. mode: if given, no code is
     generated, and graphs run on its fake tensors, which have shapes and no numbers."""
     chosen = {"flex": backends.flex, "flex_eager": backends.flex_eager}[name] if mode is None else _rewriting(name)
+    return noted(functools.partial(chosen, options=dict(options)), reports, other, mode)
+
+
+def noted(
+    compiler: Callable[..., Any],
+    reports: list[GraphReport],
+    other: Backend | None = None,
+    mode: FakeTensorMode | None = None,
+) -> Callable[..., Any]:
+    """Any backend that publishes reports, as a new function that adds them to a list."""
 
     def compile_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         given = passes.copy_of(gm)  # compilers change what they are given
         with listen() as own:
-            compiled = chosen(gm, example_inputs, options=dict(options))
+            compiled: Callable[..., Any] = compiler(gm, example_inputs)
         start = len(reports)
         reports.extend(_with_other(r, given, other) if other is not None else r for r in own)
         if mode is not None:

@@ -13,17 +13,23 @@ from torch import fx
 from flex_inductor.decisions import GraphReport
 from flex_inductor.passes import steps
 from flex_inductor.passes.lift.lifter import deep
-from flex_inductor.passes.run import PassFailed, Run, State, copy_of, unwatched, watch
+from flex_inductor.passes.run import PassFailed, Pipeline, Run, State, copy_of, unwatched, watch
 from flex_inductor.request import Backend, Choice, Preference, Refusal, never, torchs
 
 __all__ = ["PassFailed", "State", "copy_of", "rewrite", "unwatched", "watch"]
 
 
-def rewrite(gm: fx.GraphModule, refuse: Refusal, choose: Choice = torchs, prefer: Preference = never) -> GraphReport:
+def rewrite(
+    gm: fx.GraphModule,
+    refuse: Refusal,
+    choose: Choice = torchs,
+    prefer: Preference = never,
+    pipeline: Pipeline = steps.PIPELINE,
+) -> GraphReport:
     """Rewrites the attention of a Dynamo graph wherever the backend allows it. Raises PassFailed.
 
     The report's `after` is the new graph, or gm itself if nothing was rewritten."""
-    run = Run(steps.PIPELINE, Backend(refuse, choose, prefer))
+    run = Run(pipeline, Backend(refuse, choose, prefer))
     with deep():
         after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)

@@ -121,13 +121,17 @@ class Run:
         state = State(copy, self.backend)
         for name, step in self.pipeline:
             state = self.take(name, step, state)
-        found = [records.decision(f"site{i}", s) for i, s in enumerate(state.sites, len(self.decisions))]
-        names = records.paths(gm.graph)
-        self.decisions += [d.renamed(names) for d in found]
-        self.changed |= any(d.rewritten for d in found)
+        self.note(state, gm.graph)
         copy.graph.lint()
         copy.recompile()
         return copy
+
+    def note(self, state: State, given: fx.Graph) -> None:
+        """Adds the decisions about the sites of a graph. given: the graph as it was."""
+        found = [records.decision(f"site{i}", s) for i, s in enumerate(state.sites, len(self.decisions))]
+        names = records.paths(given)
+        self.decisions += [d.renamed(names) for d in found]
+        self.changed |= any(d.rewritten for d in found)
 
     def take(self, name: str, step: Step, state: State) -> State:
         """Runs one step and its observers. Raises PassFailed."""

@@ -1,4 +1,4 @@
-"""The command line: explain a model, dump its graphs, run the demo.
+"""The command line: explain a model, dump its graphs, look at its heads, run the demo.
 
 A TARGET is `MODULE:FACTORY` or `FILE.py:FACTORY`, where FACTORY() returns (model, args) or (model, args, kwargs), or
 `hf:MODEL_TYPE`, a tiny random-weight transformers model. Bad input is one line on stderr and exit code 2.
@@ -124,6 +124,30 @@ def dump(asked: Asked, out: Path, between: bool) -> None:
         raise BadInput(f"cannot write to {out}: {error.strerror}") from error
     for path in written:
         click.echo(path)
+
+
+@main.command()
+@click.argument("target")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def look(target: str, as_json: bool) -> None:
+    """Say what the heads of TARGET attend to."""
+    import torch
+    from rich.console import Console
+
+    from flex_inductor.look import look as look_at
+    from flex_inductor.look.text import render
+
+    model, args, kwargs = load(target)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    try:
+        seen = look_at(model)(*args, **kwargs)
+    except Exception as error:
+        raise BadInput(f"{target} does not run: {_line(error)}") from error
+    if as_json or not sys.stdout.isatty():
+        click.echo(seen.to_json() if as_json else str(seen))
+        return
+    Console().print(render(seen))
 
 
 @main.command()

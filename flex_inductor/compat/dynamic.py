@@ -53,6 +53,20 @@ def number_now(value: torch.Tensor, size: sympy.Expr) -> int:
     return int(size.xreplace({s: sympy.Integer(n) for s, n in numbers.items()}))
 
 
+def size_now(value: torch.Tensor, size: sympy.Expr) -> int | torch.SymInt:
+    """A size as the program's tensors have it. value: any fake tensor of the program."""
+    if size.is_Integer:
+        return int(size)
+    symbolic: torch.SymInt = value.fake_mode.shape_env.create_symintnode(size, hint=number_now(value, size))
+    return symbolic
+
+
+def frame_number() -> int | None:
+    """The number of the frame that Dynamo compiles, which is the same when it compiles the frame again."""
+    known = torch._guards.CompileContext.current_compile_id()
+    return None if known is None else known.frame_id
+
+
 def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
     """The present value of a symbolic size. The method was renamed in 2.13."""
     hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -29,8 +29,10 @@ def construct(op: str, args: tuple[Any, ...], dtype: torch.dtype) -> Expr:
     return Expr(op, args, dtype)
 
 
-def substitute(x: Expr, index_map: Callable[[sympy.Expr], sympy.Expr]) -> Expr:
-    """x with every index expression mapped; atoms are rebuilt."""
+def substitute(
+    x: Expr, index_map: Callable[[sympy.Expr], sympy.Expr], given: Mapping[Expr, Expr] | None = None
+) -> Expr:
+    """x with every index expression mapped; atoms are rebuilt. given: expressions, and what takes their place."""
 
     def entry(e: sympy.Expr) -> sympy.Expr:
         atoms = {a: integer(rebuild(a.expr)) for a in e.atoms(Atom)}
@@ -50,5 +52,5 @@ def substitute(x: Expr, index_map: Callable[[sympy.Expr], sympy.Expr]) -> Expr:
             return tuple(entry(e) if isinstance(e, sympy.Expr) else e for e in a)
         return a
 
-    memo: dict[Expr, Expr] = {}
+    memo = dict(given or {})
     return rebuild(x)

@@ -30,13 +30,15 @@ aten = torch.ops.aten
 class Result:
     """The value that an attention replaces. product: the product with the values, or the SDPA call. views: those behind
     it. dynamo: the Dynamo node of the value; if `hidden`, the Dynamo node that the value is inside of. moved: whether
-    the value is given another shape in place, later on."""
+    the value is given another shape in place, later on. learns: whether gradients are to flow although Dynamo saw
+    nothing that requires one."""
 
     product: fx.Node
     views: tuple[fx.Node, ...]
     dynamo: fx.Node
     hidden: bool = False
     moved: bool = False
+    learns: bool = False
 
     @property
     def node(self) -> fx.Node:
@@ -54,7 +56,7 @@ class Result:
         """Whether gradients will flow through the value. Of some calls Dynamo does not know the value; then it is
         whether they flow to what the call is given."""
         values = tensors(self.dynamo) or [v for n in self.dynamo.all_input_nodes for v in tensors(n)]
-        return bool(self.node.meta["grad"] and any(v.requires_grad for v in values))
+        return bool(self.node.meta["grad"] and (self.learns or any(v.requires_grad for v in values)))
 
 
 def tensors(node: fx.Node) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 from flex_inductor.passes.lift.layout import digits, sources
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Operand
-from flex_inductor.scalar.indices import Sizes, position, same
+from flex_inductor.scalar.indices import Sizes, position, same, size_expr
 
 
 @dataclass(frozen=True)
@@ -124,23 +124,38 @@ def split_heads(o: Operands) -> HeadSplit:
     groups = 0
     while groups < len(parts) and parts[-1 - groups].symbol in shared:
         groups += 1
-    return _numbered(outer_parts, upper, groups, rows, row_first)
+    return _numbered(outer_parts, upper, groups, rows, row_first, batch_of_one(o))
+
+
+def batch_of_one(o: Operands) -> bool:
+    """Whether a dimension of size one stands before the batch of the product: the batch of one sequence, so that the
+    product's batch is nothing but heads."""
+    for operand in (*o.queries, *o.keys, o.value):
+        for source in sources(operand, o.storage, o.sizes):
+            shape = source.node.meta["val"].shape
+            place = next((i for i, e in enumerate(source.index) if e.has(o.outer)), 0)
+            if any(size_expr(n) == 1 for n in shape[:place]):
+                return True
+    return False
 
 
 def _numbered(
-    outer_parts: list[Piece], upper: list[Piece], groups: int, rows: sympy.Expr, row_first: bool
+    outer_parts: list[Piece], upper: list[Piece], groups: int, rows: sympy.Expr, row_first: bool, alone: bool
 ) -> HeadSplit:
-    """The positions b, h and q, given that the last `groups` parts are groups of queries."""
+    """The positions b, h and q, given that the last `groups` parts are groups of queries. alone: whether a single part
+    before them is heads, and not the batch."""
     parts = [*outer_parts, *upper]
     heads = groups
-    if len(parts) - groups > 1 or (groups == 0 and len(parts) > 1):
+    others = len(parts) - groups
+    if others > 1 or (others == 1 and alone):
         heads += 1
     heads = max(heads, len(upper))
     b, h, q = position("b"), position("h"), position("q")
     inner, own = product_of(upper), parts[len(parts) - heads : len(outer_parts)]
     size_h, size_own = product_of(parts[len(parts) - heads :]), product_of(own)
     sizes = {b: product_of(parts[: len(parts) - heads]), h: size_h, q: rows}
-    outer = b * size_own + (FloorDiv(h, inner) if inner != 1 else h) if own else b
+    batch: sympy.Expr = b if sizes[b] != 1 else sympy.S.Zero
+    outer = batch * size_own + (FloorDiv(h, inner) if inner != 1 else h) if own else b
     low = h if inner == size_h else Mod(h, inner)
     row = (q * inner + low if row_first else low * rows + q) if upper else q
     return HeadSplit(b, h, q, sizes, outer, row, product_of(parts[len(parts) - groups :]), inner, row_first)

@@ -45,6 +45,15 @@ def test_explain_in_a_process_of_its_own() -> None:
     assert "zoo_for_cli.py:" in done.stdout
 
 
+def test_look(cli) -> None:
+    shown = cli("look", "zoo_for_cli:causal")
+    assert shown.exit_code == 0, shown.output
+    assert "site 0  32 queries, 32 keys, " in shown.output and "strongest keys" in shown.output
+    data = json.loads(cli("look", "zoo_for_cli:causal", "--json").output)
+    assert len(data["sites"][0]["rows"]) == 4
+    assert cli("look", "zoo_for_cli:nothing").exit_code == 2
+
+
 def test_bad_input_is_one_line_and_exit_code_2() -> None:
     done = process("explain", "nosuchmodule:factory")
     assert (done.returncode, done.stdout) == (2, "")

@@ -177,6 +177,43 @@ def test_keys_repeated_one_way_and_values_the_other() -> None:
     check(program, (randn(B, H, S, D), *qkv(B, KV, S, D)[1:]), train=True)
 
 
+def with_bias(q: Any, k: Any, v: Any, t: Any) -> Any:
+    return torch.softmax(q @ k.mT + t, -1) @ v
+
+
+def projected_with_bias(x: Any, t: Any) -> Any:
+    q = x.view(1, S, H, D).transpose(1, 2)
+    return with_bias(q, q, q, t)
+
+
+def sequence_first_with_bias(x: Any, t: Any) -> Any:
+    q = x.view(S, H, D).transpose(0, 1)
+    return with_bias(q, q, q, t)
+
+
+def grouped_with_bias(q: Any, k: Any, v: Any, t: Any) -> Any:
+    k, v = (x[:, :, None].expand(1, KV, G, S, D).reshape(1, H, S, D) for x in (k, v))
+    return with_bias(q, k, v, t)
+
+
+@pytest.mark.parametrize(
+    ("program", "inputs", "index"),
+    [
+        (with_bias, qkv(1, H, S, D), "h, 0, 0"),
+        (projected_with_bias, (randn(1, S, H * D),), "h, 0, 0"),
+        (sequence_first_with_bias, (randn(S, 1, H * D),), "h, 0, 0"),
+        (grouped_with_bias, (randn(1, H, S, D), *qkv(1, KV, S, D)[1:]), "h, 0, 0"),
+        (with_bias, qkv(H, S, D), "b, 0, 0"),  # near misses: a batch without heads, and with one head
+        (lambda q, k, v, t: with_bias(q, k, v, t[:, None]), qkv(H, 1, S, D), "b, 0, 0"),
+    ],
+    ids=["heads_second", "projected", "sequence_first", "grouped", "no_heads", "one_head"],
+)
+def test_heads_of_one_sequence_are_heads(program: Any, inputs: Any, index: str) -> None:
+    """Not the batch: a bias by head is read at h."""
+    (site,) = check(program, (*inputs, randn(H, 1, 1)), train=True)
+    assert f"[{index}]" in site.score_mod
+
+
 def test_talking_heads_decline() -> None:
     def program(q: Any, k: Any, v: Any, w: Any) -> Any:
         return torch.softmax(E("bhqk,hg->bgqk", q @ k.mT, w), -1) @ v

@@ -15,8 +15,17 @@ from tests.support import docs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = list(docs.examples())
-PAGES = ("CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/design.md", "docs/sparsity.md", "docs/kernels.md",
-         "docs/integrations.md")  # fmt: skip
+PAGES = (
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "docs/design.md",
+    "docs/sparsity.md",
+    "docs/kernels.md",
+    "docs/integrations.md",
+    "docs/look.md",
+    "docs/vary.md",
+)
 FILE = re.compile(r"`([\w./]+\.(?:py|md|jinja|txt|csv|in|toml))`")
 
 

@@ -1,0 +1,89 @@
+"""Writes a mod as a scalar expression at a site's positions.
+
+The function is traced over all positions by vmap on fake tensors, into the ATen graph of the program, and lifted from
+there like the model's own scores. Nothing as large as the scores is computed. What the mod reads are inputs of the
+graph, and what it computes of them without positions is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from flex_inductor import compat, scalar
+from flex_inductor.block_mask.read import Indexing
+from flex_inductor.compat.dynamic import size_now
+from flex_inductor.passes.lift.lifter import Lifter
+from flex_inductor.passes.lift.rules import RULES
+from flex_inductor.passes.program.normalize import AtenGraph, Recorder
+from flex_inductor.passes.run import Program
+from flex_inductor.passes.site import Declined, Site
+from flex_inductor.scalar import Expr
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function over all positions. result, score: its node, and that of the score which it was given, if it was."""
+
+    result: fx.Node
+    score: fx.Node | None
+
+
+def lift(
+    function: Callable[..., Any], tensors: Sequence[torch.Tensor], site: Site, program: Program, score: Expr | None
+) -> Expr:
+    """The expression of function([score,] b, h, q, k, *tensors). tensors: fake tensors that the graph knows. Raises
+    Declined where it cannot be traced."""
+    traced = trace(function, tensors, site, program.aten, score is not None)
+    at = site.at
+    lifter = Lifter(
+        program.storage, RULES, at.sizes, frozenset({at.q}), frozenset({at.k}), traced.result.meta["position"] + 1,
+        site.candidate.result.meta["grad"],
+    )  # fmt: skip
+    lifted = lifter.lift(traced.result, (at.b, at.h, at.q, at.k))
+    if score is None:
+        return lifted
+    given = {x: score for x in scalar.walk(lifted) if x.op == "load" and x.args[0] is traced.score}
+    return scalar.substitute(lifted, lambda e: e, given)
+
+
+def trace(
+    function: Callable[..., Any], tensors: Sequence[torch.Tensor], site: Site, aten: AtenGraph, with_score: bool
+) -> Traced:
+    """Records a function over all positions."""
+    value = site.candidate.result.meta["val"]
+    recorder = Recorder(aten)
+    recorder.origin, recorder.grad = site.candidate.result.meta["origin"], site.candidate.result.meta["grad"]
+    recorder.count = 1 + max(n.meta["position"] for n in aten.graph.nodes)
+    sizes = [size_now(value, site.at.size(p)) for p in (site.at.b, site.at.h, site.at.q, site.at.k)]
+    try:
+        with torch.no_grad(), value.fake_mode, compat.enable_python_dispatcher():
+            scores = [torch.empty(sizes, device=value.device)] if with_score else []
+            with recorder:
+                result = everywhere(function, scores, sizes, tensors, value.device)
+    except Exception as error:
+        raise Declined(f"{type(error).__name__}: {error}") from error
+    node = aten.node(result) if isinstance(result, torch.Tensor) else None
+    if node is None:
+        raise Declined("it gives no tensor that depends on its positions")
+    return Traced(node, recorder.known(scores[0]) if with_score else None)
+
+
+def everywhere(
+    function: Callable[..., Any],
+    scores: Sequence[Any],
+    sizes: Sequence[Any],
+    tensors: Sequence[Any],
+    device: torch.device,
+) -> Any:
+    """A function at all positions, (b, h, q, k)."""
+    mapped = lambda *given: function(*given, *tensors)  # noqa: E731
+    for dim in reversed(range(4)):
+        places = [0 if d == dim else None for d in range(4)]
+        mapped = torch.vmap(mapped, in_dims=(*[0 for _ in scores], *places))
+    with Indexing():
+        return mapped(*scores, *(torch.arange(n, device=device) for n in sizes))
