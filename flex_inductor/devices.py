@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
 import torch
 
 
@@ -22,6 +23,14 @@ class Device:
         without, with_mask = self.widths
         return with_mask if masked else without
 
+    def has_blocks(self, queries: sympy.Expr, keys: sympy.Expr, masked: bool = True) -> bool:
+        """Whether there are several blocks, and so many that lists of them may pay."""
+        width, fewest = self.width(masked), FEWEST if queries == 1 else 1
+        return any(not n.is_Integer for n in (queries, keys)) or max(queries, keys) > fewest * width
+
+
+FEWEST = 16
+"""The number of blocks of keys that a single query reads in less time than it takes to list them."""
 
 DEVICES = {
     "cpu": Device(widths=(128, 64)),  # the fastest, or nearly so, at all sizes that were measured

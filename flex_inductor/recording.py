@@ -48,7 +48,7 @@ def recording(
     report. reports: to which the reports of graphs are added. other: what `always` gave. mode: if given, no code is
     generated, and graphs run on its fake tensors, which have shapes and no numbers."""
     chosen = {"flex": backends.flex, "flex_eager": backends.flex_eager}[name] if mode is None else _rewriting(name)
-    return noted(functools.partial(chosen, options=dict(options)), reports, other, mode)
+    return noted(functools.partial(chosen, options=dict(options)), reports, other, mode, measures=True)
 
 
 def noted(
@@ -56,8 +56,10 @@ def noted(
     reports: list[GraphReport],
     other: Backend | None = None,
     mode: FakeTensorMode | None = None,
+    measures: bool = False,
 ) -> Callable[..., Any]:
-    """Any backend that publishes reports, as a new function that adds them to a list."""
+    """Any backend that publishes reports, as a new function that adds them to a list. measures: whether the reports
+    also say what the masks of the graph let through for its inputs."""
 
     def compile_graph(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         given = passes.copy_of(gm)  # compilers change what they are given
@@ -67,7 +69,8 @@ def noted(
         reports.extend(_with_other(r, given, other) if other is not None else r for r in own)
         if mode is not None:
             return _pretending(given, mode)
-        return _measuring(compiled, given, reports, start) if any(r.decisions for r in own) else compiled
+        asked = measures and any(r.decisions for r in own)
+        return _measuring(compiled, given, reports, start) if asked else compiled
 
     return compile_graph
 

@@ -17,7 +17,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, abs_bound, normal, plain, size
+from flex_inductor.mask.formula import BOUND, LIMIT, K, Q, abs_bound, equation, normal, plain, size
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Intervals, Some, slope
 
 LARGEST = 1 << 62
@@ -98,8 +98,19 @@ class Decider:
         if isinstance(mask, Relational):
             return self.comparison(mask)
         if isinstance(mask, (sympy.And, sympy.Or)):
-            return mask.func(*(self.of(part) for part in self.grouped(mask)))
+            inner = self.among(mask) if isinstance(mask, sympy.And) and not self.every else self
+            return mask.func(*(inner.of(part) for part in self.grouped(mask)))
         return sympy.false if self.every else sympy.true
+
+    def among(self, mask: sympy.And) -> Decider:
+        """Decides among the positions that fulfil what a conjunction says of the query alone, and of the key alone:
+        with `g(q) >= 0`, the values of g in a block of queries begin at 0. An equation `g(q) == g(k)` says the same of
+        both."""
+        alone = {p: [part for part in mask.args if part.free_symbols & {Q, K} == {p}] for p in (Q, K)}
+        same = {of_q: of_k for part in mask.args for of_k, of_q in equation(part)}
+        alone[K] += [other for part in alone[Q] if not (other := part.xreplace(same)).has(Q)]
+        given = {p: sympy.And(*parts) for p, parts in alone.items() if parts}
+        return Decider(self.intervals.among(given), False) if given else self
 
     def grouped(self, mask: sympy.Basic) -> list[sympy.Basic]:
         """The parts of a conjunction or disjunction. Those of q alone become one part, and those of k alone another."""

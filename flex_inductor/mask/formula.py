@@ -147,13 +147,13 @@ def _fold_mod(expr: sympy.Expr) -> sympy.Expr:
 
 def _conjunction(parts: list[sympy.Basic]) -> sympy.Basic:
     """And. If one part says that f(q) == f(k), the other parts read f(q) in place of f(k)."""
-    equal = dict(pair for p in parts for pair in _equation(p))
+    equal = dict(pair for p in parts for pair in equation(p))
     if not equal:
         return sympy.And(*parts)
-    return sympy.And(*(p if any(_equation(p)) else normal(p.xreplace(equal)) for p in parts))
+    return sympy.And(*(p if any(equation(p)) else normal(p.xreplace(equal)) for p in parts))
 
 
-def _equation(part: sympy.Basic) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
+def equation(part: sympy.Basic) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
     """The pair (f(k), f(q)) if the part says that both are equal."""
     if isinstance(part, sympy.Eq) and isinstance(part.lhs, sympy.Add) and len(part.lhs.args) == 2:
         for a, b in (part.lhs.args, part.lhs.args[::-1]):

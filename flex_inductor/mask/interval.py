@@ -10,14 +10,15 @@ k, which is what most comparisons amount to, is exact too. Everything else is so
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import sympy
 from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import BooleanFunction
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-from flex_inductor.mask.formula import K, Q, Where
+from flex_inductor.mask.formula import K, Q, Where, abs_bound
 
 ROW, COLUMN = (sympy.Symbol(name, integer=True, nonnegative=True) for name in "ij")
 """The numbers of a q-block and of a kv-block."""
@@ -128,13 +129,21 @@ class Intervals:
     """Intervals of expressions over the blocks of a grid.
 
     pool: whether a buffer that is loaded at (q, k) may be reduced over each block, which reads all of it. unknown: the
-    expressions for which no bounds were found."""
+    expressions for which no bounds were found. given: conditions on a position, by position: only positions that fulfil
+    theirs count. They narrow what is computed from all positions of a block, and cost nothing elsewhere."""
 
     rows: Axis
     cols: Axis
     pool: bool = True
     unknown: list[sympy.Expr] = field(default_factory=list)
     memo: dict[sympy.Expr, Interval] = field(default_factory=dict)
+    given: Mapping[sympy.Symbol, sympy.Basic] = field(default_factory=dict)
+
+    def among(self, given: Mapping[sympy.Symbol, sympy.Basic]) -> Intervals:
+        """The same for those positions only that fulfil conditions. Where a block has none, its intervals are upside
+        down: no value lies in them."""
+        both = {p: sympy.And(self.given.get(p, True), more) for p, more in given.items()}
+        return replace(self, memo={}, given={**self.given, **both})
 
     def of(self, expr: sympy.Expr) -> Interval:
         """The interval of an expression over each block."""
@@ -150,7 +159,9 @@ class Intervals:
         """The exact range of a function of one position."""
         way = slope(expr, axis.position)
         if way is None:
-            return Interval(Least(expr, axis.position), Most(expr, axis.position))
+            given, beyond = self.given.get(axis.position, sympy.true), abs_bound(expr) + 1
+            least, most = (Where(given, expr, end) for end in (beyond, -beyond))
+            return Interval(Least(least, axis.position), Most(most, axis.position))
         ends = [expr.xreplace({axis.position: end}) for end in (axis.first, axis.last)]
         return Interval(*(ends if way >= 0 else ends[::-1]))
 

@@ -33,6 +33,7 @@ from flex_inductor.scalar.terms import (
     positions,
     walk,
 )
+from flex_inductor.scalar.whole import compare_whole, truncated, whole
 
 __all__ = [
     "FALSE",
@@ -51,6 +52,7 @@ __all__ = [
     "children",
     "clamp",
     "compare",
+    "compare_whole",
     "const",
     "construct",
     "differentiable",
@@ -69,8 +71,10 @@ __all__ = [
     "positions",
     "range_of",
     "substitute",
+    "truncated",
     "walk",
     "where",
+    "whole",
     "within",
     "wrapped",
 ]

@@ -206,7 +206,7 @@ class Emitter:
             return site
         assert site.mask is not None
         try:
-            alive = self.maps.rows_with_keys(site.keep, site.at, device)
+            alive = self.maps.rows_with_keys(site.keep, site.at, device, exact=is_dense(site.keep, site.at))
             mask = logical_or(site.mask, scalar.logical_not(alive))
         except Declined:  # without a mask the fill in the score is right for all rows
             mask = scalar.TRUE
@@ -297,6 +297,13 @@ class Emitter:
         if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
             value = expand_copies(self.make, value, key)
         return value
+
+
+def is_dense(x: Expr, at: Coordinates) -> bool:
+    """Whether an expression reads a tensor of queries and keys, which all heads share. Its blocks are found by reading
+    all of it, and so are its rows."""
+    loads = [scalar.positions(n) for n in scalar.walk(x) if n.op == "load"]
+    return at.h not in set().union(*loads) and any({at.q, at.k} <= varies for varies in loads)
 
 
 def sizes_of(captured: Captured) -> set[sympy.Symbol]:

@@ -96,9 +96,9 @@ def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
         return Form(given=None if bias == ZERO else bias)
     if bias == ZERO and is_causal(site.mask, site.at):
         return Form(causal=True)
-    if site.replaces and not of_keys(site.mask, site):
+    cleared = replaced(site)
+    if cleared is not None and not of_keys(cleared, site):
         return None
-    cleared = site.mask if site.replaces else None
     if site.keep is not None or bias == ZERO:
         return Form(given=site.mask if site.keep is None else bias, cleared=cleared)
     return Form(given=scalar.where(site.mask, scalar.cast(bias, torch.float32), HIDDEN), cleared=cleared)
@@ -108,7 +108,7 @@ def _in_training(site: Site, autocast: bool) -> Form | None:
     found = part(site.score) if site.keep is not None else None  # the fills are in the score
     score = site.score if found is None else found.score
     if score.op != "dot":
-        return None if site.mask is not None or autocast else _lifted(site)
+        return _lifted(site) if adds_its_mask(site) and not autocast else None
     if site.mask is None:
         return Form()
     if is_causal(site.mask, site.at):
@@ -120,6 +120,19 @@ def _in_training(site: Site, autocast: bool) -> Form | None:
         return form
     lost = Lost.ZERO if found is None else _lost(found, site.replaces)
     return None if lost is None else replace(form, lost=lost)
+
+
+def replaced(site: Site) -> Expr | None:
+    """The mask of what a fill replaces, without the masks that tensors are, which are added; None for no such fill."""
+    if not site.replaces:
+        return None
+    found = site.mask if site.keep is None else part(site.score).mask
+    return None if found == scalar.TRUE else found
+
+
+def adds_its_mask(site: Site) -> bool:
+    """Whether the score has all there is of the mask, as numbers in tensors that are added."""
+    return site.mask is None or (site.keep is not None and part(site.score).mask == scalar.TRUE)
 
 
 def _lifted(site: Site) -> Form | None:

@@ -150,7 +150,8 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
-        others = set(products) - {other_readers.most_private(products, candidate.result)}
+        wide = sorted(products, key=lambda p: -breadth(next(d for d in dots if d.args[0] is p)))
+        others = set(products) - {other_readers.most_private(wide, candidate.result)}
         lifter = lifter.changed(leaves=frozenset(others))  # the program computes these, and they are loaded
         found = columns(lifter, candidate.anchor, index, view.key)
         merged, dots = found.score, dots_of(found.score)
@@ -158,6 +159,11 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
     return Round(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
+
+
+def breadth(dot: Expr) -> int:
+    """With how many positions a product varies: that of batch and heads with more than one of positions."""
+    return len(set().union(*(e.free_symbols for operand in dot.args[1:3] for e in operand.index)))
 
 
 def dots_of(score: Expr) -> tuple[Expr, ...]:

@@ -53,7 +53,10 @@ def to_integer(x: Expr, dtype: torch.dtype, bounds: Bounds) -> Expr | None:
     if options is not None:
         low, high = scalar.range_of(dtype)
         return scalar.cast(x, dtype) if all(low <= v.value <= high for _, v in options) else None
-    return scalar.cast(x, dtype) if torch.iinfo(dtype).bits >= NARROWEST else None
+    if torch.iinfo(dtype).bits < NARROWEST:
+        return None
+    whole = scalar.truncated(x, bounds)
+    return scalar.cast(x, dtype) if whole is None else scalar.index(whole)
 
 
 def is_load(x: Expr) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
@@ -30,6 +31,8 @@ ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, s
               FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
 
 
+MOST_NUMBERS = 1 << 12
+"""The most numbers of a tensor that is written out again in the graph."""
 WHATEVER_THE_STRIDES = dict.fromkeys((aten.view.default, aten._unsafe_view.default), aten.reshape.default)
 """Replacements of operators that fail on some strides. A rewritten value may have other strides than the program's."""
 
@@ -72,6 +75,9 @@ class Materialiser:
     def make(self, node: fx.Node) -> fx.Node:
         """Computes an ATen value again. Raises Declined where that may give another value."""
         target: Any = node.target
+        if is_literal(node):
+            value = node.meta["val"]
+            return self.call(torch.tensor, value.tolist(), dtype=value.dtype, device=value.device)
         random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if node.op != "call_function" or target is opaque or random or any(True for _ in written_args_of(node)):
             raise Declined("a value inside an operator is needed, and cannot be computed again", node)
@@ -136,6 +142,13 @@ def shape_of(node: fx.Node) -> list[sympy.Expr]:
     """The shape of a tensor that expressions load from."""
     known: list[sympy.Expr] | None = node.meta.get("shape")
     return [size_expr(n) for n in node.meta["val"].shape] if known is None else known
+
+
+def is_literal(node: fx.Node) -> bool:
+    """Whether a value is a tensor of numbers that the model's code has written in it."""
+    value = node.meta["val"]
+    real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
+    return node.op == "placeholder" and real and value.numel() <= MOST_NUMBERS
 
 
 def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:

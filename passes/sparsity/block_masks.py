@@ -24,6 +24,7 @@ from flex_inductor.mask.tensors.lists import list_blocks_by
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Coordinates, Declined
+from flex_inductor.passes.sparsity.share import leaves_out
 from flex_inductor.passes.split.levels import BLURS
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.formula import Former
@@ -61,7 +62,7 @@ class BlockMaps:
     ) -> tuple[Any, ...]:
         """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
         rows, cols = self.axes(at, device, expr != TRUE)
-        if rows.length == 1 or rows.count == cols.count == 1:  # there is no block to leave out
+        if not leaves_out(expr, at, device):
             return self.one_block(mask_mod, device)
         compute = functools.partial(self.lists, expr, at, device, training)
         try:

@@ -18,13 +18,13 @@ import torch
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flex_inductor import devices, mask
+from flex_inductor import devices, mask, scalar
 from flex_inductor.compat import dynamic
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.writers.formula import Former
-from flex_inductor.scalar import TRUE
+from flex_inductor.scalar import TRUE, Expr
 
 MOST_BLOCKS = 512
 """The most blocks in a row that are looked at. Longer sequences get longer blocks."""
@@ -57,12 +57,24 @@ class Sparsity:
     @functools.cached_property
     def formula(self) -> sympy.Basic:
         """The mask as a formula, as the model wrote it."""
-        return Former(self.site.at).formula(TRUE if self.site.mask is None else self.site.mask)
+        return self.former.formula(TRUE if self.site.mask is None else self.site.mask)
+
+    @functools.cached_property
+    def former(self) -> Former:
+        return Former(self.site.at)
 
     @functools.cached_property
     def normal(self) -> sympy.Basic:
         """The formula in normal form."""
         return mask.normal(self.formula)
+
+    def reads(self) -> set[str]:
+        """The names of the tensors that decide at run time."""
+        found: set[str] = set()
+        for name in {f.func.__name__ for f in self.normal.atoms(AppliedUndef)}:
+            inside = scalar.walk(self.former.computed[name]) if name in self.former.computed else ()
+            found |= {str(x.args[0]) for x in inside if x.op == "load"} or {name}
+        return found
 
     @functools.cached_property
     def formula_text(self) -> str | None:
@@ -101,13 +113,24 @@ class Sparsity:
         if not self.is_masked:
             return "no mask: every block is full"
         at, (some, full) = self.site.at, self.shares
-        data = sorted({f.func.__name__ for f in self.normal.atoms(AppliedUndef)})
+        listed = self.site.keep is not None or self.formula_text is None
+        if at.size(at.q) == 1 and listed and not leaves_out(self.site.mask or TRUE, at, self.value.device):
+            return "a single query with few keys, of which all are read"
+        data = sorted(self.reads())
         bounds = ("at most ", "at least ") if data else ("", "")
         told = [closed_form(self.normal, at.size(at.q), at.size(at.k), self.width)]
         told.append(f"{bounds[0]}{some:.0%} of the blocks of {self.width} attended, {bounds[1]}{full:.0%} full")
         told += [f"decided at run time by {', '.join(data)}"] if data else []
         told += ["rows that lose all keys attend to every block"] if self.site.keep is not None else []
         return "; ".join(t for t in told if t)
+
+
+def leaves_out(expr: Expr, at: Coordinates, device: torch.device) -> bool:
+    """Whether blocks are listed for a mask. For a single query they are not where heads that share keys have blocks of
+    their own, for which our kernel for decoding has no lists."""
+    if at.size(at.q) == 1 and (expr == TRUE or at.h in scalar.positions(expr)):
+        return False
+    return devices.of(device).has_blocks(at.size(at.q), at.size(at.k), expr != TRUE)
 
 
 def has_documents(formula: sympy.Basic) -> bool:

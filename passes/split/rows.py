@@ -62,6 +62,12 @@ def apply_mask(site: Site, found: Masked, zeroed: bool) -> Site:
     return replace(site, mask=found.mask, keep=keep, notes=(*site.notes, *notes))
 
 
+def stays_low(found: Masked, at: Coordinates) -> bool:
+    """Whether what a finite fill hides stays low."""
+    limit = -max((f for f in found.fills if f > -math.inf), default=-math.inf) / 4
+    return limit == math.inf or hides(found, Limits(at, min(RAW, limit / 8)), limit)
+
+
 def hides(found: Masked, limits: Limits, limit: float) -> bool:
     """Whether hidden scores stay low with everything that is added to their fills. A fill that absorbs what is added
     stays low whatever tensors hold."""

@@ -16,6 +16,7 @@ from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.split.parts import part, replacements
 from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb
 from flex_inductor.passes.split.scale import move_scale
+from flex_inductor.passes.split.tensors import with_tensors
 from flex_inductor.scalar import Expr, logical_and
 
 
@@ -34,6 +35,8 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     if zeroed is not None and zeroed != found.mask:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
     site = replace(site, replaces=any(replacements(site.score)))
+    if zeroed is None and site.mask is None:
+        found = with_tensors(found, site)
     if found.mask != scalar.TRUE:
         site = apply_mask(site, found, zeroed is not None)
     if rows != scalar.TRUE:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sympy.core.relational import Relational
 
 from flex_inductor import mask
-from flex_inductor.mask import K, Q
+from flex_inductor.mask import K, Q, load
 from tests.support.masks import BUFFERS, KEYS, QUERIES, Grid, booleans
 
 WIDTHS = st.sampled_from([(4, 4), (8, 4), (4, 12), (16, 16), (7, 5)])
@@ -130,3 +130,23 @@ def to_z3(e: Any, names: dict[Any, Any]) -> Any:
     if isinstance(e, (sympy.And, sympy.Or, sympy.Not)):
         return {sympy.And: z3.And, sympy.Or: z3.Or, sympy.Not: z3.Not}[e.func](*args)
     return functools.reduce(operator.add if e.is_Add else operator.mul, args)
+
+
+GROUPS = torch.tensor([-1] * 5 + [0] * 6 + [-1] * 3 + [1] * 7 + [-1] * 9 + [2] * 4 + [-1] * 6)
+GROUPED = {
+    "of queries": sympy.And(load("groups", Q) >= 0, sympy.Eq(load("groups", Q), load("groups", K))),
+    "of keys": sympy.And(load("groups", K) >= 0, sympy.Eq(load("groups", Q), load("groups", K))),
+    "of each": sympy.And(load("groups", Q) > 0, load("groups", K) > 0, load("groups", Q) + 1 >= load("groups", K)),
+    "of others": sympy.And(load("kinds", Q) > 0, load("kinds", K) > 0, sympy.Eq(load("groups", Q), load("groups", K))),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", GROUPED)
+def test_conditions_on_one_position_narrow_what_is_compared(name: str, causal: bool) -> None:
+    """Images in a text: tokens of no image have the group -1, which lies between 0 and every other number."""
+    formula = sympy.Or(Q >= K, GROUPED[name]) if causal else GROUPED[name]
+    grid = Grid(40, 40, (4, 4), {"groups": GROUPS, "kinds": (GROUPS >= 0) & (torch.arange(40) % 4 > 0)})
+    found, (some, full) = mask.analyse(formula, *grid.axes), grid.exact(formula)
+    assert torch.equal(grid.blocks(found.some), some)
+    assert not (grid.blocks(found.full) & ~full).any()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from flex_inductor import compat, listen
@@ -106,6 +107,12 @@ def padding(length: int, left: bool = False) -> torch.Tensor:
     return keep.flip(-1) if left else keep
 
 
+def spots(length: int) -> torch.Tensor:
+    """Some blocks, in which each query has a key that is neither its own, nor the first or last."""
+    i = torch.arange(length)
+    return ((i[:, None] // 64 + i // 64) % 3 == 1) & (i % 7 == 3) | (i[:, None] // 64 == 1) & (i == 100)
+
+
 PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, torch.Tensor]]]] = {
     "causal": (lambda q, k, v: attend(q, k, v, distance(q, k) >= 0), lambda n: {}),
     "window": (lambda q, k, v: attend(q, k, v, (distance(q, k) >= 0) & (distance(q, k) < 70)), lambda n: {}),
@@ -125,6 +132,43 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[int], dict[str, torch.Te
     "global": (
         lambda q, k, v, m: attend(q, k, v, (distance(q, k).abs() < 9) | m[:, None, None] | m[:, None, :, None], -1e9),
         lambda n: {"m": torch.arange(n) == torch.tensor([[3], [5]])},
+    ),
+}
+LOWEST = torch.finfo(torch.float32).min
+
+
+def added(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    return torch.softmax(q @ k.mT * 0.3 + mask, -1) @ v
+
+
+PROGRAMS |= {
+    "padding that is added": (
+        lambda q, k, v, m: added(q, k, v, (1.0 - m[:, None, None].to(q.dtype)) * torch.finfo(q.dtype).min),
+        lambda n: {"m": padding(n).long()},
+    ),
+    "padding that is subtracted": (
+        lambda q, k, v, m: torch.softmax(q @ k.mT * 0.3 - (1.0 - m[:, None, None]) * 1e9, -1) @ v,
+        lambda n: {"m": padding(n).float()},
+    ),
+    "padding that is added and scaled": (
+        lambda q, k, v, m: torch.softmax((q @ k.mT + (1 - m[:, None, None]) * -1e9) / 12, -1) @ v,
+        lambda n: {"m": padding(n).float()},
+    ),
+    "numbers by the caller": (
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        lambda n: {"m": torch.zeros(B, 1, n, n).masked_fill(~spots(n), float("-inf"))},
+    ),
+    "numbers for queries and keys": (
+        lambda q, k, v, m: added(q, k, v, m),
+        lambda n: {"m": torch.where(torch.ones(n, n).tril().triu(-90).bool(), 0.0, -1e9)},
+    ),
+    "numbers beside the causal mask": (
+        lambda q, k, v, m: torch.softmax((q @ k.mT).masked_fill(distance(q, k) < 0, -3e38) + m[:, None, None], -1) @ v,
+        lambda n: {"m": torch.zeros(B, n).masked_fill(~padding(n), -1e9)},
+    ),
+    "numbers beside a table": (
+        lambda q, k, v, t, m: added(q, k, v, t[distance(q, k) + k.shape[2] - 1].permute(2, 0, 1) + m[:, None, None]),
+        lambda n: {"t": randn(2 * n - 1, H, seed=5), "m": torch.zeros(B, n).masked_fill(~padding(n), LOWEST)},
     ),
 }
 FIRST = torch.arange(256) < 128
@@ -198,6 +242,38 @@ def test_numbers_near_the_ends_of_their_type(name: str) -> None:
     (call,) = calls_of(program, {**qkv(256), "n": numbers})
     some, full = pooled(call.dense, (64, 64))
     assert not (some & ~call.some).any() and not (call.full & ~full).any()
+
+
+def one_query(q: Any, k: Any, v: Any, pos: Any) -> Any:
+    return attend(q, k, v, (torch.arange(k.shape[2]) <= pos[:, None])[:, None, None], -1e9)
+
+
+def of_pages(q: Any, k: Any, v: Any, pos: Any, pages: Any) -> Any:
+    """Keys as they lie in memory. pages: which part of the sequence each page holds, -1 for none of this one."""
+    place = torch.arange(k.shape[2])
+    part = pages[:, place // 32]
+    keep = (part >= 0) & (part * 32 + place % 32 <= pos[:, None])
+    return attend(q, k, v, keep[:, None, None], -1e9)
+
+
+PAGES = torch.full((B, 64), -1)
+PAGES[0, torch.tensor([3, 60, 17, 18, 40])] = torch.arange(5)
+PAGES[1, torch.tensor([0, 59, 33])] = torch.arange(3)
+POSITION = torch.tensor([130, 75])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("program", "more"), [(one_query, {}), (of_pages, {"pages": PAGES})])
+def test_a_single_query_leaves_blocks_out(program: Any, more: dict[str, torch.Tensor], dynamic: bool) -> None:
+    (call,) = calls_of(program, {**qkv(1, 2048), "pos": POSITION, **more}, dynamic)
+    some, full = pooled(call.dense, (1, 64))
+    assert torch.equal(call.some.expand_as(some), some) and some.sum() < 40
+    assert not (call.full & ~full).any()
+
+
+def test_a_single_query_with_few_keys_reads_all() -> None:
+    (decision,) = check(one_query, (*qkv(1, 512).values(), POSITION))
+    assert decision.sparsity == "a single query with few keys, of which all are read"
 
 
 @pytest.fixture

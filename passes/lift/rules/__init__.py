@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 
 from flex_inductor.passes.lift.lifter import Rule
-from flex_inductor.passes.lift.rules import composed, create, gather, joins, pointwise, products, ties, views
+from flex_inductor.passes.lift.rules import (
+    composed,
+    create,
+    gather,
+    joins,
+    pointwise,
+    products,
+    reductions,
+    ties,
+    views,
+)
 
 RULES: Mapping[str, Rule] = {
     **views.RULES,
@@ -14,4 +24,5 @@ RULES: Mapping[str, Rule] = {
     **gather.RULES,
     **joins.RULES,
     **products.RULES,
+    **reductions.RULES,
 }

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.lift.lifter import Index, Lifter, Rule, number
+from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule, number
 from flex_inductor.passes.lift.rules.views import argument, shape_of, source_of
 from flex_inductor.scalar import Expr, clamp, compare, index
 from flex_inductor.scalar.indices import below, size_expr
@@ -113,4 +113,24 @@ def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     return scalar.where(inside, lifter.cast(value, dtype), fill)
 
 
-RULES: dict[str, Rule] = {"cat": cat, "stack": stack, "constant_pad_nd": pad}
+def block_diag(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
+    """Matrices along the diagonal of a matrix of zeros."""
+    dtype, starts = node.meta["val"].dtype, [sympy.S.Zero, sympy.S.Zero]
+    result = scalar.const(0, dtype)
+    if any(t.meta["val"].dim() != 2 for t in node.args[0]):
+        raise NoRule
+    for tensor in node.args[0]:
+        shape = shape_of(tensor)
+        own = [sympy.expand(i - start) for i, start in zip(at_index, starts)]
+        ends = [start + n for start, n in zip(starts, shape)]
+        inside = [compare("ge", index(i), index(start)) for i, start in zip(at_index, starts)]
+        inside += [compare("lt", index(i), index(end)) for i, end in zip(at_index, ends)]
+        value = lifter.lift(tensor, own, at)
+        if scalar.has_load(value):
+            value = lifter.lift(tensor, [clamp(o, n) for o, n in zip(own, shape)], at)
+        result = scalar.where(scalar.logical_and(*inside), lifter.cast(value, dtype), result)
+        starts = ends
+    return result
+
+
+RULES: dict[str, Rule] = {"cat": cat, "stack": stack, "constant_pad_nd": pad, "block_diag": block_diag}

@@ -171,6 +171,9 @@ def comparison(op: str) -> Rule:
 
     def rule(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         a, b = compared(lifter, node, at_index, at)
+        of_integers = scalar.compare_whole(op, a, b, lifter.bounds) if a.dtype.is_floating_point else None
+        if of_integers is not None:
+            return of_integers
         if a.dtype == torch.bool:
             if op not in ("eq", "ne"):
                 a, b = lifter.cast(a, torch.int64), lifter.cast(b, torch.int64)
