@@ -27,18 +27,18 @@ def answers(options: Options, settings: Mapping[str, Any]) -> Backend:
 
 def refusal(request: Request, options: Options) -> str | None:
     """Why a site is not rewritten into flex_attention; None if it is."""
-    best = None if faster_when_causal(request, options) else unprofitable(request, options)
+    best = None if faster_than_sdpa(request, options) else unprofitable(request, options)
     return lacking(request) or best or slower(request, options)
 
 
 def kernel(request: Request, options: Options, settings: Mapping[str, Any]) -> Kernel:
     """The kernel for a call. settings: those for Inductor."""
-    if request.device == "cpu":
-        return kernel_on_cpu(request, options)
-    if request.device != "cuda":
+    if request.device not in ("cpu", "cuda"):
         return torchs(request)
     if request.dropout and settings.get("fallback_random", torch._inductor.config.fallback_random):
         return torchs(request, note="its random numbers are to be eager's (fallback_random)")
+    if request.device == "cpu":
+        return kernel_on_cpu(request, options)
     return kernel_on_cuda(request, options, capability())
 
 
@@ -96,22 +96,24 @@ def unprofitable(request: Request, options: Options) -> str | None:
     return None
 
 
-def faster_when_causal(request: Request, options: Options) -> bool:
-    """Whether our kernel may be faster than SDPA's own of a call without a mask."""
-    return request.device == "cpu" and request.instead is Instead.CAUSAL and own_on_cpu(request, options)
+def faster_than_sdpa(request: Request, options: Options) -> bool:
+    """Whether our kernel may be faster than SDPA's own of a call without a mask, which has none with dropout on CPU."""
+    causal = request.instead is Instead.CAUSAL
+    return request.device == "cpu" and (causal or request.dropout) and own_on_cpu(request, options)
 
 
 def own_on_cpu(request: Request, options: Options) -> bool:
     """Whether our kernel for CPU would take a site."""
     known = all(n.is_Integer for n in (*request.head_dims, request.heads))
-    return options.kernels == "own" and not request.dropout and known
+    return options.kernels == "own" and known
 
 
 def slower(request: Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
     if options.rewrite == "always":
         return None
-    given = request.device, request.scores, request.attended, request.called, request.reads
+    fused = request.called and not request.dropout  # SDPA with dropout is on CPU what it would be written out
+    given = request.device, request.scores, request.attended, fused, request.reads
     return profit.refusal(*given, request.instead and request.instead.name, own_on_cpu(request, options))
 
 

@@ -30,7 +30,7 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
         "flex_inductor_backward",
         source("cpu_backward"),
         {"Q": query, "K": key, "V": value, "LSE": buffers.contiguous(logsumexp), "DELTA": delta,
-         "DO": inductor.in_rows(grad_out), **lists},
+         "DO": inductor.in_rows(grad_out), **call.random_rows(), **lists},
         {"DK": grad_key, "DV": grad_value, **dict(zip(names, joint.mutated_grads))},
         call.captured,
         inductor.dense_layout(query, query.get_size()),

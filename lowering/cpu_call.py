@@ -39,6 +39,7 @@ class Call:
     score_graph: Any
     blocks: Any
     mask: str | None
+    dropout: float
     scale: float
     options: dict[str, Any]
     score_reads: Sequence[Any]
@@ -124,6 +125,10 @@ class Call:
     def captured(self) -> list[Any]:
         return [*self.reads[0], *self.reads[1]]
 
+    def random_rows(self) -> dict[str, Any]:
+        """The random bits of the queries, where there is dropout, by their name in the templates."""
+        return {"RANDOM": inductor.in_memory(self.reads[1][0])} if self.dropout else {}
+
     def operands(self) -> tuple[Any, Any, Any]:
         """Query, key and value in memory, a row's numbers side by side."""
         self.query, self.key, self.value = map(inductor.in_rows, (self.query, self.key, self.value))
@@ -163,6 +168,9 @@ class Call:
             "GROUP": int(heads) // int(kv_heads),
             "QK_DIM": int(self.query.get_size()[3]),
             "V_DIM": int(self.value.get_size()[3]),
+            "DROPOUT": bool(self.dropout),
+            "DROPPED_BELOW": min(round(self.dropout * 2**32), 2**32 - 1),
+            "KEPT_SCALE": inductor.float_code(1 / (1 - self.dropout)),
         }
 
 

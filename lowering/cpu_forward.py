@@ -22,7 +22,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     template = inductor.Template(
         "flex_inductor_forward",
         source("cpu_forward"),
-        {"Q": query, "K": key, "V": value, **lists},
+        {"Q": query, "K": key, "V": value, **call.random_rows(), **lists},
         {name: x for name, x, asked in zip(("LSE", "MAX"), made, wanted) if asked},
         call.captured,
         inductor.dense_layout(query, [batch, heads, length, call.value.get_size()[3]]),

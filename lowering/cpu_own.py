@@ -47,17 +47,18 @@ def _forward(stock: Lowering) -> Lowering:
         query: Any, key: Any, value: Any, score_mod: Any, blocks: Any, scale: Any, options: Any, *reads: Any
     ) -> Any:
         chosen = compat.OWN_OPTION not in options or compat.MASK_OPTION in options
-        options, mask, _ = cuda.parted(options)
+        options, mask, dropout = cuda.parted(options)
 
         def ours() -> Any:
             if not chosen:
                 raise Unsupported("not asked for ours")
-            return cpu_forward.lower(Call(query, key, value, score_mod, blocks, mask, scale, options, *reads))
+            call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
+            return cpu_forward.lower(call)
 
         def theirs() -> Any:
             return stock(query, key, value, score_mod, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs)
+        return ours_or_theirs(ours, theirs, dropout)
 
     return flex_attention
 
@@ -70,17 +71,16 @@ def _backward(stock: Lowering) -> Lowering:
         query: Any, key: Any, value: Any, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: Any, score_mod: Any,
         joint: Any, blocks: Any, scale: Any, options: Any, *reads: Any,
     ) -> Any:  # fmt: skip
-        options, mask, _ = cuda.parted(options)
+        options, mask, dropout = cuda.parted(options)
         rows = out, logsumexp, grad_out, grad_logsumexp
 
         def ours() -> Any:
-            return cpu_backward.lower(
-                Call(query, key, value, score_mod, blocks, mask, scale, options, *reads), *rows, joint
-            )
+            call = Call(query, key, value, score_mod, blocks, mask, dropout, scale, options, *reads)
+            return cpu_backward.lower(call, *rows, joint)
 
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs)
+        return ours_or_theirs(ours, theirs, dropout)
 
     return flex_attention_backward

@@ -129,13 +129,30 @@ def test_small_heads_are_for_our_kernels_only() -> None:
     assert chosen(TORCHS, head_dims=SMALL).lacking == "flex_attention has no kernel for head dimension 8 on CUDA"
 
 
-def test_dropout_is_for_our_kernels_only() -> None:
-    assert not chosen(OWN, dropout=True).lacking
-    assert chosen(TORCHS, dropout=True).lacking == "dropout is active: torch's kernel: asked for by kernels='torch'"
-    assert chosen(OWN, device="cpu", dropout=True).lacking == "dropout is active"
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_dropout_is_for_our_kernels_only(device: str) -> None:
+    given = {"device": device, "dropout": True}
+    assert not chosen(OWN, **given).lacking
+    assert chosen(TORCHS, **given).lacking == "dropout is active: torch's kernel: asked for by kernels='torch'"
+    assert chosen(OWN, **{**given, "device": "xpu"}).lacking == "dropout is active"
 
 
-def test_random_numbers_that_are_to_be_eagers_are_not_drawn() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_random_numbers_that_are_to_be_eagers_are_not_drawn(device: str) -> None:
     why = "dropout is active: its random numbers are to be eager's (fallback_random)"
-    assert chosen(OWN, {"fallback_random": True}, dropout=True).lacking == why
-    assert chosen(OWN, {"fallback_random": True}).mask == "q >= k"
+    assert chosen(OWN, {"fallback_random": True}, device=device, dropout=True).lacking == why
+    assert chosen(OWN, {"fallback_random": True}, device=device).mask == "q >= k"
+
+
+@pytest.mark.parametrize(
+    ("about", "left"),
+    [
+        ({"dropout": True}, False),
+        ({}, True),
+        ({"dropout": True, "device": "cuda"}, True),
+        ({"dropout": True, "scores": 100_000}, True),  # too little to do
+    ],
+)
+def test_sdpa_has_no_kernel_of_its_own_with_dropout_on_cpu(about: dict[str, Any], left: bool) -> None:
+    call = {"device": "cpu", "called": True, "plain": True, "attended": 1.0}
+    assert (choose.refusal(request(**{**call, **about}), OWN) is not None) == left

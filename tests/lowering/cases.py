@@ -212,6 +212,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "lists": Case("documents", queries=250, heads=4, kv_heads=2, dropout=0.1, training=True),
         "dynamic": Case(queries=150, batch=3, dropout=0.1, dynamic=True, training=True),
         "one query": Case(None, queries=1, keys=200, dropout=0.4),
+        "alibi with a gradient": Case(queries=150, score=alibi, dtype=FULL, dropout=0.2, training=True),
         "recomputed": Case(queries=100, dropout=0.3, recomputed=True, training=True),
     },
 }
@@ -241,6 +242,17 @@ def kept(
     plain = replace(case, identity=True, v_dim=case.keys or case.queries, training=False, recomputed=False)
     (weights,) = results(plain, program(plain), None, device, seed)
     return weights != 0
+
+
+BITS = (1 << 32) - 1
+
+
+def choice(random: torch.Tensor, keys: int, p: float) -> torch.Tensor:
+    """The same by the hash of our kernels. random: the random bits of the queries, (batch, head, query)."""
+    mixed = (random[..., None] + torch.arange(keys) * 0x9E3779B9) & BITS
+    mixed = (mixed ^ (mixed >> 16)) * 0x21F0AAAD & BITS
+    mixed = ((mixed ^ (mixed >> 15)) + (random[..., None] >> 32)) * 0xD35A2D97 & BITS
+    return (mixed ^ (mixed >> 15)) >= round(p * 2**32)
 
 
 def shares(case: Case, ours: list[torch.Tensor], device: str = "cpu") -> list[float]:
