@@ -23,10 +23,13 @@ from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
 from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.program.walk import above, below
+from flex_inductor.passes.program.walk import above, below, reachable
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
+PRODUCTS = {"matmul", "einsum", "bmm", "mm", "baddbmm"}
+UNSEEN = {"softmax", "scaled_dot_product_attention"}
+"""What makes probabilities, by the name in the model, where its ATen operators are not seen."""
 NATIVE = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 
 
@@ -46,6 +49,8 @@ def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:
             yield node
         elif name == "exp":
             yield from spelled_out(node)
+        elif node.meta.get("transformed") and called(node) in UNSEEN:
+            yield node
 
 
 def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
@@ -58,6 +63,14 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
         if rule_name(node) in ("div", "mul") and any(rule_name(n) == "sum" and exp in above(n) for n in above(node)):
             yield node
             return
+
+
+def transformed(anchor: fx.Node) -> Declined | None:
+    """The refusal of an attention under a functorch transform; None for a softmax without a product on both sides."""
+    up, down = reachable([anchor], lambda n: n.all_input_nodes), reachable([anchor], lambda n: n.users)
+    if called(anchor) == "softmax" and not all(any(called(n) in PRODUCTS for n in nodes) for nodes in (up, down)):
+        return None
+    return Declined("it runs under a transform of torch.func (vmap, grad), into which no pass looks", anchor)
 
 
 def has_weights(product: fx.Node) -> bool:
@@ -107,6 +120,8 @@ def candidate(anchor: fx.Node, storage: Storage) -> Candidate | Declined | None:
     """The candidate of an anchor, or why it is declined; None where there is no attention at all."""
     if rule_name(anchor) in NATIVE:
         return Declined("one native operator runs the whole layer", anchor)
+    if anchor.target is opaque:
+        return transformed(anchor)
     if is_sdpa(anchor):
         return Candidate(anchor, anchor, 0)
     if not any(is_product(n) for n in above(anchor)):

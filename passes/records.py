@@ -44,7 +44,10 @@ def source_line(node: fx.Node) -> str:
 
 def describe_anchor(found: Found) -> str:
     """The anchor's operator, shape and dtype."""
-    return f"{rule_name(found.anchor)} {describe(found.anchor.meta['val'])}"
+    anchor = found.anchor
+    if anchor.target is opaque:
+        return f"{called(anchor)} {describe(next(iter(anchor.meta['val']), ''))}"
+    return f"{rule_name(anchor)} {describe(anchor.meta['val'])}"
 
 
 def node_text(node: fx.Node | None) -> str:

@@ -124,6 +124,20 @@ def test_probabilities_that_are_dropped_before_a_graph_break() -> None:
     check(dropped, qkv())
 
 
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_attention_under_a_transform(transform: str) -> None:
+    def one(q: Any, k: Any, v: Any) -> Any:
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        if transform == "vmap":
+            return torch.vmap(one)(q, k, v)
+        return torch.func.grad(lambda q: one(q, k, v).sum())(q)
+
+    decisions = declines(program, qkv(), "it runs under a transform of torch.func (vmap, grad)")
+    assert any("softmax (" in d.matched for d in decisions)
+
+
 class Router(nn.Module):
     """A mixture of experts: no probability weighs values by a product."""
 
