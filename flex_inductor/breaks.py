@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import records
 from flex_inductor.passes.find import Found, anchors, candidate
 from flex_inductor.passes.program.normalize import AtenGraph, normalize, opaque
 from flex_inductor.passes.program.operators import is_product
+from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above, below
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.stages import Ended
@@ -42,11 +43,8 @@ class Break:
 
 def break_after(gm: fx.GraphModule) -> Break | None:
     """The graph break that ended a graph; None where the program ended there."""
-    why = getattr(gm, "compile_subgraph_reason", None)
-    if why is None or not why.graph_break:
-        return None
-    frame = why.user_stack[-1] if why.user_stack else None
-    return Break(why.reason, f"{Path(frame.filename).name}:{frame.lineno}" if frame else "")
+    found = compat.graph_break(gm)
+    return Break(*found) if found is not None else None
 
 
 def first_line(text: str) -> str:
@@ -65,8 +63,9 @@ def _broken(i: int, reports: Sequence[GraphReport], programs: Sequence[AtenGraph
     """The records of one graph."""
     count = len(reports[i].decisions)
     program = programs[i]
+    storage = Storage(program) if program else None
     for anchor in anchors(program) if program else ():
-        if candidate(anchor) is None and (reason := _why(anchor, i, reports, programs)):
+        if storage and candidate(anchor, storage) is None and (reason := _why(anchor, i, reports, programs)):
             stage = Ended(Found(anchor, Declined(reason, anchor)), Declined(reason, anchor), None)
             yield records.decision(f"site{count}", stage)
             count += 1

@@ -31,7 +31,7 @@ class Request:
     is an SDPA call already. reads: whether score or mask load a number for every score. dropout: whether probabilities
     are dropped at random. instead: what a call of SDPA would be given that means the same; None where none does.
     mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
-    grouped: whether heads share keys."""
+    grouped: whether heads share keys. statistics: whether the log-sum-exp or the greatest score of rows is read."""
 
     device: str
     dtype: torch.dtype
@@ -48,6 +48,7 @@ class Request:
     instead: Instead | None = None
     mask: str | None = None
     grouped: bool = False
+    statistics: bool = False
 
 
 Refusal = Callable[[Request], str | None]

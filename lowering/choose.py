@@ -62,14 +62,20 @@ def kernel_on_cpu(request: Request, options: Options) -> Kernel:
     """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
     if options.kernels == "torch":
         theirs = torchs(request, note="torch's kernel: asked for by kernels='torch'")
-        no_backward = "torch's flex_attention has no backward on CPU" if request.training else ""
-        return theirs if theirs.lacking else replace(theirs, lacking=no_backward)
+        return theirs if theirs.lacking else replace(theirs, lacking=torch_lacks_on_cpu(request))
     if not own_on_cpu(request, options):
-        return torchs(request)
+        return replace(torchs(request), lacking=torch_lacks_on_cpu(request)) if request.statistics else torchs(request)
     open_form = no_closed_form(request)
     if open_form is None:
         return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
     return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+
+
+def torch_lacks_on_cpu(request: Request) -> str:
+    """What torch's kernel on CPU does not compute; empty for nothing."""
+    if request.training:
+        return "torch's flex_attention has no backward on CPU"
+    return "torch's flex_attention gives no log-sum-exp on CPU" if request.statistics else ""
 
 
 def torchs_on_cuda(request: Request, why: str) -> Kernel:

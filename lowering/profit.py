@@ -5,8 +5,8 @@ takes without a mask.
 
 SDPA computes all scores that its own causal mask does not hide, whatever another mask says; flex_attention leaves out
 empty blocks. What SDPA cannot express Inductor computes, who keeps all scores in memory: while they fit into the cache
-its large matrix products win, beyond that they do not. The ratios are those of training as well. What is faster on a GPU
-follows from the kind of mask alone (lowering/choose.py).
+its large matrix products win, beyond that they do not. The ratios are those of training as well. What is faster on a
+GPU follows from the kind of mask alone (lowering/choose.py).
 """
 
 from __future__ import annotations

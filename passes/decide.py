@@ -2,13 +2,17 @@
 
 This is decided before the graph is touched, because a call that has no lowering must not be emitted.
 
-Declines: sites that no kernel can compute, and rewrites that would be slower than what is there.
+Declines: sites that no kernel can compute, rewrites that would be slower than what is there, and sites whose scores are
+needed by one that is declined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sympy
 import torch
+from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.compat import dynamic
@@ -17,9 +21,10 @@ from flex_inductor.passes.emit.operands import operand_dtype
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
-from flex_inductor.passes.program.operators import is_sdpa
+from flex_inductor.passes.program.operators import called, is_sdpa
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.share import Sparsity
+from flex_inductor.passes.stages import Decided, Ended, Stage
 from flex_inductor.request import Backend, Instead, Kernel, Request
 
 
@@ -36,6 +41,23 @@ def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend
     if kernel.lacking:
         raise Declined(kernel.lacking, anchor)
     return "flex_attention", kernel
+
+
+def together(sites: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Sites without those whose scores are shared with one that is left. Such scores are computed anyway."""
+    raw = {s.found.anchor: set(s.site.raw) for s in sites if isinstance(s, Decided)}
+
+    def left(stage: Stage) -> fx.Node | None:
+        site = stage.site if isinstance(stage, Decided) else None
+        return next((a for a in site.shares if raw.get(a) != set(site.raw)), None) if site is not None else None
+
+    ended = tuple(_ended(s, other) if isinstance(s, Decided) and (other := left(s)) is not None else s for s in sites)
+    return ended if all(a is b for a, b in zip(ended, sites)) else together(ended)
+
+
+def _ended(stage: Decided, other: fx.Node) -> Ended:
+    why = f"the scores are also read by {called(other)}, for an attention that is left"
+    return Ended(stage.found, Declined(why, other), stage.site)
 
 
 def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
@@ -57,6 +79,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         dropout=site.dropout is not None,
         instead=instead(site, result),
         grouped=bool(site.group != 1),
+        statistics=bool(site.statistics),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 

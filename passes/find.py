@@ -12,19 +12,24 @@ Declines: operators that run a whole layer natively; probabilities that are read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from flex_inductor.passes.lift.other_readers import value_products
+from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.normalize import AtenGraph, opaque
-from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
-from flex_inductor.passes.program.walk import above, below
+from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, called, is_product, is_sdpa, rule_name
+from flex_inductor.passes.program.storage import Storage
+from flex_inductor.passes.program.walk import above, below, reachable
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
+PRODUCTS = {"matmul", "einsum", "bmm", "mm", "baddbmm"}
+UNSEEN = {"softmax", "scaled_dot_product_attention"}
+"""What makes probabilities, by the name in the model, where its ATen operators are not seen."""
 NATIVE = {"_transformer_encoder_layer_fwd", "_native_multi_head_attention"}
 
 
@@ -44,6 +49,8 @@ def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:
             yield node
         elif name == "exp":
             yield from spelled_out(node)
+        elif node.meta.get("transformed") and called(node) in UNSEEN:
+            yield node
 
 
 def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
@@ -58,31 +65,72 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
             return
 
 
+def transformed(anchor: fx.Node) -> Declined | None:
+    """The refusal of an attention under a functorch transform; None for a softmax without a product on both sides."""
+    up, down = reachable([anchor], lambda n: n.all_input_nodes), reachable([anchor], lambda n: n.users)
+    if called(anchor) == "softmax" and not all(any(called(n) in PRODUCTS for n in nodes) for nodes in (up, down)):
+        return None
+    return Declined("it runs under a transform of torch.func (vmap, grad), into which no pass looks", anchor)
+
+
+def has_weights(product: fx.Node) -> bool:
+    """Whether a product is that of a layer with its weights, a parameter."""
+    first = FACTORS[rule_name(product)]
+    return any(is_parameter(x) for x in product.args[first : first + 2] if isinstance(x, fx.Node))
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a value is a parameter of the model, or a view or a cast of one."""
+    while rule_name(node) in INDEX_MAPS or rule_name(node) == "_to_copy":
+        node = node.args[0]
+    value = (node.meta.get("origin") or node).meta.get("example_value")
+    return node.op == "placeholder" and isinstance(value, torch.nn.Parameter)
+
+
 def _first_step(anchor: fx.Node) -> str:
     """What the probabilities go through instead, in words."""
     users = [n for n in anchor.users if n.target is not opaque]
     return f": they go through {called(users[0])}" if users else ""
 
 
-def find(aten_graph: AtenGraph) -> list[Found]:
-    """Every attention-like anchor of a graph."""
-    found = []
+def find(aten_graph: AtenGraph, storage: Storage | None = None) -> list[Found]:
+    """Every attention-like anchor of a graph. storage: its memory."""
+    found, storage = [], storage or Storage(aten_graph)
     for anchor in anchors(aten_graph):
-        site = candidate(anchor)
+        site = candidate(anchor, storage)
         if site is not None:
             found.append(Found(anchor, site))
-    return found
+    return joined(found)
 
 
-def candidate(anchor: fx.Node) -> Candidate | Declined | None:
+def joined(found: Sequence[Found]) -> list[Found]:
+    """The sites, with those whose probabilities make up one operand of one product as a single one."""
+    sites: dict[object, Found] = {}
+    for one in found:
+        site, key = one.site, one.anchor
+        if isinstance(site, Candidate) and site.anchor is not site.result:
+            key = site.result, site.probabilities
+        first = sites.setdefault(key, one)
+        if first is not one and isinstance(first.site, Candidate):
+            sites[key] = replace(first, site=replace(first.site, parts=(*first.site.parts, one.anchor)))
+    return list(sites.values())
+
+
+def candidate(anchor: fx.Node, storage: Storage) -> Candidate | Declined | None:
     """The candidate of an anchor, or why it is declined; None where there is no attention at all."""
     if rule_name(anchor) in NATIVE:
         return Declined("one native operator runs the whole layer", anchor)
+    if anchor.target is opaque:
+        return transformed(anchor)
     if is_sdpa(anchor):
         return Candidate(anchor, anchor, 0)
-    if not any(is_product(n) for n in above(anchor)) or not any(is_product(n) for n in below(anchor)):
+    if not any(is_product(n) for n in above(anchor)):
         return None
-    products = value_products(anchor)
+    products = value_products(anchor, storage)
+    if not products and not any(is_product(n) for n in below(anchor)):
+        return None
+    if not products and all(map(has_weights, filter(is_product, above(anchor)))):
+        return None  # a linear layer makes the scores: a router
     if not products:
         return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
     if len(products) > 1:

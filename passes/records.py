@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import fx
 
-from flex_inductor import compat
+from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.describe.code import code_of
 from flex_inductor.passes.describe.kinds import kind_of
@@ -33,7 +33,10 @@ MEMBER = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]")
 
 def describe_anchor(found: Found) -> str:
     """The anchor's operator, shape and dtype."""
-    return f"{rule_name(found.anchor)} {describe(found.anchor.meta['val'])}"
+    anchor = found.anchor
+    if anchor.target is opaque:
+        return f"{called(anchor)} {describe(next(iter(anchor.meta['val']), ''))}"
+    return f"{rule_name(anchor)} {describe(anchor.meta['val'])}"
 
 
 def node_text(node: fx.Node | None) -> str:
@@ -82,7 +85,7 @@ def kernel_of(stage: Emitted) -> str:
 def lengths_of(site: Site) -> tuple[int, ...]:
     """The numbers of queries and keys, as they are now."""
     value, at = site.candidate.result.meta["val"], site.at
-    return tuple(compat.number_now(value, at.size(s)) for s in (at.q, at.k))
+    return tuple(dynamic.number_now(value, at.size(s)) for s in (at.q, at.k))
 
 
 def unless_it_fails(describe_site: Callable[[Site], T], site: Site | None) -> T | None:

@@ -162,4 +162,5 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
     if hasattr(gm, "_param_name_to_source"):
         copy._param_name_to_source = gm._param_name_to_source
     copy.meta.update(gm.meta)
+    copy.compile_subgraph_reason = getattr(gm, "compile_subgraph_reason", None)
     return copy

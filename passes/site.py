@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import sympy
 import torch
@@ -49,11 +50,12 @@ class Candidate:
     """A softmax between two products.
 
     anchor: the operator that makes the probabilities. result: the product with the values. probabilities: which of its
-    operands they are, 0 or 1."""
+    operands they are, 0 or 1. parts: other operators that make some of them."""
 
     anchor: fx.Node
     result: fx.Node
     probabilities: int
+    parts: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,37 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class Zeroed:
+    """Keys whose probabilities are set to zero behind the softmax, where they count all the same. kept: the condition
+    that they do not fulfil. fill: the score that they all have."""
+
+    kept: Expr
+    fill: float
+
+
+StatisticKind = Literal["logsumexp", "greatest", "sum"]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number of every row of scores that the program reads beside the attention.
+
+    node: the value that has it. reduced: the tensor that is reduced; index: of a score there; key: the dimension of the
+    keys. kind: the log-sum-exp, the greatest score, or the sum of exponentials. dims: the dimensions that are reduced.
+    keepdim: whether they stay, with size one. shift: the greatest scores, if they are subtracted from the exponents of
+    a sum; else None."""
+
+    node: fx.Node
+    reduced: fx.Node
+    kind: StatisticKind
+    index: tuple[sympy.Expr, ...]
+    key: int
+    dims: tuple[int, ...]
+    keepdim: bool
+    shift: fx.Node | None = None
+
+
+@dataclass(frozen=True)
 class Site:
     """An attention that is understood: its operands, its score and its mask at the four positions.
 
@@ -96,12 +129,16 @@ class Site:
     keep: a condition on keys. The mask holds for rows in which some key fulfils it; other rows attend to all keys. None
         where the mask holds for all rows.
     rows: a condition on rows, of which others give 0. None where every row counts, or where the mask says so.
+    zeroed: keys that the mask hides and that count in the sum of the softmax; None for none.
     level: the score with 0 for its raw scores. Its maximum over a row is subtracted where it is far from zero, so that
         the log-sum-exp stays precise. None where that is not needed.
     replaces: whether the model replaced hidden scores by a fill (`masked_fill`), and did not add the fill to them.
     dropout: of the probabilities; None for none.
     dtype: what the call rounds its operands to (under autocast); None where they keep their own.
     scale: the constant factor of the raw scores.
+    statistics: what the program reads of the scores besides.
+    raw: the products that the raw score is made of. shares: the anchors of other attentions that read its scores, and
+        must be rewritten with it.
     notes: what the decision record says besides.
     """
 
@@ -121,9 +158,13 @@ class Site:
     mask: Expr | None = None
     keep: Expr | None = None
     rows: Expr | None = None
+    zeroed: Zeroed | None = None
     level: Expr | None = None
     replaces: bool = False
     dropout: Dropout | None = None
     dtype: torch.dtype | None = None
     scale: float = 1.0
+    statistics: tuple[Statistic, ...] = ()
+    raw: tuple[fx.Node, ...] = ()
+    shares: tuple[fx.Node, ...] = ()
     notes: tuple[str, ...] = ()

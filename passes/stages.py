@@ -7,6 +7,7 @@ A site that is declined at any step is Ended.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -79,10 +80,16 @@ class Decided(Sparse):
 
 @dataclass(frozen=True)
 class Emitted(Decided):
-    """A site that was rewritten. value: the node that replaced the result. notes: for the decision record."""
+    """A site that was rewritten. replaced: from each new value to what it replaces; the result comes first. notes: for
+    the decision record."""
 
-    value: fx.Node
+    replaced: Mapping[fx.Node, Result]
     notes: tuple[str, ...]
+
+    @property
+    def value(self) -> fx.Node:
+        """The node that replaced the attention's result."""
+        return next(iter(self.replaced))
 
 
 def onward(stage: Stage, kind: type[T], **new: Any) -> T:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
-from flex_inductor.passes.decide import decide_site
+from flex_inductor.passes.decide import decide_site, together
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.result import locate
 from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
@@ -50,14 +50,15 @@ def find(state: State) -> State:
             return Ended(found, found.site, None)
         return Located(found, found.site, locate(aten, found.site.result))
 
-    return replace(state, sites=tuple(map(opened, finder.find(aten))))
+    return replace(state, sites=tuple(map(opened, finder.find(aten, state.program.storage))))
 
 
 def lift(state: State) -> State:
     """Makes sites of candidates."""
+    candidates = [s.candidate for s in state.sites if isinstance(s, Located)]
 
     def step(stage: Located, program: Program) -> Lifted:
-        site, zeroed = lift_site(stage.candidate, program.storage, stage.result.node.meta["position"])
+        site, zeroed = lift_site(stage.candidate, program.storage, stage.result.node.meta["position"], candidates)
         return onward(stage, Lifted, site=site, zeroed=zeroed)
 
     return state.each(Located, step)
@@ -82,13 +83,14 @@ def sparsity(state: State) -> State:
 
 
 def decide(state: State) -> State:
-    """Declines what the device cannot compute, and what would be slower."""
+    """Declines what the device cannot compute, what would be slower, and sites whose scores are needed by others that
+    are declined."""
 
     def step(stage: Sparse, program: Program) -> Decided:
         operator, kernel = decide_site(stage.site, stage.result, stage.sparsity, state.backend)
         return onward(stage, Decided, operator=operator, kernel=kernel)
 
-    return state.each(Sparse, step)
+    return replace(state, sites=together(state.each(Sparse, step).sites))
 
 
 def emit(state: State) -> State:
@@ -105,8 +107,8 @@ def emit(state: State) -> State:
             if result.product not in aten.value_of:
                 expand(emitter.make, result.dynamo)
             result = locate(aten, result.product)
-        value, notes = emitter.emit(stage.site, result, stage.kernel)
-        return onward(stage, Emitted, result=result, value=value, notes=notes)
+        replaced, notes = emitter.emit(stage.site, result, stage.kernel)
+        return onward(stage, Emitted, result=result, replaced=replaced, notes=notes)
 
     return state.each(Decided, step)
 
@@ -116,7 +118,7 @@ def clean(state: State) -> State:
     done = [s for s in state.sites if isinstance(s, Emitted)]
     if done and state.program is not None:
         drawn = [s.site.dropout.drawn.meta["origin"] for s in done if s.site.dropout is not None]
-        replaced = {s.value: s.result for s in done}
+        replaced = {new: old for s in done for new, old in s.replaced.items()}
         remove_replaced(state.gm.graph, state.program.aten, state.program.storage, replaced, drawn)
     return state
 

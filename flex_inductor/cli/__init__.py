@@ -48,20 +48,15 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The arguments that explain and dump share, as one `Asked`."""
+def built(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what an hf: target is built like, as one dictionary `build`."""
 
     @functools.wraps(command)
-    def collected(target: str, rewrite: Any, backend: Any, train: bool, fake: bool, **more: Any) -> Any:
-        build = {name: more.pop(name) for name in BUILD}
-        return command(asked=Asked(target, rewrite, backend, train, fake, build), **more)
+    def collected(**given: Any) -> Any:
+        build = {name: given.pop(name) for name in BUILD}
+        return command(build=build, **given)
 
     for decorator in (
-        click.argument("target"),
-        click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), show_default="auto"),
-        click.option("--backend", type=click.Choice(["flex", "flex_eager"]), default="flex", show_default=True),
-        click.option("--train", is_flag=True, help="Training mode, with gradients."),
-        click.option("--fake", is_flag=True, help="Look at shapes alone, run nothing: long inputs take seconds."),
         click.option("--length", type=click.IntRange(1), help="hf: tokens in a sequence.  [default: 64]"),
         click.option("--batch", type=click.IntRange(1), help="hf: sequences.  [default: 2]"),
         click.option("--dtype", type=click.Choice(list(DTYPES)), help="hf: of weights and inputs."),
@@ -72,6 +67,27 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         collected = decorator(collected)
     return collected
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that explain and dump share, as one `Asked`."""
+
+    @functools.wraps(command)
+    def collected(
+        target: str, rewrite: Any, backend: Any, train: bool, fake: bool, build: dict[str, Any], **more: Any
+    ) -> Any:
+        return command(asked=Asked(target, rewrite, backend, train, fake, build), **more)
+
+    decorated = built(collected)
+    for decorator in (
+        click.argument("target"),
+        click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), show_default="auto"),
+        click.option("--backend", type=click.Choice(["flex", "flex_eager"]), default="flex", show_default=True),
+        click.option("--train", is_flag=True, help="Training mode, with gradients."),
+        click.option("--fake", is_flag=True, help="Look at shapes alone, run nothing: long inputs take seconds."),
+    ):
+        decorated = decorator(decorated)
+    return decorated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,9 +143,10 @@ def dump(asked: Asked, out: Path, between: bool) -> None:
 
 
 @main.command()
+@built
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def look(target: str, as_json: bool) -> None:
+def look(target: str, as_json: bool, build: dict[str, Any]) -> None:
     """Say what the heads of TARGET attend to."""
     import torch
     from rich.console import Console
@@ -137,13 +154,13 @@ def look(target: str, as_json: bool) -> None:
     from flex_inductor.look import look as look_at
     from flex_inductor.look.text import render
 
-    model, args, kwargs = load(target)
+    model, args, kwargs = load(Asked(target, None, "flex", train=False, fake=False, build=build))
     if isinstance(model, torch.nn.Module):
         model.eval()
     try:
         seen = look_at(model)(*args, **kwargs)
     except Exception as error:
-        raise BadInput(f"{target} does not run: {_line(error)}") from error
+        raise BadInput(f"{target} does not run: {useful_line(error)}") from error
     if as_json or not sys.stdout.isatty():
         click.echo(seen.to_json() if as_json else str(seen))
         return

@@ -144,9 +144,9 @@ OWN_OPTION = "FLEX_INDUCTOR"
 """A kernel option that marks the calls that the passes made. Its value is the type of the device."""
 
 
-def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
+def kernel_options(device: str, logsumexp: bool, greatest: bool) -> dict[str, Any]:
     """The options that `flex_attention` itself would hand to the HOP. device: the type of the device that computes the
-    call. logsumexp: whether that is read, by the backward pass or by the graph."""
+    call. logsumexp, greatest: whether these are read, by the backward pass or by the graph."""
     return {
         "BACKEND": "AUTO",
         "PRESCALE_QK": False,
@@ -154,7 +154,7 @@ def kernel_options(device: str, logsumexp: bool) -> dict[str, Any]:
         "BLOCKS_ARE_CONTIGUOUS": False,
         "WRITE_DQ": True,
         "OUTPUT_LOGSUMEXP": logsumexp,
-        "OUTPUT_MAX": False,
+        "OUTPUT_MAX": greatest,
         OWN_OPTION: device,
     }
 
@@ -277,6 +277,16 @@ def stored_attributes() -> dict[str, str]:
         return found
     except Exception:  # private data, of which every release may change the form
         return {}
+
+
+def graph_break(gm: Any) -> tuple[str, str] | None:
+    """Why Dynamo ended a graph in the middle of a function, and where in the user's model: 'model.py:12'.
+    None where the function ended there."""
+    why = getattr(gm, "compile_subgraph_reason", None)
+    if why is None or not why.graph_break:
+        return None
+    frame = why.user_stack[-1] if why.user_stack else None
+    return why.reason, f"{os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from flex_inductor import compat, devices, scalar
+from flex_inductor import devices, scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Given, Heat
 from flex_inductor.given.plan import Call, Plan
 from flex_inductor.passes.describe.terms import terms_of, visible
@@ -62,7 +63,7 @@ def entries_device(entries: dict[str, Any]) -> torch.device:
 
 
 def sizes_of(site: Site) -> tuple[int, int]:
-    now = functools.partial(compat.number_now, site.candidate.result.meta["val"])
+    now = functools.partial(dynamic.number_now, site.candidate.result.meta["val"])
     return now(site.at.size(site.at.b)), now(site.at.size(site.at.h))
 
 

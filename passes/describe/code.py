@@ -12,7 +12,8 @@ import functools
 
 from torch import fx
 
-from flex_inductor import compat, scalar
+from flex_inductor import scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Code, describe
 from flex_inductor.passes.describe.source import source_line
 from flex_inductor.passes.emit.emitter import columns_of, mask_of, raise_low_scores, score_of
@@ -24,7 +25,7 @@ from flex_inductor.scalar import TRUE
 def code_of(site: Site) -> Code:
     """The code of a site. Raises Declined if no mod can compute its score."""
     value, at = site.candidate.result.meta["val"], columns_of(site)
-    now = functools.partial(compat.number_now, value)
+    now = functools.partial(dynamic.number_now, value)
     mask, score = mask_of(site), raise_low_scores(score_of(site), at, value.device)
     writer = CodeWriter(at, now)
     used = scalar.positions(mask) | (scalar.positions(site.keep) if site.keep is not None else set())

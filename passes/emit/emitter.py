@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +22,14 @@ from torch import fx
 
 from flex_inductor import compat, devices, scalar
 from flex_inductor.compat import dynamic
+from flex_inductor.passes.emit import statistics
 from flex_inductor.passes.emit.copies import copies_of, expand_copies
 from flex_inductor.passes.emit.offsets import load_of, over_offsets, write_table
 from flex_inductor.passes.emit.operands import operand_dtype, operands
-from flex_inductor.passes.emit.result import Result, rebuild
+from flex_inductor.passes.emit.result import Result, locate, rebuild
 from flex_inductor.passes.emit.row_level import less_level, rounds
 from flex_inductor.passes.emit.sinks import beside
+from flex_inductor.passes.emit.zeroed import column
 from flex_inductor.passes.lift import heads
 from flex_inductor.passes.lift.layout import TRANSPARENT
 from flex_inductor.passes.program.materialise import Materialiser, shape_of
@@ -110,44 +112,78 @@ class Emitter:
         self.count = 0
         self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
 
-    def emit(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, tuple[str, ...]]:
-        """Replaces the result by the call. Returns the new value, and notes for the decision record.
+    def emit(self, site: Site, result: Result, kernel: Kernel) -> tuple[dict[fx.Node, Result], tuple[str, ...]]:
+        """Replaces the result, and the statistics beside it, by the call. Returns the new values with what each of them
+        replaces, the result first, and notes for the decision record.
 
         kernel: who computes the call. Raises Declined, and leaves the program unchanged then."""
         self.make.forget(result.node.meta["position"])
         self.maps.point = result.dynamo
         before, made = result.dynamo.prev, dict(self.maps.made)
+        aten_graph = self.make.aten_graph
         try:
+            beside = self.beside(site, result)
             with self.gm.graph.inserting_before(result.dynamo):
-                value, note = self.value(site, result, kernel)
+                (value, *rows), note = self.values(site, result, kernel)
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)
             self.maps.made = made
             raise
+        for row, (own, readers) in zip(rows, beside, strict=True):
+            statistics.put(row, own, readers, result)
         result.dynamo.replace_all_uses_with(value, propagate_meta=True)
-        if result.node in self.make.aten_graph.value_of:  # sites that come after may read it
-            self.make.aten_graph.value_of[result.node] = value
-        return value, (*self.notes(site), note) if note else self.notes(site)
+        replaced = dict(zip((value, *rows), (result, *(own for own, _ in beside))))
+        for new, old in replaced.items():  # sites that come after may read it
+            if old.node in aten_graph.value_of:
+                aten_graph.value_of[old.node] = new
+        return replaced, (*self.notes(site), note) if note else self.notes(site)
+
+    def beside(self, site: Site, result: Result) -> list[tuple[Result, statistics.Readers]]:
+        """The statistics of a site as values of the program, and what reads them. Raises Declined."""
+        found = []
+        for one in site.statistics:
+            own = locate(self.make.aten_graph, one.node)
+            if own.hidden or own.views or self.storage.is_written(one.node):
+                raise Declined("a statistic of the scores is no value of the program's own", one.node)
+            statistics.check_gradients(one, own, result)
+            if own.trains and statistics.may_lose_gradients(site.score, site.at, self.gradients(site.score)):
+                raise Declined("gradients flow through the log-sum-exp of rows of nothing but low numbers", one.node)
+            found.append((own, statistics.readers_of(own, result, self.make.aten_graph, self.storage)))
+        return found
 
     def notes(self, site: Site) -> tuple[str, ...]:
         """The notes of a site for the decision record."""
         return site.notes
 
-    def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
-        """The node that has the result's value, and a note about the kernel. Makes all nodes that this takes."""
+    def values(self, site: Site, result: Result, kernel: Kernel) -> tuple[list[fx.Node], str]:
+        """The node that has the result's value, those that have the statistics', and a note about the kernel. Makes all
+        nodes that this takes."""
         device, dtype, training = result.node.meta["val"].device, operand_dtype(site), result.trains
-        site = self.subtract_level(self.with_rows(site, device), device)
+        site, above = self.subtract_level(self.with_zeroed(self.with_rows(site, device), device), device)
         site = replace(site, score=over_offsets(site.score, site.at, functools.partial(self.table, site, device)))
         sinks = site.extra if kernel.mask is not None else ()  # only our own kernels return the log-sum-exp
         site = replace(site, extra=()) if sinks else site
-        call = self.call(site, kernel, device, training, logsumexp=training or bool(sinks))
+        lse, greatest = statistics.asked(site.statistics)
+        call = self.call(site, kernel, device, training, training or bool(sinks) or lse, greatest)
         out = self.make.call(compat.getitem, call, 0)
         if sinks:
             logsumexp = self.make.call(compat.getitem, call, 1)
             out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
-        return self.finish(out, site, result), note
+        return [self.finish(out, site, result), *self.rows(site, call, above, result)], note
+
+    def rows(self, site: Site, call: fx.Node, above: fx.Node | None, result: Result) -> Iterator[fx.Node]:
+        """The statistics beside the output of a call. above: what was taken off the scores of a row."""
+        asked = enumerate(statistics.asked(site.statistics), 1)
+        lse, greatest = (self.make.call(compat.getitem, call, place) if wanted else None for place, wanted in asked)
+        for one in site.statistics:
+            own = locate(self.make.aten_graph, one.node)
+            rows = statistics.Rows(lse, greatest, above).of(self.make, one)
+            if result.trains and not own.trains:
+                rows = self.make.call(aten.detach.default, rows)
+            value = statistics.in_program(self.make, rows, one, site.at)
+            yield self.restore_layout(value, own.strides) if needs_strides(one.node) else value
 
     def finish(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
         """The output of a call, (b, h, q, e), with the shape, dtype and strides of the result."""
@@ -160,18 +196,21 @@ class Emitter:
             out = self.make.call(aten.clone.default, out)
         return self.restore_layout(out, result.strides) if needs_strides(result.node) else out
 
-    def call(self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool) -> fx.Node:
-        """The call of flex_attention. logsumexp: whether the log-sum-exp is read."""
+    def call(
+        self, site: Site, kernel: Kernel, device: torch.device, training: bool, logsumexp: bool, greatest: bool
+    ) -> fx.Node:
+        """The call of flex_attention. logsumexp, greatest: whether the log-sum-exp, and the greatest score, are
+        read."""
         query, key, value = operands(self.make, site, self.storage)
         at = columns_of(site)
         own = kernel.mask is not None
         score, mask = score_of(site), mask_of(site)
-        if logsumexp or not own:  # ours take the greatest score of a row off before they multiply
+        if logsumexp or greatest or not own:  # ours take the greatest score of a row off before they multiply
             score = raise_low_scores(score, at, device)
         copied = functools.partial(copies_of, keys=not (own and devices.of(device).sums_keys)) if training else None
         score_mod, score_reads = self.module("score_mod", score, site, True, copied)
         mask_mod, mask_reads = self.module("mask_mod", mask, site)
-        options = compat.kernel_options(device.type, logsumexp)
+        options = compat.kernel_options(device.type, logsumexp, greatest)
         if own:
             options[compat.MASK_OPTION] = kernel.mask
         if site.dropout is not None:
@@ -213,17 +252,24 @@ class Emitter:
         mask = mask if site.rows is None else scalar.logical_and(mask, site.rows)
         return replace(site, mask=None if mask == scalar.TRUE else mask, keep=None, rows=None)
 
-    def subtract_level(self, site: Site, device: torch.device) -> Site:
-        """The site with its level subtracted, so that every row has a score near zero. Softmax does not change when a
-        whole row moves."""
-        if site.level is None:
+    def with_zeroed(self, site: Site, device: torch.device) -> Site:
+        """The site with one more column without values, which counts as much as all the keys that are zeroed."""
+        if site.zeroed is None:
             return site
+        counted = column(self.maps, site.zeroed, site.at, device)
+        return replace(site, extra=(*site.extra, counted), zeroed=None)
+
+    def subtract_level(self, site: Site, device: torch.device) -> tuple[Site, fx.Node | None]:
+        """The site with its level subtracted, so that every row has a score near zero, and the level, of a shape that
+        broadcasts to (b, h, q). Softmax does not change when a whole row moves."""
+        if site.level is None:
+            return site, None
         mask = site.mask if site.mask is not None else scalar.TRUE
         top = scalar.where(mask, site.level, scalar.const(-math.inf, site.level.dtype))
         above = self.maps.row_levels(top, site.at, device)
         rounded = rounds(site.score)
         score, *extra = (less_level(x, above, rounded) for x in (site.score, *site.extra))
-        return replace(site, score=score, extra=tuple(extra), level=None)
+        return replace(site, score=score, extra=tuple(extra), level=None), above.args[0].args[0]
 
     def table(self, site: Site, device: torch.device, part: Expr) -> Expr:
         """A part of the score that depends on the offset alone, as a load from a table; itself where there is none."""

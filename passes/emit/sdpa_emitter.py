@@ -52,7 +52,7 @@ class SdpaEmitter(Emitter):
     def notes(self, site: Site) -> tuple[str, ...]:
         return ("rows that lose all keys get the mean of the values",) if site.keep is not None else site.notes
 
-    def value(self, site: Site, result: Result, kernel: Kernel) -> tuple[fx.Node, str]:
+    def values(self, site: Site, result: Result, kernel: Kernel) -> tuple[list[fx.Node], str]:
         """The node that has the result's value, and a note about the mask."""
         form = form_of(site, result.trains, result.product.meta["autocast"])
         assert form is not None
@@ -71,7 +71,7 @@ class SdpaEmitter(Emitter):
             out = self.make.call(aten.where.ScalarOther, shown.alive, out, 0.0)
         if form.lost in (Lost.ABSORBED, Lost.LOW):
             out = self.make.call(torch.add, out, self.first_order(site, query, key, value, shown))
-        return self.finish(out, site, result), describe_form(form, site.at)
+        return [self.finish(out, site, result)], describe_form(form, site.at)
 
     def show(self, form: Form, site: Site, device: torch.device) -> Shown:
         """The mask of a call, and which rows keep a key under it."""

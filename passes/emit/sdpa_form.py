@@ -80,6 +80,8 @@ def form_of(site: Site, training: bool, autocast: bool) -> Form | None:
     if (
         site.rows is not None
         or site.extra
+        or site.statistics
+        or site.zeroed is not None
         or site.dropout is not None
         or site.scale <= 0
         or operand_dtype(site) == torch.float64

@@ -10,6 +10,7 @@ probabilities that something else reads, scores that depend on statistics of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import sympy
@@ -19,11 +20,14 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift import heads, other_readers
 from flex_inductor.passes.lift.behind import BEHIND
+from flex_inductor.passes.lift.beside import beside
 from flex_inductor.passes.lift.lifter import Lifter
+from flex_inductor.passes.lift.parts import settle
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.rules.products import product
 from flex_inductor.passes.lift.scores import drop_statistics, merge_dots
-from flex_inductor.passes.lift.softmax import Weights, columns, dimension, reordered, weights_of
+from flex_inductor.passes.lift.softmax import Columns, Weights, columns, dimension, reordered, weights_of
+from flex_inductor.passes.lift.statistics import alike, statistic
 from flex_inductor.passes.program.operators import SOFTMAX, article, called, is_product, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above
@@ -49,7 +53,8 @@ class View:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of lifting finds. extra: the scores of columns without values. dots: the raw scores in `score`."""
+    """What one round of lifting finds. extra: the scores of columns without values. dots: the raw scores in `score`.
+    lifter: what lifted the score."""
 
     value: Operand
     score: Expr
@@ -57,16 +62,20 @@ class Round:
     weights: Weights
     dots: tuple[Expr, ...]
     unshifted: bool
+    lifter: Lifter
 
 
-def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tuple[Site, Expr | None]:
+def site_from_softmax(
+    candidate: Candidate, storage: Storage, until: int, others: Sequence[Candidate] = ()
+) -> tuple[Site, Expr | None]:
     """The site of a candidate, and the condition under which probabilities are kept after the softmax, if any are not.
 
-    until: the position in the program at which the attention will run. Raises Declined."""
+    until: the position in the program at which the attention will run. others: all candidates of the graph. Raises
+    Declined."""
     outer, row = position("c"), position("m")
     first = view_of(candidate, outer, row)
     found = lift_round(candidate, first, storage, until)
-    other_readers.check_private([d.args[0] for d in found.dots], candidate)
+    read = beside([d.args[0] for d in found.dots], candidate, others, storage)
     split = heads.split_heads(
         heads.Operands(
             [d.args[1] for d in found.dots],
@@ -83,9 +92,10 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
     index = tuple(e.xreplace({outer: split.outer, row: split.row}) for e in first.index)
     sizes = {**split.sizes, **keys, first.channel: first.sizes[first.channel]}
     exact = lift_round(candidate, View(index, split.q, first.key, first.channel, sizes), storage, until)
+    at = Coordinates(split.b, split.h, split.q, first.key, {**split.sizes, **keys})
     site = Site(
         candidate=candidate,
-        at=Coordinates(split.b, split.h, split.q, first.key, {**split.sizes, **keys}),
+        at=at,
         group=split.group,
         products=tuple(d.args[1:] for d in exact.dots),
         value=exact.value,
@@ -98,6 +108,9 @@ def site_from_softmax(candidate: Candidate, storage: Storage, until: int) -> tup
         row_first=split.row_first,
         safe=exact.weights.safe or rule_name(candidate.anchor) == "_safe_softmax",
         dropout=exact.weights.dropout,
+        statistics=tuple(statistic(n, exact.lifter, exact.weights.index, at.k, exact.score) for n in read.statistics),
+        raw=tuple(dict.fromkeys(d.args[0] for d in exact.dots)),
+        shares=read.attentions,
     )
     return site, exact.weights.kept
 
@@ -138,27 +151,42 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     lifter = Lifter(
         storage, RULES, view.sizes, frozenset({view.row}), frozenset({view.key}), until, candidate.result.meta["grad"]
     )
-    behind = lifter.changed(anchor=candidate.anchor, rules=BEHIND)
+    behind = lifter.changed(anchors=frozenset({candidate.anchor, *candidate.parts}), rules=BEHIND)
     probabilities = weights_of(behind, weights, candidate.anchor, candidate.result.meta["position"])
     index = probabilities.index
     if view.inner is None and rule_name(candidate.anchor) in SOFTMAX:
         order = reordered(index[dimension(candidate.anchor)], view.key, view.sizes)
         if order is not None:
             return lift_round(candidate, replace(view, inner=order), storage, until)
-    found = columns(lifter, candidate.anchor, index, view.key)
+    found = normalised(lifter, candidate, probabilities, weights, view.key)
     dots = dots_of(found.score)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
         wide = sorted(products, key=lambda p: -breadth(next(d for d in dots if d.args[0] is p)))
-        others = set(products) - {other_readers.most_private(wide, candidate.result)}
+        others = set(products) - {other_readers.most_private(wide, candidate, storage)}
         lifter = lifter.changed(leaves=frozenset(others))  # the program computes these, and they are loaded
-        found = columns(lifter, candidate.anchor, index, view.key)
+        found = normalised(lifter, candidate, probabilities, weights, view.key)
         merged, dots = found.score, dots_of(found.score)
     check_scores(candidate, merged, found.extra)
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
-    return Round(value, score, extra, probabilities, dots, unshifted=found.quotient and score == merged)
+    lifter = lifter if rule_name(candidate.anchor) in SOFTMAX else lifter.changed(store=False)  # as `columns` does
+    return Round(value, score, extra, probabilities, dots, found.quotient and score == merged, lifter)
+
+
+def normalised(lifter: Lifter, candidate: Candidate, found: Weights, operand: Operand, key: sympy.Symbol) -> Columns:
+    """The scores that weights come from. operand: what the product with the values reads. Raises Declined where the
+    weights are several softmaxes, which do not normalise what was in their place before."""
+    if not found.parts:
+        return columns(lifter, candidate.anchor, found.index, key)
+    before = min(p.anchor.meta["position"] for p in found.parts)
+    score = lifter.lift(operand.node, operand.index, before)
+    for part in found.parts:
+        own = columns(lifter, part.anchor, part.index, key)
+        if own.extra or not alike(settle(own.score, part.span), settle(score, part.span, whole=True)):
+            raise Declined("the probabilities come from several softmaxes of different scores", part.anchor)
+    return Columns(score)
 
 
 def breadth(dot: Expr) -> int:

@@ -76,7 +76,7 @@ class Lifter:
     grad: the grad mode of the site. Values computed in another grad mode are leaves where gradients could flow.
     leaves: nodes that must become leaves.
     store: whether arithmetic that does not vary with both rows and columns is left to the program, and loaded.
-    anchor: the operator whose elements become `probabilities` and are not lifted.
+    anchors: the operators whose elements become `probabilities` and are not lifted.
     strict: whether numbers must be rounded exactly as the program rounds them.
     path: the operators that are being lifted through at the moment.
     """
@@ -89,7 +89,7 @@ class Lifter:
     until: int
     grad: bool
     leaves: frozenset[fx.Node] = frozenset()
-    anchor: fx.Node | None = None
+    anchors: frozenset[fx.Node] = frozenset()
     store: bool = True
     strict: bool = False
     path: list[fx.Node] = field(default_factory=list)
@@ -143,8 +143,8 @@ class Lifter:
         return tuple(sympy.S.Zero if size_expr(n) == 1 else i for i, n in zip(index, shape, strict=True))
 
     def _lift(self, node: fx.Node, index: Index, at: int) -> Expr:
-        if self.anchor is not None and node is self.anchor and not self.storage.writes(node, node.meta["position"], at):
-            return Expr("probabilities", (index,), node.meta["val"].dtype)
+        if node in self.anchors and not self.storage.writes(node, node.meta["position"], at):
+            return Expr("probabilities", (index, node), node.meta["val"].dtype)
         self.path.append(node)
         try:
             value = self._value(node, index, at)

@@ -5,17 +5,20 @@ If so the program computes them anyway. A rewrite would compute them twice, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch import fx
 
 from flex_inductor import compat
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.program.operators import FACTORS, called, is_product, rule_name
-from flex_inductor.passes.program.storage import written_args_of
+from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable
-from flex_inductor.passes.site import Candidate, Declined
+from flex_inductor.passes.site import Candidate
+
+aten = torch.ops.aten
 
 CARRIES = {
     "_to_copy",
@@ -33,21 +36,37 @@ CARRIES = {
 """Operators that may lie between the softmax and the product with the values. Views may too."""
 
 
-def value_products(anchor: fx.Node) -> list[tuple[fx.Node, int]]:
-    """The products that read the probabilities, and which operand of each they are."""
+def value_products(anchor: fx.Node, storage: Storage | None = None) -> list[tuple[fx.Node, int]]:
+    """The products that read the probabilities, and which operand of each they are. storage: follows probabilities that
+    are written into a tensor (`s[:] = softmax(s)`); None for those that are not."""
+    return _followed(anchor, storage)[0]
+
+
+def written_back(candidate: Candidate, storage: Storage) -> set[fx.Node]:
+    """The operators that write probabilities into a tensor."""
+    return {write for anchor in (candidate.anchor, *candidate.parts) for write in _followed(anchor, storage)[1]}
+
+
+def _followed(anchor: fx.Node, storage: Storage | None) -> tuple[list[tuple[fx.Node, int]], list[fx.Node]]:
+    """The products and the writes that probabilities reach."""
     found: dict[tuple[fx.Node, int], None] = {}
-    todo, seen = [anchor], {anchor}
+    writes: list[fx.Node] = []
+    todo, seen = [(anchor, -1)], {anchor}
     while todo:
-        node = todo.pop(0)
-        for user in node.users:
+        node, since = todo.pop(0)
+        for user in (u for u in node.users if u.meta["position"] > since):
             if is_product(user):
                 first = FACTORS[rule_name(user)]
                 factors = user.args[first : first + 2]
                 found.update({(user, i): None for i, factor in enumerate(factors) if factor is node})
+            elif storage is not None and user.target is aten.copy_.default and user.args[1] is node:
+                writes.append(user)
+                written = [a for a in storage.aliases(user.args[0]) if a is not node and a is not anchor]
+                todo += ((alias, user.meta["position"]) for alias in written)
             elif user not in seen and (rule_name(user) in CARRIES or rule_name(user) in INDEX_MAPS):
                 seen.add(user)
-                todo.append(user)
-    return list(found)
+                todo.append((user, since))
+    return list(found), writes
 
 
 def downstream(products: Iterable[fx.Node], result: fx.Node) -> set[fx.Node]:
@@ -64,35 +83,39 @@ def is_dead(node: fx.Node) -> bool:
     )
 
 
-def chain(products: list[fx.Node], result: fx.Node) -> set[fx.Node]:
+def chain(products: list[fx.Node], candidate: Candidate, storage: Storage) -> set[fx.Node]:
     """Everything between the raw scores and the product with the values."""
-    first = min((p.meta["position"] for p in products), default=0)
-    upstream = reachable([result], lambda n: (i for i in n.all_input_nodes if i.meta["position"] >= first))
-    return downstream(products, result) & upstream - {result}
+    first, last = min((p.meta["position"] for p in products), default=0), candidate.result.meta["position"]
+    writes = written_back(candidate, storage)
+
+    def read_by(node: fx.Node) -> Iterator[fx.Node]:
+        readers = (node, *(storage.aliases(node.args[0]) if node in writes else ()))
+        return (u for r in readers for u in r.users if r is node or u.meta["position"] > node.meta["position"])
+
+    def made_of(node: fx.Node) -> Iterator[fx.Node]:
+        yield from node.all_input_nodes
+        yield from (
+            w for w in writes for i in node.all_input_nodes
+            if storage.shares(i, w.args[0]) and w.meta["position"] < node.meta["position"]
+        )  # fmt: skip
+
+    upstream = reachable([candidate.result], lambda n: (i for i in made_of(n) if i.meta["position"] >= first))
+    below = reachable(products, lambda n: (u for u in read_by(n) if u.meta["position"] <= last))
+    return below & upstream - {candidate.result}
 
 
-def most_private(products: list[fx.Node], result: fx.Node) -> fx.Node:
+def most_private(products: list[fx.Node], candidate: Candidate, storage: Storage) -> fx.Node:
     """The first of the products that only this attention reads; the first of all if there is no such."""
-    return next((p for p in products if outside([p], result) is None), products[0])
+    return next((p for p in products if not any(readers([p], candidate, storage))), products[0])
 
 
-def outside(products: list[fx.Node], result: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """A value between the products and the result, and a node outside of the attention that reads it; None for none."""
-    inside = chain(products, result)
+def readers(products: list[fx.Node], candidate: Candidate, storage: Storage) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The values between the products and the result that nodes outside of the attention read, and these nodes."""
+    inside = chain(products, candidate, storage)
     for node in sorted(inside, key=lambda n: n.meta["position"]):
         for user in node.users:
-            if user not in inside and user is not result and not is_dead(user):
-                return node, user
-    return None
-
-
-def check_private(products: list[fx.Node], candidate: Candidate) -> None:
-    """Raises Declined if anything outside of the attention reads its scores or probabilities."""
-    found = outside(products, candidate.result)
-    if found is not None:
-        value, reader = found
-        made = value.meta["position"] >= candidate.anchor.meta["position"]
-        raise Declined(f"the {'probabilities' if made else 'scores'} are {use_of(value, reader)}", reader)
+            if user not in inside and user is not candidate.result and not is_dead(user):
+                yield node, user
 
 
 def use_of(value: fx.Node, reader: fx.Node) -> str:
@@ -100,4 +123,11 @@ def use_of(value: fx.Node, reader: fx.Node) -> str:
     if reader.target is not opaque or reader.meta["origin"].op != "output":
         return f"also read by {called(reader)}"
     attribute = compat.stored_attributes().get(value.meta["origin"].name)
-    return "returned, or read after this graph" if attribute is None else f"stored in {attribute}"
+    if attribute is not None:
+        return f"stored in {attribute}"
+    ended = compat.graph_break(reader.meta["origin"].graph.owning_module)
+    if ended is None:
+        return "returned, or read after this graph"
+    reason, place = ended
+    where = ", at ".join(filter(None, (*reason.strip().splitlines()[:1], place)))
+    return f"handed on over a graph break ({where}), because a variable holds them there (`del` it before the break)"

@@ -22,6 +22,7 @@ from flex_inductor import scalar
 from flex_inductor.passes.lift.layout import digits_of_entry
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
 from flex_inductor.passes.lift.other_readers import value_products
+from flex_inductor.passes.lift.parts import Part, parts_of
 from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.program.operators import SOFTMAX, article, called, rule_name
 from flex_inductor.passes.program.walk import above
@@ -48,12 +49,13 @@ class Columns:
 class Weights:
     """The weights of the values, as the probabilities at an index of the anchor's result. kept: the condition under
     which they are not set to zero afterwards, None for always. safe: whether NaN, which rows without keys have, is
-    made zero. dropout: that is applied to them."""
+    made zero. dropout: that is applied to them. parts: the softmaxes that they come from, if these are several."""
 
     index: Index
     kept: Expr | None = None
     safe: bool = False
     dropout: Dropout | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> Weights:
@@ -61,6 +63,8 @@ def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> We
     are read. Raises Declined if they are not the probabilities."""
     value = lifter.lift(operand.node, operand.index, at)
     weights = _weights(value)
+    if weights is None and (parts := parts_of(value, lifter.bounds)):
+        return Weights(parts[0].index, parts=parts)
     if weights is None:
         raise Declined(*_changed(value, anchor))
     return weights
@@ -195,7 +199,7 @@ def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol)
         return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key)
     if logarithm.op == "sub" and logarithm.args[1].op == "load":
         score, (total, at) = logarithm.args[0], logarithm.args[1].args
-        if rule_name(total) == "logsumexp" and _reduced(lifter, total, at, key) == score:
+        if rule_name(total) == "logsumexp" and reduced(lifter, total, at, key) == score:
             return Columns(score)
     raise Declined("the exponential is normalised in a way that is not understood", anchor)
 
@@ -212,17 +216,19 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
-    if above.op != "exp" or len(totals) != 1 or _reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
+    if above.op != "exp" or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined(UNNORMALISED, anchor)
     return _beside(above.args[0], rest, anchor)
 
 
-def _reduced(lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol) -> Expr | None:
+def reduced(
+    lifter: Lifter, reduction: fx.Node, index: Index, key: sympy.Symbol, source: fx.Node | None = None
+) -> Expr | None:
     """The element that a reduction over the keys reads. None if it reduces anything else, or runs in another grad mode
-    than the site."""
+    than the site. source: what to read instead of its argument, which is a copy of it."""
     if lifter.stops_gradient(reduction):
         return None
-    source: fx.Node = reduction.args[0]
+    source = source or reduction.args[0]
     dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
         return None

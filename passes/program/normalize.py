@@ -45,7 +45,8 @@ class AtenGraph:
 
     graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
         where nothing requires a gradient), "autocast" (whether autocast was active).
-        "writes" of an opaque node: the arguments that it may write to. "reshapes" of a view that was made in place:
+        "writes" of an opaque node: the arguments that it may write to; "transformed": whether it runs under a functorch
+        transform. "reshapes" of a view that was made in place:
         the nodes that are moved by it.
     value_of: the Dynamo node that has an ATen node's value, where there is one.
     moved: nodes whose value_of has another shape later on.
@@ -275,7 +276,8 @@ class Normalizer:
         value = node.meta.get("example_value")
         results = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
         if read or results:
-            self.recorder.record(opaque, read, {}, results).meta["writes"] = self.written_values(node)
+            seen = self.recorder.record(opaque, read, {}, results)
+            seen.meta.update(writes=self.written_values(node), transformed=node in self.transformed)
         return value
 
     def written_values(self, node: fx.Node) -> list[fx.Node]:

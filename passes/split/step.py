@@ -17,6 +17,7 @@ from flex_inductor.passes.split.parts import part, replacements
 from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb
 from flex_inductor.passes.split.scale import move_scale
 from flex_inductor.passes.split.tensors import with_tensors
+from flex_inductor.passes.split.whole_sums import check_statistics, count_zeroed
 from flex_inductor.scalar import Expr, logical_and
 
 
@@ -26,23 +27,28 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     zeroed: the condition under which probabilities are kept after the softmax, None for always. training: whether
     gradients flow; then the log-sum-exp of a row must not be far from zero."""
     anchor = site.candidate.anchor
-    found = part(site.score)
     if zeroed == scalar.FALSE:
         raise Declined("every probability is set to zero", site.candidate.result)
-    rows = scalar.TRUE
+    found, rows = part(site.score), scalar.TRUE
     if zeroed is not None and zeroed != found.mask:
-        zeroed, rows = rows_apart(zeroed, site.at)
-    if zeroed is not None and zeroed != found.mask:
+        site, found = count_zeroed(site, zeroed, found)
+        if site.zeroed is None:
+            zeroed, rows = rows_apart(zeroed, site.at)
+    if zeroed is not None and zeroed != found.mask and site.zeroed is None:
         raise Declined("the probabilities are masked after the softmax", site.candidate.result)
+    if site.statistics:
+        check_statistics(site, zeroed, rows)
     site = replace(site, replaces=any(replacements(site.score)))
-    if zeroed is None and site.mask is None:
+    if zeroed is None and site.mask is None and site.zeroed is None:
         found = with_tensors(found, site)
-    if found.mask != scalar.TRUE:
+    if site.zeroed is not None:
+        site = replace(site, score=found.score, mask=found.mask)
+    elif found.mask != scalar.TRUE:
         site = apply_mask(site, found, zeroed is not None)
     if rows != scalar.TRUE:
         alone = replace(site, mask=rows if site.mask is None else logical_and(site.mask, rows))
         site = alone if site.keep is None else replace(site, rows=rows)
-    if training:
+    if training or site.statistics:
         site = keep_level(site)
         if site.level is not None and has_coarse_gradients(anchor, aten_graph):
             raise Declined("SDPA's own gradients of rows of nothing but low numbers are others", anchor)

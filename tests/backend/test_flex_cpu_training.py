@@ -6,10 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import sympy
 import torch
 from torch import nn
 
 from flex_inductor import listen
+from flex_inductor.lowering.choose import kernel_on_cpu
+from flex_inductor.options import Options
+from flex_inductor.request import Request
+from tests.support.exactness import check
 from tests.support.programs import attend, causal, randn
 
 REASON = "torch's flex_attention has no backward on CPU"
@@ -149,3 +154,26 @@ def test_torchs_own_layers_train(layer: Callable[[], nn.Module], mode: bool) -> 
         got = [*step(compiled, x), x.grad]
     assert [d.operator for r in reports for d in r.decisions] == ["flex_attention"]
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+
+
+def partial(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What is merged with the attention to other keys."""
+    s = causal(q @ k.mT)
+    return torch.softmax(s, -1) @ v, s.logsumexp(-1), s.detach().amax(-1)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("train", [False, True])
+def test_log_sum_exps_and_greatest_scores(train: bool) -> None:
+    check(partial, [randn(2, 4, 70, 16, seed=i) for i in range(3)], backend="flex", train=train)
+
+
+def test_what_torchs_kernel_does_not_give() -> None:
+    size = sympy.Integer(16)
+    request = Request(
+        "cpu", torch.float32, training=False, head_dims=(size, size), heads=size, lengths=(size, size), plain=False,
+        scores=1, attended=1.0, called=False, reads=False, dropout=False, statistics=True,
+    )  # fmt: skip
+    assert not kernel_on_cpu(request, Options()).lacking
+    theirs = kernel_on_cpu(request, Options(kernels="torch"))
+    assert theirs.lacking == "torch's flex_attention gives no log-sum-exp on CPU"

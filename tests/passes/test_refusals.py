@@ -101,6 +101,59 @@ def test_a_module_that_stores_its_probabilities() -> None:
     assert decision.reason == "the probabilities are stored in self.attn"
 
 
+def breaks(q: Any, k: Any, v: Any) -> Any:
+    p = softmax(q, k)
+    out = p @ v
+    torch._dynamo.graph_break()
+    return out, p
+
+
+def test_probabilities_that_are_alive_at_a_graph_break() -> None:
+    (decision,) = declines(breaks, qkv(), "the probabilities are handed on over a graph break (")
+    line = breaks.__code__.co_firstlineno + 3
+    assert f"at test_refusals.py:{line}), because a variable holds them there" in decision.reason
+    assert "`del` it before the break" in decision.reason
+
+
+def test_probabilities_that_are_dropped_before_a_graph_break() -> None:
+    def dropped(q: Any, k: Any, v: Any) -> Any:
+        out = softmax(q, k) @ v
+        torch._dynamo.graph_break()
+        return out + 1
+
+    check(dropped, qkv())
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_attention_under_a_transform(transform: str) -> None:
+    def one(q: Any, k: Any, v: Any) -> Any:
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        if transform == "vmap":
+            return torch.vmap(one)(q, k, v)
+        return torch.func.grad(lambda q: one(q, k, v).sum())(q)
+
+    decisions = declines(program, qkv(), "it runs under a transform of torch.func (vmap, grad)")
+    assert any("softmax (" in d.matched for d in decisions)
+
+
+class Router(nn.Module):
+    """A mixture of experts: no probability weighs values by a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.expert = nn.Linear(8, 4), nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        best, _ = torch.softmax(self.gate(x), -1).topk(1, -1)
+        return self.expert(x * best)
+
+
+def test_a_router_is_no_site() -> None:
+    declines(Router(), qkv()[:1], None)
+
+
 def test_what_is_stored_is_told_of_one_compilation_only() -> None:
     assert stored_attributes() == {}
 

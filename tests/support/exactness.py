@@ -119,10 +119,12 @@ def compare(
     empty = undefined & ~got.isnan() & (got != 0)
     assert not empty.any(), f"{kind}: {int(empty.sum())} numbers where eager has NaN, at {empty.nonzero()[0].tolist()}"
     floor = c * eps * scale + NOTHING
-    zero = torch.zeros_like(exact)
-    mine = torch.where(undefined, zero, (got - exact).abs()).amax(-1)
-    own = torch.where(undefined, zero, (eager - exact).abs()).amax(-1)
-    apart = torch.where(undefined, zero, (got - eager).abs()).amax(-1)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        equal = undefined | (a == b)  # infinities too, of which the difference is NaN
+        return torch.where(equal, torch.zeros_like(a), (a - b).abs()).amax(-1)
+
+    mine, own, apart = distance(got, exact), distance(eager, exact), distance(got, eager)
     lost = own > ABSORBED * eps * scale
     usual = own[~lost].max() if (~lost).any() else own.new_zeros(())
     bound = 2 * torch.where(lost, own, usual) + floor
