@@ -1,7 +1,7 @@
 """Puts statistics of scores into the program: log-sum-exps and greatest scores, as flex_attention gives them.
 
     lse = logsumexp(s, -1)                     out, rows, _ = flex_attention(q, k, v, ...)
-    gate = sigmoid(lse - sink)          ->     lse = rows * log(2)
+    gate = sigmoid(lse - sink)           =>    lse = rows * log(2)
     out = (softmax(s, -1) @ v) * gate          gate = sigmoid(lse - sink); out = out * gate
 
 A statistic is known once the call has run. What reads it earlier in the program is moved behind the call.
