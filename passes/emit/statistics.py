@@ -1,7 +1,7 @@
 """Puts statistics of scores into the program: log-sum-exps and greatest scores, as flex_attention gives them.
 
     lse = logsumexp(s, -1)                     out, rows, _ = flex_attention(q, k, v, ...)
-    gate = sigmoid(lse - sink)          ->     lse = rows * log(2)
+    gate = sigmoid(lse - sink)           =>    lse = rows * log(2)
     out = (softmax(s, -1) @ v) * gate          gate = sigmoid(lse - sink); out = out * gate
 
 A statistic is known once the call has run. What reads it earlier in the program is moved behind the call.
@@ -164,9 +164,12 @@ def readers_of(own: Result, result: Result, aten_graph: AtenGraph, storage: Stor
 
 def can_move(node: fx.Node, result: Result, storage: Storage) -> bool:
     """Whether an operator gives the same when it runs right before the attention's result does."""
-    modes = [[n.meta[mode] for mode in ("grad", "autocast")] for n in (node, result.product)]
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    if node.target is opaque or random or modes[0] != modes[1] or any(True for _ in written_args_of(node)):
+    if node.target is opaque or random or any(True for _ in written_args_of(node)):
+        return False
+    learns = any(x.requires_grad for given in node.meta["origin"].all_input_nodes for x in tensors(given))
+    other_mode = learns and node.meta["grad"] != result.product.meta["grad"]
+    if other_mode or node.meta["autocast"] != result.product.meta["autocast"]:
         return False
     until = result.node.meta["position"]
     return not any(storage.writes(n, node.meta["position"], until) for n in (node, *node.all_input_nodes))

@@ -1,6 +1,6 @@
 """Softmax that is computed part by part, each part written back into the scores.
 
-    s[n:] = s[n:].softmax(-1); s[:n] = s[:n].softmax(-1)   ->   softmax(s, -1)
+    s[n:] = s[n:].softmax(-1); s[:n] = s[:n].softmax(-1)   =>   s = softmax(s, -1)
 
 A part is a range of an index, such as the batch. Together the parts must be everything, and each must be the softmax of
 the same scores.

@@ -230,6 +230,7 @@ def reduced(
         return None
     source = source or reduction.args[0]
     dims, rank = argument(reduction, 1, "dim"), source.meta["val"].dim()
+    dims = (dims,) if isinstance(dims, int) else dims
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
         return None
     dim = dims[0] % rank

@@ -41,7 +41,7 @@ def is_statistic(node: fx.Node) -> bool:
 def statistic(node: fx.Node, lifter: Lifter, index: Sequence[sympy.Expr], key: sympy.Symbol, score: Expr) -> Statistic:
     """A statistic of a score. lifter, index: what lifted the score, and the index of the softmax's argument there.
     Raises Declined for a statistic of anything else."""
-    reduction: fx.Node = node.args[0] if rule_name(node) == "getitem" else node
+    reduction = _reduction(node)
     source, at = _without_copies(reduction.args[0], reduction.meta["position"])
     kind, why = KINDS[rule_name(reduction)], f"the scores are also read by {called(reduction)}"
     rank = source.meta["val"].dim()
@@ -58,6 +58,12 @@ def statistic(node: fx.Node, lifter: Lifter, index: Sequence[sympy.Expr], key: s
         raise Declined(f"{why}, which is given others than the softmax is", reduction)
     keepdim = bool(argument(reduction, 2, "keepdim", False))
     return Statistic(node, source, kind, tuple(index), keys[0], tuple(wanted), keepdim, shift)
+
+
+def _reduction(node: fx.Node) -> fx.Node:
+    """The operator that makes a statistic."""
+    made: fx.Node = node.args[0] if rule_name(node) == "getitem" else node
+    return made
 
 
 def _without_copies(source: fx.Node, at: int) -> tuple[fx.Node, int]:
@@ -79,7 +85,7 @@ def _exponent(given: Expr, lifter: Lifter, key: sympy.Symbol) -> tuple[Expr | No
         return inner, None
     score, (shift, at) = inner.args[0], inner.args[1].args
     top, _ = _without_copies(shift, 0)
-    if rule_name(top) != "amax":
+    if not is_statistic(top) or KINDS[rule_name(top := _reduction(top))] != "greatest":
         return None, None
     source, _ = _without_copies(top.args[0], 0)
     greatest = reduced(lifter, top, at, key, source)

@@ -1,6 +1,6 @@
 """What else hangs on the sum of a row's exponentials: keys that are zeroed behind the softmax, and statistics.
 
-    p = softmax(s.masked_fill(~keep, -1e4), -1).masked_fill(~keep, 0)   ->   mask keep; hidden keys count with -10000
+    softmax(s.masked_fill(~keep, -1e4), -1).masked_fill(~keep, 0)   =>   mask keep, and a column for all hidden keys
 
 A low fill makes such keys count for nothing, as long as the other scores of the row are far above it. With a fill of
 -10000 that is not known beforehand. So the hidden keys become one more column of the softmax, which has no values, and

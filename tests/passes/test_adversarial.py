@@ -70,7 +70,6 @@ READ_ELSEWHERE = {
     "probabilities_summed": lambda q, k, v: (lambda p: (p @ v, p.sum(-2)))(torch.softmax(q @ k.mT, -1)),
     "probabilities_regularised": lambda q, k, v: (lambda p: (p @ v, (p * p.log()).sum()))(torch.softmax(q @ k.mT, -1)),
     "scores_returned": lambda q, k, v: (lambda s: (torch.softmax(s * 0.3, -1) @ v, s))(q @ k.mT),
-    "scores_used_twice": lambda q, k, v: (lambda s: torch.softmax(s, -1) @ v + torch.softmax(-s, -1) @ v)(q @ k.mT),
     "masked_scores_returned": lambda q, k, v: (lambda s: (torch.softmax(s, -1) @ v, s))(causal(q @ k.mT, -1e9)),
     "view_of_the_probabilities_returned": lambda q, k, v: (lambda p: (p @ v, p[:, 0]))(torch.softmax(q @ k.mT, -1)),
 }

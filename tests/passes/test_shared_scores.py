@@ -47,6 +47,11 @@ def two_temperatures(q: Any, k: Any, v: Any, w: Any) -> Any:
     return torch.softmax(s, -1) @ v + torch.softmax(s * 0.5, -1) @ v.cos()
 
 
+def turned(q: Any, k: Any, v: Any, w: Any) -> Any:
+    s = scores(q, k)
+    return torch.softmax(s, -1) @ v + torch.softmax(-s, -1) @ v
+
+
 def by_hand(q: Any, k: Any, v: Any, w: Any) -> Any:
     s = scores(q, k)
     e = torch.exp(s - s.amax(-1, keepdim=True))
@@ -64,6 +69,7 @@ SHARED: dict[str, Callable[..., Any]] = {
     "copied": contiguous,
     "with unknown keys": masked,
     "two temperatures": two_temperatures,
+    "with the other sign": turned,
     "one by hand": by_hand,
     "text and layout": text_and_layout,
 }

@@ -259,6 +259,32 @@ def online(q: Any, k: Any, v: Any) -> Any:
     return (e / total) @ v, (total.log() + top).squeeze(-1)
 
 
+def stable(q: Any, k: Any, v: Any) -> Any:
+    """The greatest score and the sum are handed on."""
+    s = scores(q, k)
+    top = s.max(-1, keepdim=True)[0]
+    e = torch.exp(s - top)
+    total = e.sum(-1, keepdim=True)
+    return (e / total) @ v, top, total
+
+
+def test_a_greatest_score_and_a_sum() -> None:
+    check(stable, qkv())
+    declines(stable, qkv(), "gradients flow through the greatest of the scores", train=True)
+
+
+def test_watched_logits_of_every_head() -> None:
+    """They are read where nothing learns, before the product with the values."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        s = causal(scores(q, k))
+        with torch.no_grad():
+            watched = s.max(-1)[0].amax((0, 2))
+        return torch.softmax(s, -1) @ v, watched
+
+    check(program, qkv(), train=True)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_a_sum_of_exponentials(train: bool) -> None:
     check(online, qkv(), train=train)
