@@ -8,6 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flex_inductor import listen
+from flex_inductor.backend import run
+from flex_inductor.compat import eager
+from flex_inductor.options import Options
+from flex_inductor.request import Backend, torchs
+from tests.support import exactness
 from tests.support.exactness import check
 from tests.support.programs import B, D, H, randn
 
@@ -168,6 +174,35 @@ def test_beside_high_numbers() -> None:
     second[:, ..., 100:] = 0
     (decision,) = check(lambda q, k, v, m, n: added(q, k, v, m + n), (*qkv(), first, second))
     assert decision.mask_mod
+
+
+def sdpa_backend(gm: Any, inputs: Any) -> Any:
+    """Rewrites into SDPA whatever that can express, and runs the graph without code generation."""
+    answers = Backend(lambda request: None, torchs, lambda request: request.instead is not None)
+    return run(gm, inputs, Options(on_failure="raise"), answers, eager.aot_eager)
+
+
+def behind_a_replaced_future(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    scores = (q @ k.mT * 0.3).masked_fill(torch.ones(S, S).triu(1).bool(), LOWEST)
+    return torch.softmax(scores + mask, -1) @ v
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("values", ["lowest", "1e9", "between", "near the others"])
+@pytest.mark.parametrize("program", [added, behind_a_replaced_future])
+def test_as_sdpa(program: Any, values: str, train: bool) -> None:
+    """SDPA is given the numbers themselves. Keys that a fill hides from all queries are set to zeros; those of a tensor
+    are not, because a row of nothing but -1e9 has the softmax of its scores."""
+    whole = lambda q, k, v, m: program(q, k, v, m.detach())  # noqa: E731
+    given = (*qkv(), of_keys(*VALUES[values]))
+    expected, exact = exactness.outcome(whole, whole, given, train), exactness.reference(whole, given, train)
+    torch._dynamo.reset()
+    with listen() as reports:
+        got = exactness.outcome(torch.compile(whole, backend=sdpa_backend), whole, given, train)
+    exactness.compare_all(got, expected, exact, 16)
+    (decision,) = exactness.decisions_of(reports)
+    assert decision.mask_mod
+    assert train or decision.operator == "scaled_dot_product_attention"
 
 
 NEARLY = {

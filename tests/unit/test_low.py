@@ -73,5 +73,6 @@ def test_masks_as_models_write_them(name: str) -> None:
 
 def test_numbers_that_absorb_each_other() -> None:
     """1 - 1e-8 is 1 in float32: a limit that close to another number hides nothing."""
-    x = of("sub", of("mul", LEAVES[1], number(3e38)), number(3e38))
-    assert not check(-1e30, x)[:, 1].any()
+    ratio = of("div", LEAVES[1], of("add", LEAVES[0], ONE))
+    said = check(-1e30, of("sub", of("mul", ratio, number(3e38)), number(3e38)))
+    assert said.any() and not said[COLS == ROWS + 1].any()
