@@ -104,6 +104,22 @@ def test_what_reads_memory_that_is_written_to_is_not_measured_and_runs_as_it_did
     assert seen.eq(1).all() and all(site.given is None for site in report.sites)
 
 
+def test_what_trains_is_measured_too() -> None:
+    q, k, v = (x.requires_grad_() for x in qkv())
+    (site,) = explain(documents)(q, k, v, torch.zeros(B, S, dtype=torch.long)).sites
+    assert site.rewritten and site.given.scores == B * H * S * (S + 1) // 2
+
+
+def test_a_bias_that_was_not_understood_costs_no_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("flex_inductor.recording.measured", fails)
+    with torch.no_grad():
+        (site,) = explain(documents)(*qkv(), torch.zeros(B, S, dtype=torch.long)).sites
+    assert site.rewritten and site.given is None
+
+
 def test_measuring_draws_no_random_numbers() -> None:
     ids = torch.zeros(B, S, dtype=torch.long)
     with torch.no_grad():
