@@ -49,7 +49,7 @@ def test_scores_are_counted_in_packed_documents() -> None:
     assert [label for label, _ in site.given.maps] == ["sequence 0", "sequence 1"]
     assert site.given.maps[0][1] == ("/...", "//..", ".//.", "..//")
     assert site.given.maps[1][1] == ("/...", "./..", "../.", ".../")
-    assert site.block_map[0][0] != "/" and "these inputs" in str(explain(documents)(*qkv(), ids))
+    assert site.block_map[0][0] != "/" and "  inputs     " in str(explain(documents)(*qkv(), ids))
 
 
 def test_padding_leaves_whole_blocks_out_and_full_ones_are_counted() -> None:
