@@ -62,7 +62,8 @@ class Code:
 
 @dataclass(frozen=True)
 class Given:
-    """What a mask does with the inputs that were given.
+    """What a mask does with the inputs that were given, as it is computed: rows that may have lost all of their keys
+    count as attending to all of them.
 
     width: the number of queries, and of keys, in a block. attended, full: the shares of blocks. scores: how many are
     attended, None if they are too many to be counted; all_scores: of how many. maps: block maps as in `Decision`, each

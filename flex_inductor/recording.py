@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from flex_inductor import backend as backends
 from flex_inductor import passes
-from flex_inductor.decisions import GraphReport, listen
+from flex_inductor.decisions import Decision, GraphReport, listen
 from flex_inductor.given import Plan, measured, planned
 from flex_inductor.lowering import choose
 from flex_inductor.options import Options, read
@@ -100,7 +100,7 @@ def _measuring(
     compiled: Callable[..., Any], gm: fx.GraphModule, reports: list[GraphReport], start: int
 ) -> Callable[..., Any]:
     """The compiled graph, whose first call adds to the reports what masks and biases do with its inputs."""
-    plans = [found] if (found := planned(gm)) is not None else []
+    plans = [found] if (found := _planned(gm, reports[start].decisions)) is not None else []
 
     def run(*inputs: Any) -> Any:
         if plans:
@@ -111,10 +111,21 @@ def _measuring(
     return run
 
 
+def _planned(gm: fx.GraphModule, decisions: Sequence[Decision]) -> Plan | None:
+    """What there is to measure of a graph: masks, and biases by offset."""
+    if not any(d.mask_mod or any("offset" in depends for _, depends in d.terms) for d in decisions):
+        return None
+    try:
+        return planned(gm)
+    except Exception:  # explain must not fail where the model does not
+        log.debug("there is no plan for the inputs", exc_info=True)
+        return None
+
+
 def _with_given(report: GraphReport, plan: Plan, inputs: Sequence[Any]) -> GraphReport:
     try:
         found = measured(plan, inputs)
-    except Exception:  # explain must not fail where the model does not
+    except Exception:  # as above
         log.debug("the inputs could not be measured", exc_info=True)
         return report
     nothing = (None, None)

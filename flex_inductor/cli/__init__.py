@@ -168,7 +168,7 @@ def look(target: str, as_json: bool, build: dict[str, Any]) -> None:
 
 
 @main.command()
-@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Runs behind each median.")
+@click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Runs behind each median.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), default=Path("demo.html"), show_default=True)
 def demo(repeats: int, html: Path) -> None:
     """A trained sentence encoder, a Gemma-2 and a T5 (random weights): eager, inductor and flex side by side."""

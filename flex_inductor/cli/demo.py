@@ -86,7 +86,7 @@ def steps(count: int) -> Iterator[Steps]:
         yield Steps(progress, progress.add_task("", total=count, completed=-1))
 
 
-def run_demo(repeats: int = 20, page: Path | None = None) -> None:
+def run_demo(repeats: int = 10, page: Path | None = None) -> None:
     """Prints everything, and writes a page if there is a path for one. Raises nothing for a missing package: it says
     how to get it."""
     try:
@@ -243,7 +243,7 @@ def gemma2(length: int = 1024) -> Subject:
         vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, sliding_window=128, use_cache=False, attn_implementation="eager",
     )  # fmt: skip
-    model, ids = _random(Gemma2Model, config, length)
+    model, ids = _random(Gemma2Model, config, length, batch=1)
     name = f"Gemma-2-shaped, random weights, length {length}"
     return Subject(name, model, lambda m: m(input_ids=ids).last_hidden_state)
 
@@ -253,7 +253,7 @@ def t5(length: int = 256) -> Subject:
     from transformers import T5Config, T5Model
 
     config = T5Config(
-        vocab_size=512, d_model=256, d_kv=32, d_ff=512, num_layers=2, num_decoder_layers=2, num_heads=8,
+        vocab_size=512, d_model=256, d_kv=32, d_ff=512, num_layers=2, num_decoder_layers=1, num_heads=8,
         use_cache=False, attn_implementation="eager",
     )  # fmt: skip
     model, ids = _random(T5Model, config, length)
@@ -264,6 +264,6 @@ def t5(length: int = 256) -> Subject:
     )
 
 
-def _random(cls: Any, config: Any, length: int) -> tuple[torch.nn.Module, torch.Tensor]:
+def _random(cls: Any, config: Any, length: int, batch: int = 2) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    return cls(config).eval(), torch.randint(8, config.vocab_size, (2, length))
+    return cls(config).eval(), torch.randint(8, config.vocab_size, (batch, length))

@@ -159,7 +159,7 @@ def _details(decision: Decision) -> Table:
         ("mask_mod", decision.mask_mod),
         ("sparsity", decision.sparsity),
         ("block map", "\n".join(decision.block_map) if len(decision.block_map) <= MAP_LINES else ""),
-        ("these inputs", str(decision.given) if decision.given else ""),
+        ("inputs", str(decision.given) if decision.given else ""),
         *_given_maps(decision),
         *(("note", note) for note in decision.notes),
     ]

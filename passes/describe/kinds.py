@@ -6,6 +6,7 @@ is called by what it depends on.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 
@@ -85,26 +86,31 @@ def by_what(term: Term) -> str | None:
 SCORES: tuple[Callable[[Term], str | None], ...] = (bare, cap, alibi, by_what)
 
 
-def mask_words(site: Site) -> Iterator[str]:
+def mask_words(site: Site) -> tuple[str, ...]:
     """The words for the mask."""
     if site.mask is None:
-        return
-    former = Former(site.at)
-    formula = former.formula(site.mask)
+        return ()
+    return formula_words(Former(site.at).formula(site.mask), (site.at.size(site.at.q), site.at.size(site.at.k)))
+
+
+@functools.lru_cache(maxsize=256)
+def formula_words(formula: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> tuple[str, ...]:
+    """The words for a formula, in order."""
     if mask.formula.size(formula, mask.LIMIT) == mask.LIMIT:
-        yield "a long mask"
-        return
+        return ("a long mask",)
     normal = mask.normal(formula)
-    lengths = site.at.size(site.at.q), site.at.size(site.at.k)
     words = list(dict.fromkeys(part_word(condition, lengths) for condition in sympy.And.make_args(normal)))
     ahead, behind = (next((w for w in words if w.startswith(f"{side} ")), None) for side in ("ahead", "behind"))
     if ahead and behind:
         words = [w for w in words if w not in (ahead, behind)]
         words.append(f"window {behind.removeprefix('behind ')} back and {ahead.removeprefix('ahead ')} ahead")
     named = [re.sub(r"^behind ", "window ", re.sub(r"^ahead (.*)", r"keys up to \1 ahead", word)) for word in words]
-    yield from sorted(named, key=lambda word: next((i for i, w in enumerate(ORDER) if word.startswith(w)), len(ORDER)))
-    if normal.has(H):
-        yield "mask by head"
+    by_head = ["mask by head"] if normal.has(H) else []
+    return (*sorted(named, key=rank_of), *by_head)
+
+
+def rank_of(word: str) -> int:
+    return next((i for i, start in enumerate(ORDER) if word.startswith(start)), len(ORDER))
 
 
 def part_word(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> str:

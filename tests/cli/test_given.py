@@ -49,7 +49,7 @@ def test_scores_are_counted_in_packed_documents() -> None:
     assert [label for label, _ in site.given.maps] == ["sequence 0", "sequence 1"]
     assert site.given.maps[0][1] == ("/...", "//..", ".//.", "..//")
     assert site.given.maps[1][1] == ("/...", "./..", "../.", ".../")
-    assert site.block_map[0][0] != "/" and "these inputs" in str(explain(documents)(*qkv(), ids))
+    assert site.block_map[0][0] != "/" and "  inputs     " in str(explain(documents)(*qkv(), ids))
 
 
 def test_padding_leaves_whole_blocks_out_and_full_ones_are_counted() -> None:
@@ -102,6 +102,22 @@ def test_what_reads_memory_that_is_written_to_is_not_measured_and_runs_as_it_did
     with torch.no_grad():
         report = explain(counted)(*qkv(), seen)
     assert seen.eq(1).all() and all(site.given is None for site in report.sites)
+
+
+def test_what_trains_is_measured_too() -> None:
+    q, k, v = (x.requires_grad_() for x in qkv())
+    (site,) = explain(documents)(q, k, v, torch.zeros(B, S, dtype=torch.long)).sites
+    assert site.rewritten and site.given.scores == B * H * S * (S + 1) // 2
+
+
+def test_a_bias_that_was_not_understood_costs_no_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("flex_inductor.recording.measured", fails)
+    with torch.no_grad():
+        (site,) = explain(documents)(*qkv(), torch.zeros(B, S, dtype=torch.long)).sites
+    assert site.rewritten and site.given is None
 
 
 def test_measuring_draws_no_random_numbers() -> None:
