@@ -137,7 +137,9 @@ def backend(observing: Observing, varied: Varied | None) -> Callable[..., Any]:
 
     def watched(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         if varied is not None:
-            _, _, after, tensors = varied.rewritten(gm, eager_answers(Options(rewrite="always")), observing.step)
+            _, _, after, tensors = varied.rewritten(
+                gm, inputs, eager_answers(Options(rewrite="always")), observing.step
+            )
             return lambda *args: after.forward(*args, *tensors)
         with deep():
             forward: Callable[..., Any] = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class Varied(nn.Module):
         answers, compiler = known[name]
 
         def compile_graph(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-            varying, report, after, tensors = self.rewritten(gm, answers)
+            varying, report, after, tensors = self.rewritten(gm, inputs, answers)
             publish(report)
             compiled = compiler(after, [*inputs, *tensors])
 
@@ -134,25 +134,22 @@ class Varied(nn.Module):
         return compile_graph
 
     def rewritten(
-        self, gm: fx.GraphModule, answers: Backend, more: Pipeline = ()
+        self, gm: fx.GraphModule, inputs: Sequence[Any], answers: Backend, more: Pipeline = ()
     ) -> tuple[Varying, GraphReport, fx.GraphModule, list[torch.Tensor]]:
         """What becomes of a Dynamo graph: what was done, the report, the graph, and the tensors that it takes behind
         its inputs. more: steps of the pipeline behind the change. Raises VaryError."""
         tensors = self.tensors()
-        with_mods, added = with_inputs(gm, tensors)
-        names = {id(t): n for n, t in added.items()}
-        changes = [
-            Change(p, m, tuple(names[id(t)] for t in m.tensors) if added else ()) for p, m in self.changes.items()
-        ]
+        known = with_inputs(gm, tensors, inputs)
+        changes = [Change(p, m, tuple(known.names.get(id(t), "") for t in m.tensors)) for p, m in self.changes.items()]
         learns = any(t.requires_grad for t in tensors)
         varying = Varying(changes, self.places, self.places.start(frame_number()), learns)
         given = answers.refuse, answers.choose, answers.prefer
         try:
-            report = passes.rewrite(with_mods, *given, varying.pipeline(more))
+            report = passes.rewrite(known.gm, *given, varying.pipeline(more))
         except passes.PassFailed as failure:
             raise failure.__cause__ or failure from None
         after = passes.copy_of(report.after)
-        return varying, report, after, drop_unread(after, added)
+        return varying, report, after, drop_unread(after, known.added)
 
 
 ALWAYS = {"recompile_limit": 1 << 20, "accumulated_recompile_limit": 1 << 20, "suppress_errors": False}

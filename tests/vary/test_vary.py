@@ -188,6 +188,25 @@ def test_a_prior_is_trained(frozen: bool) -> None:
     assert torch.allclose(got, width.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tensor_of_the_model_itself() -> None:
+    """A mod may read what the model reads already; both gradients add up."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slopes = nn.Parameter(torch.ones(HEADS))
+            self.by_hand = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = x @ x.mT * self.slopes[:, None, None]
+            scores = scores - self.slopes[:, None, None] * offsets().abs() if self.by_hand else scores
+            return scores.softmax(-1) @ x
+
+    model, by_hand, x = Scaled(), Scaled(), torch.randn(2, HEADS, LENGTH, 8)
+    by_hand.by_hand = True
+    same(vary(model, {0: mods.alibi(model.slopes)}), by_hand, x)
+
+
 def test_dirichlet_counts_are_trained() -> None:
     counts = nn.Parameter(torch.linspace(2.0, 1.0, 8))
     often = mods.prior(lambda b, h, q, k, c: c[(q - k).abs().clamp(max=7)].log(), counts)
