@@ -108,6 +108,12 @@ class Call:
         """Whether the score_mod gives back the score, of which then the greatest may be taken before it is scaled."""
         return is_identity(self.score_graph) and self.scale > 0
 
+    @property
+    def native(self) -> bool:
+        """Whether the machine multiplies numbers of the call's dtype, which takes them in pairs."""
+        dims = self.query.get_size()[3], self.value.get_size()[3]
+        return self.dtype == torch.bfloat16 and compat.cpu_multiplies_bfloat16() and not any(int(n) % 2 for n in dims)
+
     @cached_property
     def masked(self) -> bool:
         """Whether the mask hides anything."""
@@ -168,6 +174,7 @@ class Call:
             "GROUP": int(heads) // int(kv_heads),
             "QK_DIM": int(self.query.get_size()[3]),
             "V_DIM": int(self.value.get_size()[3]),
+            "NATIVE": self.native,
             "DROPOUT": bool(self.dropout),
             "DROPPED_BELOW": min(round(self.dropout * 2**32), 2**32 - 1),
             "KEPT_SCALE": inductor.float_code(1 / (1 - self.dropout)),

@@ -175,6 +175,12 @@ def cpu_has_template() -> bool:
     return bool(avx2 and not torch.xpu.is_available() and sys.platform != "darwin")
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them."""
+    instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(instructions and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled())
+
+
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:
     """Compiles a graph by Inductor, as backend="inductor" does. around: a context manager around the compilation of
     each graph that Inductor makes of this one, including that of the backward pass, which is compiled later."""

@@ -190,6 +190,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "alibi with a gradient": Case(queries=150, score=alibi, dtype=FULL, training=True),
         "global and local": Case("global and local", queries=200, training=True),
         "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),
+        "odd lengths, bfloat16": Case(None, 131, 1, 77, BRAIN, dim=40, v_dim=24, training=True),
         "some rows empty": Case("some rows empty", queries=200, training=True),
     },
     "sinks": {

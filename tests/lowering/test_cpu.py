@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from flex_inductor import compat
 from flex_inductor.lowering import cpu_bounds
 from flex_inductor.lowering.cpu_bounds import Loop, Loops
 from flex_inductor.passes.emit.emitter import RANDOM
@@ -85,6 +86,23 @@ def test_dropout_is_the_same_under_the_same_seed() -> None:
     first, second, other = (results(case, program, None, seed=seed) for seed in (SEED, SEED, SEED + 1))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(first[:PARAMETER], other))
+
+
+@pytest.mark.compile
+def test_bfloat16_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "cpu_multiplies_bfloat16", lambda: False)
+    case = GROUPS["gradients"]["odd lengths, bfloat16"]
+    assert max(shares(case, own(case))) <= 1
+
+
+def test_bfloat16_wants_instructions_and_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, there in (("avx512_bf16", True), ("amx_tile", False)):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda there=there: there)
+    assert compat.cpu_multiplies_bfloat16() == torch.backends.mkldnn.is_available()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not compat.cpu_multiplies_bfloat16()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not compat.cpu_multiplies_bfloat16()
 
 
 FAULTS: dict[str, Callable[[Loop], Loop]] = {
