@@ -16,7 +16,7 @@ from tests.support import docs
 ROOT = Path(__file__).parents[2]
 EXAMPLES = list(docs.examples())
 PAGES = ("CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/design.md", "docs/sparsity.md", "docs/kernels.md",
-         "docs/integrations.md")  # fmt: skip
+         "docs/integrations.md", "examples/README.md")  # fmt: skip
 FILE = re.compile(r"`([\w./]+\.(?:py|md|jinja|txt|csv|in|toml))`")
 
 
