@@ -6,6 +6,7 @@ from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
+from flex_inductor.export import rewrite
 from flex_inductor.version import __version__
 
 compat.announce(flex="flex_inductor.backend:flex", flex_eager="flex_inductor.backend:flex_eager")
@@ -22,4 +23,5 @@ __all__ = [
     "flex_eager",
     "integrations",
     "listen",
+    "rewrite",
 ]

@@ -22,6 +22,7 @@ import torch
 from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
+from torch.export import ExportedProgram
 
 from flex_inductor.breaks import break_after, with_broken_sites
 from flex_inductor.decisions import Decision, Fallback, GraphReport
@@ -128,7 +129,7 @@ class Report:
 
 
 def explain(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | ExportedProgram,
     *,
     rewrite: Literal["auto", "always", "never"] | None = None,
     backend: BackendName = "flex",
@@ -138,8 +139,8 @@ def explain(
     """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done: what
     `torch.compile(model, backend=backend, options=options)` does with these arguments on their device.
 
-    model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
-    caches handed in) happen, and grad mode and training mode are those of the caller.
+    model: a module or function, compiled already or not, or an exported program; it is really run, so its side effects
+    (running statistics, caches handed in) happen, and grad mode and training mode are those of the caller.
     rewrite: the option of this name. Of a site that "auto" leaves, the report says what "always" would do.
     backend: "flex" generates code, and so also finds what fails there; "flex_eager" does not, and does not ask what is
     fastest.
@@ -192,9 +193,10 @@ def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
     return tuple(sorted({x.device.type for x in values if isinstance(x, torch.Tensor)}))
 
 
-def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win."""
-    inner: Any = getattr(model, "_orig_mod", model)
+def _uncompiled(model: Callable[..., Any] | ExportedProgram) -> Callable[..., Any]:
+    """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win, and the
+    module of an exported program."""
+    inner: Any = model.module() if isinstance(model, ExportedProgram) else getattr(model, "_orig_mod", model)
     if getattr(inner, "_compiled_call_impl", None) is not None:
         return inner._call_impl
     return innermost_fn(inner)

@@ -337,6 +337,24 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
     return True
 
 
+def guards(gm: torch.fx.GraphModule) -> tuple[int, int]:
+    """How much is assumed of the symbolic sizes of a graph: it grows with every assumption."""
+    values = (n.meta.get("example_value") for n in gm.graph.nodes)
+    modes = (x.fake_mode for x in values if isinstance(x, torch._subclasses.FakeTensor))
+    shape_env = next((m.shape_env for m in modes if m.shape_env is not None), None)
+    return (len(shape_env.guards), len(shape_env.replacements)) if shape_env is not None else (0, 0)
+
+
+def forget_own_options(gm: torch.fx.GraphModule) -> None:
+    """Takes the kernel options that are ours out of all calls of flex_attention, for those who do not know them."""
+    for module in gm.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if node.target is flex_attention_hop:
+                *front, options, score_buffers, mask_buffers = node.args
+                kept = {name: option for name, option in options.items() if not name.startswith(OWN_OPTION)}
+                node.args = (*front, kept, score_buffers, mask_buffers)
+
+
 def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
     """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
     shape_env = value.fake_mode.shape_env
