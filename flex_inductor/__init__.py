@@ -6,6 +6,7 @@ from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
 from flex_inductor.explain import explain
+from flex_inductor.export import rewrite
 from flex_inductor.look import Look, look
 from flex_inductor.vary import VaryError, vary
 from flex_inductor.version import __version__
@@ -28,5 +29,6 @@ __all__ = [
     "listen",
     "look",
     "mods",
+    "rewrite",
     "vary",
 ]

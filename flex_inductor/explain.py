@@ -23,6 +23,7 @@ from torch._dynamo.eval_frame import innermost_fn
 from torch._dynamo.pgo import get_code_state
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from flex_inductor.breaks import break_after, with_broken_sites
@@ -145,7 +146,7 @@ class Report:
 
 
 def explain(
-    model: Callable[..., Any],
+    model: Callable[..., Any] | ExportedProgram,
     *,
     rewrite: Literal["auto", "always", "never"] | None = None,
     backend: BackendName = "flex",
@@ -156,8 +157,8 @@ def explain(
     """Returns a function that takes the model's arguments, runs it once compiled, and reports what was done: what
     `torch.compile(model, backend=backend, options=options)` does with these arguments on their device.
 
-    model: a module or function, compiled already or not; it is really run, so its side effects (running statistics,
-    caches handed in) happen, and grad mode and training mode are those of the caller.
+    model: a module or function, compiled already or not, or an exported program; it is really run, so its side effects
+    (running statistics, caches handed in) happen, and grad mode and training mode are those of the caller.
     rewrite: the option of this name. Of a site that "auto" leaves, the report says what "always" would do.
     run: False for a look at shapes alone. Nothing is computed and no code generated, so that sequences and models that
     would not fit into memory take seconds; they may be fake tensors (torch._subclasses.FakeTensorMode). What the masks
@@ -226,10 +227,10 @@ def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
     return tuple(sorted({x.device.type for x in values if isinstance(x, torch.Tensor)}))
 
 
-def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
+def _uncompiled(model: Callable[..., Any] | ExportedProgram) -> Callable[..., Any]:
     """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win, or below
-    `vary(model, ...)`."""
-    inner: Any = model
+    `vary(model, ...)`, and the module of an exported program."""
+    inner: Any = model.module() if isinstance(model, ExportedProgram) else model
     inner = inner.model if hasattr(inner, "compiler_for") else inner
     inner = getattr(inner, "_orig_mod", inner)
     if getattr(inner, "_compiled_call_impl", None) is not None:

@@ -268,6 +268,24 @@ def uses_flex_attention(gm: torch.fx.GraphModule) -> bool:
     return bool(flex_attention_devices(gm))
 
 
+def guards(gm: torch.fx.GraphModule) -> tuple[int, int]:
+    """How much is assumed of the symbolic sizes of a graph: it grows with every assumption."""
+    values = (n.meta.get("example_value") for n in gm.graph.nodes)
+    modes = (x.fake_mode for x in values if isinstance(x, torch._subclasses.FakeTensor))
+    shape_env = next((m.shape_env for m in modes if m.shape_env is not None), None)
+    return (len(shape_env.guards), len(shape_env.replacements)) if shape_env is not None else (0, 0)
+
+
+def forget_own_options(gm: torch.fx.GraphModule) -> None:
+    """Takes the kernel options that are ours out of all calls of flex_attention, for those who do not know them."""
+    for module in gm.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if node.target is flex_attention_hop:
+                *front, options, score_buffers, mask_buffers = node.args
+                kept = {name: option for name, option in options.items() if not name.startswith(OWN_OPTION)}
+                node.args = (*front, kept, score_buffers, mask_buffers)
+
+
 def stored_attributes() -> dict[str, str]:
     """The values that the function being compiled stores in attributes: names of nodes, and `self.attn` for each. Only
     for messages: empty where Dynamo does not tell."""

@@ -159,7 +159,7 @@ def number_nodes(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
 
 def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
     """The inputs that are sizes, by symbol. Of several inputs for one symbol, the one that the symbol is named after:
-    torch's C++ template knows only that one."""
+    torch's C++ template knows only that one. Exported programs have no such inputs, but ask inputs for their sizes."""
     found: dict[sympy.Symbol, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):
@@ -167,4 +167,6 @@ def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
             expr = size_expr(size)
             if expr.is_Symbol and (expr not in found or dynamic.own_symbol(size) == expr):
                 found[expr] = node
+        elif node.target is aten.sym_size.int and node.args[0].op == "placeholder":
+            found.setdefault(size_expr(node.meta["example_value"]), node)
     return found

@@ -247,7 +247,7 @@ class Normalizer:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
-            return self.fake_mode.from_tensor(value)
+            return self.fake_mode.from_tensor(value, static_shapes=True)
         return value
 
     def execute(self, node: fx.Node) -> Any:

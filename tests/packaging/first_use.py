@@ -26,7 +26,7 @@ def main() -> None:
 
     with torch.no_grad():
         (site,) = flex_inductor.explain(attention, rewrite="always", backend="flex_eager")(q, k, v).sites
-    assert site.rewritten and metadata("flex-inductor")["License-Expression"] == "Apache-2.0"
+    assert site.rewritten and metadata("flex-inductor")["License"] == "Apache-2.0"
     print(f"flex-inductor {flex_inductor.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}")
     print(site)
     print(flex_inductor.__file__)
