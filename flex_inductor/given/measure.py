@@ -17,7 +17,7 @@ from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Given, Heat
 from flex_inductor.given.plan import Call, Plan
 from flex_inductor.passes.describe.terms import terms_of, visible
-from flex_inductor.passes.emit.emitter import mask_of
+from flex_inductor.passes.emit.columns import mask_of
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.sparsity.picture import CELLS, EMPTY, FULL, PARTIAL, pooled
 

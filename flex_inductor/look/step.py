@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 
 from flex_inductor.look.tiles import Attention, Function
-from flex_inductor.passes.emit.emitter import Emitter, columns_of
+from flex_inductor.passes.emit.columns import columns_of
+from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.operands import operands
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.run import Pipeline, Program, Run, State
@@ -114,7 +115,7 @@ class Writing:
         writer = ModWriter(self.site.at, with_score, wide=bounds.beyond(x, columns_of(self.site)))
         module = writer.finish(x, "look", lambda captured: set())
         start = len(self.reads)
-        self.reads += self.emitter.reads(writer, set())
+        self.reads += self.emitter.mods.reads(writer, set())
         return module, slice(start, len(self.reads))
 
 

@@ -16,7 +16,7 @@ from flex_inductor import scalar
 from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Code, describe
 from flex_inductor.passes.describe.source import source_line
-from flex_inductor.passes.emit.emitter import columns_of, mask_of, raise_low_scores, score_of
+from flex_inductor.passes.emit.columns import columns_of, mask_of, raise_low_scores, score_of
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.writers.code import CodeWriter
 from flex_inductor.scalar import TRUE

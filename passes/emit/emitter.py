@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
 from flex_inductor import compat, devices, scalar
-from flex_inductor.compat import dynamic
 from flex_inductor.passes.emit import statistics
-from flex_inductor.passes.emit.copies import copies_of, expand_copies
+from flex_inductor.passes.emit.columns import columns_of, mask_of, raise_low_scores, score_of
+from flex_inductor.passes.emit.copies import copies_of
+from flex_inductor.passes.emit.mods import Mods
 from flex_inductor.passes.emit.offsets import load_of, over_offsets, write_table
 from flex_inductor.passes.emit.operands import operand_dtype, operands
 from flex_inductor.passes.emit.result import Result, locate, rebuild
@@ -32,85 +32,27 @@ from flex_inductor.passes.emit.sinks import beside
 from flex_inductor.passes.emit.zeroed import column
 from flex_inductor.passes.lift import heads
 from flex_inductor.passes.lift.layout import TRANSPARENT
-from flex_inductor.passes.program.materialise import Materialiser, shape_of
+from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.strides import needs_strides
 from flex_inductor.passes.program.walk import reachable
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.sparsity.block_masks import BlockMaps
-from flex_inductor.passes.writers import bounds
-from flex_inductor.passes.writers.graph import Capture, Captured, ModWriter
 from flex_inductor.request import Kernel
-from flex_inductor.scalar import Expr, clamp, compare, index, is_integer, logical_or
+from flex_inductor.scalar import Expr, is_integer, logical_or
 from flex_inductor.scalar.indices import size_expr
 
 aten = torch.ops.aten
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 RANDOM = (1 << 63) - 1
-
-
-def score_of(site: Site) -> Expr:
-    """The score of every column of the call."""
-    if not site.extra:
-        return site.score
-    inside, keys = _columns(site)
-    score = scalar.substitute(site.score, inside)
-    for i, extra in enumerate(site.extra):
-        beyond = compare("eq", index(site.at.k), index(keys + i))
-        score = scalar.where(beyond, scalar.cast(extra, site.score.dtype), score)
-    return score
-
-
-def raise_low_scores(score: Expr, at: Coordinates, device: torch.device) -> Expr:
-    """The score, raised where it is finite but so low that it is -inf in kernels, which multiply scores by log2(e).
-
-    A row of such scores would give 0, where eager gives the mean of the values. Only scores with a low constant, or
-    with a number that is loaded for every key, can be that low. Scores of -inf stay."""
-    lowest = devices.of(device).lowest
-    if lowest is None or not any(may_be_below(lowest, x, at) for x in scalar.walk(score)):
-        return score
-    low, infinite = scalar.const(lowest, torch.float32), scalar.const(-math.inf, torch.float32)
-    raised = scalar.where(compare("eq", score, infinite), infinite, low)
-    return scalar.where(compare("lt", score, low), raised, score)
-
-
-def may_be_below(lowest: float, x: Expr, at: Coordinates) -> bool:
-    """Whether a part of a score is a constant that is so low, or is loaded for every key."""
-    if x.op == "const":
-        return bool(-math.inf < x.value <= lowest)
-    return x.op == "load" and x.dtype.is_floating_point and at.k in scalar.positions(x)
-
-
-def mask_of(site: Site) -> Expr:
-    """The mask of every column of the call."""
-    mask = site.mask if site.mask is not None else scalar.TRUE
-    if not site.extra or mask == scalar.TRUE:
-        return mask
-    inside, keys = _columns(site)
-    return logical_or(compare("ge", index(site.at.k), index(keys)), scalar.substitute(mask, inside))
-
-
-def columns_of(site: Site) -> Coordinates:
-    """The positions of a site's call, columns beyond the keys included."""
-    at = site.at
-    return replace(at, sizes={**at.sizes, at.k: at.size(at.k) + len(site.extra)})
-
-
-def _columns(site: Site) -> tuple[Callable[[sympy.Expr], sympy.Expr], sympy.Expr]:
-    """A map of indices that keeps the loads of columns beyond the keys inside their buffers, and the number of keys."""
-    k, keys = site.at.k, site.at.size(site.at.k)
-    near = clamp(k, keys)
-    return (lambda e: e.xreplace({k: near}) if e.has(k) else e), keys
 
 
 class Emitter:
     """Emits the sites of one graph."""
 
     def __init__(self, gm: fx.GraphModule, make: Materialiser, storage: Storage) -> None:
-        self.gm, self.make, self.storage = gm, make, storage
-        self.count = 0
-        self.maps = BlockMaps(make, storage, lambda writer: self.reads(writer, set()), next(iter(gm.graph.nodes)))
+        self.gm, self.make, self.storage, self.mods = gm, make, storage, Mods(gm, make)
+        self.maps = BlockMaps(make, storage, lambda writer: self.mods.reads(writer, set()), next(iter(gm.graph.nodes)))
 
     def emit(self, site: Site, result: Result, kernel: Kernel) -> tuple[dict[fx.Node, Result], tuple[str, ...]]:
         """Replaces the result, and the statistics beside it, by the call. Returns the new values with what each of them
@@ -147,7 +89,7 @@ class Emitter:
             if own.hidden or own.views or self.storage.is_written(one.node):
                 raise Declined("a statistic of the scores is no value of the program's own", one.node)
             statistics.check_gradients(one, own, result)
-            if own.trains and statistics.may_lose_gradients(site.score, site.at, self.gradients(site.score)):
+            if own.trains and statistics.may_lose_gradients(site.score, site.at, self.mods.gradients(site.score)):
                 raise Declined("gradients flow through the log-sum-exp of rows of nothing but low numbers", one.node)
             found.append((own, statistics.readers_of(own, result, self.make.aten_graph, self.storage)))
         return found
@@ -169,7 +111,7 @@ class Emitter:
         out = self.make.call(compat.getitem, call, 0)
         if sinks:
             logsumexp = self.make.call(compat.getitem, call, 1)
-            out = beside(self.make, out, logsumexp, sinks, site.at, self.reads, device, dtype)
+            out = beside(self.make, out, logsumexp, sinks, site.at, self.mods.reads, device, dtype)
         note = kernel.note if site.dropout is None else f"{kernel.note}, and draws the dropout of {site.dropout.p:.3g}"
         return [self.finish(out, site, result), *self.rows(site, call, above, result)], note
 
@@ -208,8 +150,8 @@ class Emitter:
         if logsumexp or greatest or not own:  # ours take the greatest score of a row off before they multiply
             score = raise_low_scores(score, at, device)
         copied = functools.partial(copies_of, keys=not (own and devices.of(device).sums_keys)) if training else None
-        score_mod, score_reads = self.module("score_mod", score, site, True, copied)
-        mask_mod, mask_reads = self.module("mask_mod", mask, site)
+        score_mod, score_reads = self.mods.module("score_mod", score, site, True, copied)
+        mask_mod, mask_reads = self.mods.module("mask_mod", mask, site)
         options = compat.kernel_options(device.type, logsumexp, greatest)
         if own:
             options[compat.MASK_OPTION] = kernel.mask
@@ -273,10 +215,10 @@ class Emitter:
 
     def table(self, site: Site, device: torch.device, part: Expr) -> Expr:
         """A part of the score that depends on the offset alone, as a load from a table; itself where there is none."""
-        gradients = self.gradients(part)
+        gradients = self.mods.gradients(part)
 
         def compute() -> fx.Node:
-            return write_table(self.make, part, site.at, lambda writer: self.reads(writer, gradients), device)
+            return write_table(self.make, part, site.at, lambda writer: self.mods.reads(writer, gradients), device)
 
         try:
             load = load_of(self.maps.shared("offsets", part, site.at, compute, device), part, site.at, self.make)
@@ -293,68 +235,9 @@ class Emitter:
         dense = self.make.call(aten.contiguous.default, self.make.call(aten.permute.default, out, order))
         return self.make.call(aten.permute.default, dense, [order.index(d) for d in range(len(order))])
 
-    def module(
-        self, name: str, expr: Expr, site: Site, with_score: bool = False, copies: Callable[..., Any] | None = None
-    ) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-        """A mod as a submodule of the graph, and the nodes that it captures. copies: those of what gets gradients; None
-        where nothing does.
-
-        The first tensor that a mask_mod captures is the random numbers of dropout, because flex_attention takes no
-        other tensors than captured ones."""
-        gradients = self.gradients(expr) if copies else set()
-        number = functools.partial(dynamic.number_now, site.candidate.result.meta["val"])
-        writer = ModWriter(
-            site.at,
-            with_score,
-            wide=bounds.beyond(expr, columns_of(site)),
-            over=lambda load: copies(load, site.at, number) if copies and load.args[0] in gradients else (),
-        )
-        if site.dropout is not None and not with_score:
-            writer.placeholder("random_rows")
-        module = writer.finish(expr, name, sizes_of)
-        attribute = f"flex_{name}_{self.count}"
-        self.count += 1
-        self.gm.add_submodule(attribute, module)
-        return self.make.graph.get_attr(attribute), self.reads(writer, gradients)
-
-    def gradients(self, score: Expr) -> set[fx.Node]:
-        """The captured tensors of a score_mod that may get gradients."""
-        values = {node: self.make.aten_graph.value_of.get(node) for node in scalar.differentiable(score)}
-        return {n for n, v in values.items() if v is None or v.meta["example_value"].requires_grad}
-
-    def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
-        """The captured tensors and sizes, in the order of the placeholders."""
-        nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
-        for key, place in writer.captured.tensors.items():
-            if key.is_number and writer.is_vector(key.node):
-                nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
-        nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}
-        nodes |= {place: self.make.real(number) for number, place in writer.captured.reals.items()}
-        return tuple(nodes[p] for p in writer.graph.nodes if p in nodes)
-
-    def buffer(self, key: Capture, gradients: set[fx.Node]) -> fx.Node:
-        """A captured tensor, detached if it gets no gradient, as in a mask or a comparison: flex_attention takes no
-        captured tensor that requires a gradient without getting one."""
-        node, value = key.node, self.make.value(key.node)
-        if node not in gradients and node.meta["val"].dtype.is_floating_point:
-            value = self.make.call(aten.detach.default, value)
-        for dim, place in reversed(key.selected):
-            value = self.make.call(aten.select.int, value, dim, self.make.size(place))
-        if key.over or (node in gradients and node.meta["val"].dtype in LOW_PRECISION):
-            value = expand_copies(self.make, value, key)
-        return value
-
 
 def is_dense(x: Expr, at: Coordinates) -> bool:
     """Whether an expression reads a tensor of queries and keys, which all heads share. Its blocks are found by reading
     all of it, and so are its rows."""
     loads = [scalar.positions(n) for n in scalar.walk(x) if n.op == "load"]
     return at.h not in set().union(*loads) and any({at.q, at.k} <= varies for varies in loads)
-
-
-def sizes_of(captured: Captured) -> set[sympy.Symbol]:
-    """All symbols in the shapes of captured tensors. torch's C++ template needs each of them as a captured size."""
-    nodes = {key.node for key in captured.tensors}
-    sizes = [n for node in nodes for n in (*shape_of(node), *map(size_expr, node.meta["val"].stride()))]
-    sizes += [size for key in captured.tensors for _, size in key.over]
-    return {s for n in sizes for s in n.free_symbols}

@@ -124,7 +124,7 @@ class SdpaEmitter(Emitter):
         writer = WholeWriter(at, self.make, wide=bounds.beyond(x, at))
         module = writer.finish(x, "attn_mask", lambda captured: set())
         lines = [self.line(at, dim, device, scalar.positions(x)) for dim in range(4)]
-        value: fx.Node = inlined(module.graph, (*lines, *self.reads(writer, set())), self.make.call)
+        value: fx.Node = inlined(module.graph, (*lines, *self.mods.reads(writer, set())), self.make.call)
         return value if x.dtype == torch.bool else self.make.call(aten.to.dtype, value, torch.float32)
 
     def line(self, at: Coordinates, dim: int, device: torch.device, used: set[Any]) -> fx.Node:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.emit.emitter import raise_low_scores
+from flex_inductor.passes.emit.columns import raise_low_scores
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers import bounds
 from flex_inductor.scalar import Expr, compare, index
