@@ -24,12 +24,13 @@ def rewrite(
     refuse: Refusal,
     choose: Choice = torchs,
     prefer: Preference = never,
-    pipeline: Pipeline = steps.PIPELINE,
+    pipeline: Pipeline | None = None,
 ) -> GraphReport:
-    """Rewrites the attention of a Dynamo graph wherever the backend allows it. Raises PassFailed.
+    """Rewrites the attention of a Dynamo graph wherever the backend allows it. pipeline: None for the whole one. Raises
+    PassFailed.
 
     The report's `after` is the new graph, or gm itself if nothing was rewritten."""
-    run = Run(pipeline, Backend(refuse, choose, prefer))
+    run = Run(pipeline or steps.PIPELINE, Backend(refuse, choose, prefer))
     with deep():
         after = run.rewrite(gm)
     return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)
