@@ -90,7 +90,7 @@ def test_a_bias_of_anything_else_has_no_picture() -> None:
 
     with torch.no_grad():
         (site,) = explain(biased)(*qkv(), torch.randn(B, S)).sites
-    assert site.rewritten and site.heat is None and site.given is None
+    assert site.rewritten and site.heat is None
 
 
 def test_what_reads_memory_that_is_written_to_is_not_measured_and_runs_as_it_did() -> None:
