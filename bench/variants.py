@@ -61,7 +61,8 @@ class Variant:
             return None
         is_causal = self.mask is causal and self.score is None
         places = torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
-        dense = None if is_causal or self.mask is None else self.mask(*places, extra)
+        shape = q.shape[2], k.shape[2]
+        dense = None if is_causal or self.mask is None else self.mask(*places, extra).expand(shape)
         if self.score is not None:
             added = self.score(q.new_zeros(1, q.shape[1], 1, 1), *places, extra)
             dense = added if dense is None else added.masked_fill(~dense, float("-inf"))
