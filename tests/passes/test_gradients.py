@@ -151,3 +151,15 @@ def test_gradients_that_stop_inside(name: str, mode: str) -> None:
 @pytest.mark.parametrize("name", HARMLESS)
 def test_gradients_that_may_stop(name: str, mode: str) -> None:
     check(lambda q, k, v: HARMLESS[name](mode, lambda: q @ k.mT * 0.3, v), qkv(), train=True)
+
+
+def test_a_maximum_with_the_fill_in_rows_of_nothing_else() -> None:
+    """Every score of such a row is at a tie, and has a probability: half of the gradient reaches it."""
+    low = torch.finfo(torch.float32).min
+    hidden = torch.arange(S)[:, None] < torch.arange(S)
+    mask = torch.zeros(1, 1, S, S).masked_fill(hidden | (torch.arange(S) < 4), low)
+
+    def program(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        return torch.softmax(torch.maximum(q @ k.mT + mask, torch.tensor(low)), -1) @ v
+
+    check(program, (*qkv(), mask), train=True)

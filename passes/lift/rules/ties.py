@@ -5,7 +5,8 @@
 
 At such a tie eager gives half of the gradient of `maximum` to each of both, and all of that of `clamp` to the first. In
 a score_mod it depends on whether the bound is a number or a tensor. So ties are written out, but only where gradients
-flow: elsewhere the plain form says more about the bounds of a score.
+flow: elsewhere the plain form says more about the bounds of a score. That holds for fills too: in a row of nothing but
+the fill (`maximum(s + mask, finfo.min)`, all keys masked) every score is at a tie, and has a probability.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule
 from flex_inductor.passes.lift.rules import pointwise
 from flex_inductor.scalar import Expr, compare, const
 
-HIGH = 1e8
-"""Bounds beyond this are fills. A score that is equal to a fill has no probability, or no gradient."""
-
 
 def extreme(op: str) -> Rule:
     """The rule of maximum or minimum, with ties written out."""
@@ -30,7 +28,7 @@ def extreme(op: str) -> Rule:
         if value.op != op or not needs_gradient(lifter, value):
             return value
         for number, x in (value.args, value.args[::-1]):
-            if number.is_const and abs(number.value) < HIGH:
+            if number.is_const:
                 return scalar.where(compare("eq", x, number), halfway(x, number.value), value)
         return value
 
