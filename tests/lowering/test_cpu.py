@@ -135,6 +135,18 @@ def test_faults_are_seen(group: str, name: str, fault: str) -> None:
         assert max(shares(GROUPS[group][name], own(GROUPS[group][name]))) > 5
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("mask", ["near the end", "mixed documents"])
+def test_keys_of_few_queries_are_shared_out(mask: str) -> None:
+    """Among the threads that one head would leave idle, some of which find no key that is attended."""
+    case, before = Case(mask, queries=3, keys=3000, heads=1, dtype=FULL), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert max(shares(case, own(case))) <= 1
+    finally:
+        torch.set_num_threads(before)
+
+
 class Offsets(nn.Module):
     """Attention with a learned bias by distance: many scores for each number."""
 
