@@ -136,9 +136,9 @@ class Report:
         return written
 
     def _repr_html_(self) -> str:
-        from flex_inductor.report.page import framed
+        from flex_inductor.report.page import framed, page
 
-        return framed(self)
+        return framed(page(self))
 
     def graphs(self, directory: str | Path) -> list[Path]:
         """Writes every graph before and after as text, DOT and SVG; returns the files."""

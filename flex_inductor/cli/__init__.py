@@ -146,7 +146,8 @@ def dump(asked: Asked, out: Path, between: bool) -> None:
 @built
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def look(target: str, as_json: bool, build: dict[str, Any]) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page, one file.")
+def look(target: str, as_json: bool, html: Path | None, build: dict[str, Any]) -> None:
     """Say what the heads of TARGET attend to."""
     import torch
     from rich.console import Console
@@ -161,6 +162,8 @@ def look(target: str, as_json: bool, build: dict[str, Any]) -> None:
         seen = look_at(model)(*args, **kwargs)
     except Exception as error:
         raise BadInput(f"{target} does not run: {useful_line(error)}") from error
+    if html is not None:
+        write_page(seen, html, f"What heads of {target} look at")
     if as_json or not sys.stdout.isatty():
         click.echo(seen.to_json() if as_json else str(seen))
         return

@@ -4,6 +4,7 @@
     print(seen)
     seen.sites[3].overlap          # which heads compete
     seen.probabilities(3, head=5)  # exactly, of one head
+    seen.html("look.html")         # a page
 
 The model runs as it is, whoever computes its attention. At every site that is understood, the probabilities are
 computed besides, from queries, keys and the scores that the model gives them, some rows at a time.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +96,20 @@ class Look:
 
     def to_json(self, indent: int | None = None) -> str:
         return json.dumps(self.to_dict(), indent=indent)
+
+    def html(self, path: str | Path, title: str = "What heads look at") -> Path:
+        """Writes a page, one file that needs nothing else; returns its path."""
+        from flex_inductor.look.page import page
+
+        written = Path(path)
+        written.write_text(page(self, title), encoding="utf-8")
+        return written
+
+    def _repr_html_(self) -> str:
+        from flex_inductor.look.page import page
+        from flex_inductor.report.page import framed
+
+        return framed(page(self))
 
     def __str__(self) -> str:
         from flex_inductor.look.text import to_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -10,12 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from flex_inductor.look.heads import NEAR, SiteLook
+from flex_inductor.look.heads import NEAR, SiteLook, Tokens
 
 if TYPE_CHECKING:
     from flex_inductor.look import Look
 
 WIDTH = 120
+COLUMNS = ("head", "keys", "first", "own", "near", "reach", "covers", "alone", "like", "strongest keys")
 LEGEND = (
     "keys: how many keys a query looks at (exp of the entropy); first, own: probability of the first key, of the "
     f"query's own place; near: of keys less than {NEAR} away; reach: mean distance; covers: how much of the sequence "
@@ -50,24 +52,26 @@ def title(site: SiteLook) -> Text:
 
 def table(site: SiteLook, look: Look) -> Table:
     """A line for each head."""
-    columns = {
-        "keys": site.entropy.exp(), "first": site.first, "own": site.diagonal, "near": site.within(NEAR),
-        "reach": site.reach, "covers": site.looked_at, "alone": site.alone,
-    }  # fmt: skip
     shown = Table(box=None, pad_edge=False)
-    for name in ("head", *columns, "like"):
+    for name in COLUMNS[:-1]:
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("strongest keys", overflow="ellipsis", no_wrap=True)
+    shown.add_column(COLUMNS[-1], overflow="ellipsis", no_wrap=True)
+    for *numbers, keys in lines(site, look.tokens):
+        shown.add_row(*numbers, Text(keys))
+    return shown
+
+
+def lines(site: SiteLook, tokens: Tokens | None) -> Iterator[tuple[str, ...]]:
+    """What is shown of each head, as COLUMNS name it."""
+    exact = site.first, site.diagonal, site.within(NEAR)
+    rough, shares = (site.entropy.exp(), site.reach), (site.looked_at, site.alone)
     for head in range(site.heads):
-        numbers = [
-            f"{float(values[head]):.1f}" if name in ("keys", "reach") else f"{float(values[head]):.2f}"
-            for name, values in columns.items()
-        ]
+        keys, reach = (f"{float(values[head]):.1f}" for values in rough)
+        first, own, near, covers, alone = (f"{float(values[head]):.2f}" for values in (*exact, *shares))
         other = site.nearest(head)
         like = f"{other[0]} ({other[1]:.2f})" if other else ""
-        keys = ", ".join(
+        strongest = ", ".join(
             f"{key.token or key.place}{f'/{key.batch}' if len(site.counts) > 1 else ''} {key.mass:.2f}"
-            for key in site.strongest(head, tokens=look.tokens)
+            for key in site.strongest(head, tokens=tokens)
         )
-        shown.add_row(str(head), *numbers, like, Text(keys))
-    return shown
+        yield str(head), keys, first, own, near, reach, covers, alone, like, strongest

@@ -1,4 +1,5 @@
-"""Pictures for the page, as SVG whose colours the page chooses: block maps in tokens, and biases by head and offset.
+"""Pictures for pages, as SVG whose colours the page chooses: block maps in tokens, biases by head and offset, squares,
+and bars.
 
 Cells of one colour that lie side by side are one line, and all lines of one colour one path, so that a picture of
 thousands of cells takes a few kilobytes."""
@@ -15,6 +16,8 @@ CLASSES = {"#": "full", "/": "partial", ".": "empty", "?": "unknown"}
 SIDE, LEFT, TOP = 256, 52, 22
 """The length of the longer side of a map, and the room for the axes."""
 ROW, COLUMN = 14, 6
+SQUARE, BARS = 176, 40
+"""The side of a square without axes, and the height of bars."""
 STEPS = 4
 """How many colours a bias has on each side of zero."""
 
@@ -50,6 +53,22 @@ def heat_chart(heat: Heat) -> tuple[str, float]:
     ), most
 
 
+def square_chart(rows: Sequence[Sequence[str]], label: str) -> str:
+    """A square of cells without axes. rows: the class of each cell."""
+    frame = f'<rect class="frame" x="1" y="1" width="{SQUARE}" height="{SQUARE}"/>'
+    body = cells(rows, SQUARE / len(rows[0]), SQUARE / len(rows), (1, 1))
+    return picture(SQUARE + 2, SQUARE + 2, label, [*body, frame])
+
+
+def bar_chart(bars: Sequence[float], label: str, ends: tuple[int, int]) -> str:
+    """Bars side by side. ends: what the first and the last stand for."""
+    most, width = max(bars, default=0.0) or 1.0, SQUARE / max(1, len(bars))
+    paths = [f"M{1 + width * (i + 0.5):.1f} {BARS}v{-(BARS - 4) * x / most:.1f}" for i, x in enumerate(bars) if x > 0]
+    drawn = f'<path class="bars" style="stroke-width:{max(0.5, width - 0.5):.1f}" d="{"".join(paths)}"/>'
+    ticks = [text(1, BARS + 12, str(ends[0]), "start"), text(SQUARE, BARS + 12, str(ends[1]), "end")]
+    return picture(SQUARE + 2, BARS + 16, label, [drawn, *ticks])
+
+
 def colour(value: float | None, most: float) -> str:
     """The class of a value: c-4 ... c4, from the most negative to the most positive."""
     return "empty" if value is None else f"c{round(STEPS * value / most)}"
@@ -65,8 +84,10 @@ def marks(offsets: Sequence[int]) -> list[int]:
     return chosen
 
 
-def cells(rows: Sequence[Sequence[str]], width: float, height: float) -> Iterator[str]:
-    """One path for each class: a thick line for each run of cells, in units of cells."""
+def cells(
+    rows: Sequence[Sequence[str]], width: float, height: float, at: tuple[float, float] = (LEFT, TOP)
+) -> Iterator[str]:
+    """One path for each class: a thick line for each run of cells, in units of cells. at: the upper left corner."""
     paths: dict[str, list[str]] = {}
     for y, row in enumerate(rows):
         x = 0
@@ -74,7 +95,7 @@ def cells(rows: Sequence[Sequence[str]], width: float, height: float) -> Iterato
             count = len(list(run))
             paths.setdefault(name, []).append(f"M{x} {y}h{count}")
             x += count
-    yield f'<g transform="translate({LEFT} {TOP + height / 2:.2f}) scale({width:.4g} {height:.4g})">'
+    yield f'<g transform="translate({at[0]} {at[1] + height / 2:.2f}) scale({width:.4g} {height:.4g})">'
     yield from (f'<path class="{name}" d="{"".join(parts)}"/>' for name, parts in paths.items())
     yield "</g>"
 

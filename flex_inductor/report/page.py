@@ -51,24 +51,24 @@ class Group:
 
 def page(report: Report, title: str = "Attention of a model") -> str:
     """The whole page."""
-    return template().render(
+    return template("page.html.jinja").render(
         title=title, report=report, headline=str(headline(report)), asked=[str(t) for t in asked(report)],
         groups=list(groups(report)), scores=scores(report), breaks=breaks(report), steps=range(-STEPS, STEPS + 1),
         milliseconds={name: f"{spent * 1e3:.1f}" for name, spent in report.seconds.items()},
     )  # fmt: skip
 
 
-def framed(report: Report) -> str:
-    """The page in a frame of its own, for notebooks."""
-    return FRAME.format(title="flex_inductor", page=escape(page(report)))
+def framed(whole: str) -> str:
+    """A page in a frame of its own, for notebooks."""
+    return FRAME.format(title="flex_inductor", page=escape(whole))
 
 
 @functools.cache
-def template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["readable"] = readable
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
 def groups(report: Report) -> Iterator[Group]:

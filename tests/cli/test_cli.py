@@ -45,12 +45,15 @@ def test_explain_in_a_process_of_its_own() -> None:
     assert "zoo_for_cli.py:" in done.stdout
 
 
-def test_look(cli) -> None:
+def test_look(cli, tmp_path) -> None:
     shown = cli("look", "zoo_for_cli:causal")
     assert shown.exit_code == 0, shown.output
     assert "site 0  32 queries, 32 keys, " in shown.output and "strongest keys" in shown.output
     data = json.loads(cli("look", "zoo_for_cli:causal", "--json").output)
     assert len(data["sites"][0]["rows"]) == 4
+    written = tmp_path / "look.html"
+    assert f"page written to {written}" in cli("look", "zoo_for_cli:causal", "--html", str(written)).stderr
+    assert "What heads of zoo_for_cli:causal look at" in written.read_text()
     assert cli("look", "zoo_for_cli:nothing").exit_code == 2
 
 

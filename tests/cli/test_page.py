@@ -6,11 +6,7 @@ import dataclasses
 import functools
 import html
 import json
-import os
-import shutil
-import subprocess
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -24,52 +20,11 @@ from flex_inductor.decisions import Decision, Given, GraphReport, Heat
 from flex_inductor.explain import Report
 from flex_inductor.report.charts import block_chart, heat_chart
 from flex_inductor.report.page import page
+from tests.support.pages import CHROMIUM, EVIL, Reader, harmless, shown
 
-EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">"\'&{{ 7 * 7 }}'
 HERE = Path(__file__).parent
 S, H = 128, 4
 explain = functools.partial(flex_inductor.explain, backend="flex_eager", rewrite="always")
-
-
-class Reader(HTMLParser):
-    """The elements, attributes and text of a page. Raises for an end tag that closes nothing."""
-
-    VOID = ("meta", "br", "img", "link", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag, tag
-
-    def handle_data(self, data) -> None:
-        self.text += data
-
-
-def harmless(text: str) -> Reader:
-    """The page, read; it has no script, and loads nothing."""
-    found = Reader(text)
-    assert not {"script", "img", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
-    assert not [a for a in found.attributes if a[0].startswith("on") or a[0] == "src"]
-    assert all(value.startswith("#") for name, value in found.attributes if name == "href")
-    assert "@import" not in text and "url(" not in text
-    return found
 
 
 class Layers(torch.nn.Module):
@@ -192,35 +147,11 @@ def test_the_command_line_writes_the_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert bad.exit_code == 2 and bad.stderr.startswith("Error: cannot write")
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MEASURE = """<script>
-onload = () => { document.title = JSON.stringify([innerWidth,
-  document.documentElement.scrollWidth - document.documentElement.clientWidth,
-  getComputedStyle(document.body).backgroundColor, document.querySelectorAll('details').length,
-  [...document.querySelectorAll('summary, pre[tabindex], [role=region]')].every(e => e.tabIndex == 0)]); }
-</script></body>"""
-
-
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [375, 1440])
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser_it_fits_the_window_in_light_and_dark(report, tmp_path: Path, width: int, dark: bool) -> None:
-    """The window is a frame, because a headless browser's own has a least width."""
-    text = page(report).replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    (tmp_path / "page.html").write_text(text.replace("</body>", MEASURE))
-    frame = f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
-    wait = "<script>setInterval(() => document.title = frames[0].document.title, 20)</script>"
-    (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{frame}{wait}</body>")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    options += ["--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}"]
-    options += ["--blink-settings=preferredColorScheme=" + ("0" if dark else "1")]
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *options, f"file://{tmp_path / 'frame.html'}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}
-    )
-    title = html.unescape(done.stdout.split("<title>")[1].split("</title>")[0])
-    inner, beyond, background, details, focusable = json.loads(title)
+    inner, beyond, background, details, focusable = shown(page(report), tmp_path, width, dark)
     assert (inner, beyond) == (width, 0) and details >= 6 and focusable
     assert (background == "rgb(255, 255, 255)") != dark
