@@ -113,6 +113,7 @@ class Decision:
     kind: what is recognised in it, as "soft cap 50, ALiBi, causal, documents"; empty if nothing is known of it.
     matched: what was found there, in one line.
     score_mod, mask_mod: the two functions as Python, as far as they could be worked out.
+    by_head: the same by head, where they distinguish heads by number: heads ("0, 2-5"), score, mask (empty for none).
     captured: the names of the tensors that they read, in order: the path of a parameter or buffer in the model
         ('blocks.0.attn.slopes') where it is one, else the name of the graph's node.
     sparsity: what is known of the mask's block sparsity, in one line.
@@ -129,6 +130,7 @@ class Decision:
     node: str = ""
     score_mod: str = ""
     mask_mod: str = ""
+    by_head: tuple[tuple[str, str, str], ...] = ()
     sparsity: str = ""
     block_map: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -177,6 +179,7 @@ class Decision:
             mask_mod=rename(self.mask_mod), sparsity=rename(self.sparsity), notes=tuple(map(rename, self.notes)),
             captured=tuple(map(rename, self.captured)),
             terms=tuple((rename(text), depends) for text, depends in self.terms),
+            by_head=tuple((heads, rename(score), rename(mask)) for heads, score, mask in self.by_head),
             written=self.written and self.written.renamed(names),
         )  # fmt: skip
 

@@ -84,8 +84,10 @@ def closed_form(
     names = {rows.block: ROW, rows.position: PLACES}
     loops = tuple(mask.Loop(x.start.xreplace(names), x.stop.xreplace(names), x.masked) for x in mask.loops(ranges))
     ends = [end for loop in loops for end in (loop.start, loop.stop)]
-    if any(end.has(AppliedUndef) or end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
-        raise Unsupported("the closed form of the mask reads tensors, or varies with batch or head")
+    if any(end.has(AppliedUndef) for end in ends):
+        raise Unsupported("the closed form of the mask reads tensors")
+    if any(end.free_symbols - {ROW, PLACES, Q_LEN, KV_LEN} for end in ends):
+        raise Unsupported("the closed form of the mask varies with the batch or the head")
     return formula, loops, known
 
 

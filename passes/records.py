@@ -13,6 +13,7 @@ from torch import fx
 from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.describe.code import code_of
+from flex_inductor.passes.describe.heads import by_head
 from flex_inductor.passes.describe.kinds import kind_of
 from flex_inductor.passes.describe.source import frame_of, source_line
 from flex_inductor.passes.describe.terms import texts_of
@@ -58,6 +59,7 @@ def decision(name: str, stage: Stage) -> Decision:
         file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
         kind=unless_it_fails(kind_of, site) or "", terms=unless_it_fails(texts_of, site) or (),
         lengths=unless_it_fails(lengths_of, site) or (), written=unless_it_fails(code_of, site),
+        by_head=unless_it_fails(by_head, site) or (),
     )  # fmt: skip
     if isinstance(stage, Ended):
         score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")

@@ -68,6 +68,9 @@ class Mod:
 
 def together(text: str, parts: list[tuple[int | None, Mod]]) -> Mod:
     """Several mods, one after the other, each for one head, or for all of them (None)."""
+    for _, m in parts:
+        if not isinstance(m, Mod):
+            raise TypeError(f"{text}: {m!r} is no mod (mods are what flex_inductor.mods makes, like causal())")
     if any(m.replaces for _, m in parts):
         raise TypeError(f"{text}: instead() must be the outermost")
     ends = pairwise(accumulate((len(m.tensors) for _, m in parts), initial=0))

@@ -157,6 +157,7 @@ def _details(decision: Decision) -> Table:
         ("kind", decision.kind),
         ("score_mod", decision.score_mod),
         ("mask_mod", decision.mask_mod),
+        *_by_head(decision),
         ("sparsity", decision.sparsity),
         ("block map", "\n".join(decision.block_map) if len(decision.block_map) <= MAP_LINES else ""),
         ("inputs", str(decision.given) if decision.given else ""),
@@ -170,6 +171,12 @@ def _details(decision: Decision) -> Table:
         if value:
             table.add_row(Text(label, style="dim"), Text(readable(value)))
     return table
+
+
+def _by_head(decision: Decision) -> Iterator[tuple[str, str]]:
+    """A line for each kind of head."""
+    for heads, score, mask in decision.by_head:
+        yield "heads " + heads, f"{score}, where {mask}" if mask else score
 
 
 def _given_maps(decision: Decision) -> Iterator[tuple[str, str]]:

@@ -17,9 +17,11 @@ import sympy
 import torch
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
+from sympy.printing.str import StrPrinter
 
 from flex_inductor import devices, mask, scalar
 from flex_inductor.compat import dynamic
+from flex_inductor.mask.formula import Where
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
 from flex_inductor.passes.site import Coordinates, Site
@@ -174,4 +176,17 @@ def closed_form(formula: sympy.Basic, queries: sympy.Expr, keys: sympy.Expr, wid
     ranges = mask.ranges(formula, rows, cols)
     if ranges is None:
         return ""
-    return "row q attends keys " + " or ".join(f"[{span.start}, {span.stop})" for span in ranges.spans)
+    shown = PythonPrinter().doprint
+    return "row q attends keys " + " or ".join(f"[{shown(span.start)}, {shown(span.stop)})" for span in ranges.spans)
+
+
+class PythonPrinter(StrPrinter):
+    """Prints case distinctions as Python: `64 if h != 2 else 0`."""
+
+    def _print_Where(self, e: Where) -> str:
+        condition, a, b = map(self._print, e.args)
+        return f"({a} if {condition} else {b})"
+
+    def _print_Relational(self, e: Relational) -> str:
+        number, rest = (e.lhs - e.rhs).as_coeff_Add()
+        return f"{self._print(rest)} {e.rel_op} {self._print(-number)}"

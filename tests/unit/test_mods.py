@@ -138,3 +138,10 @@ def test_text() -> None:
 def test_what_cannot_be_composed(compose: Callable[[], Mod]) -> None:
     with pytest.raises(TypeError, match=r"is for masks|must be the outermost"):
         compose()
+
+
+def test_a_function_that_makes_a_mod_is_none() -> None:
+    with pytest.raises(
+        TypeError, match=r"causal.* is no mod \(mods are what flex_inductor.mods makes, like causal\(\)\)"
+    ):
+        mods.heads({0: mods.causal})  # type: ignore[dict-item]

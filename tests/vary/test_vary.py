@@ -226,6 +226,19 @@ def test_explain_shows_both_formulas() -> None:
     assert "the model's own mask_mod: k <= q" in second.notes
 
 
+def test_explain_shows_what_each_head_has() -> None:
+    """Case distinctions over heads as a table, and no sympy in the text."""
+    changed = mods.heads({0: mods.alibi(0.5), 1: mods.window(4), (2,): mods.window(4)})
+    report = explain(vary(Model(), {1: changed}))(tokens())
+    site = report.sites[1]
+    assert site.by_head[0] == ("0", "score - float(abs(q - k)) * 0.5", "k <= q")
+    assert site.by_head[1] == ("1, 2", "score", "k <= q and abs(q - k) < 4")
+    assert site.by_head[2:] == (("3", "score", "k <= q"),)
+    assert not report.sites[0].by_head
+    assert "heads 1, 2  score, where k <= q and abs(q - k) < 4" in str(report)
+    assert "Where(" not in str(report) and "Ne(" not in str(report)
+
+
 def test_sparsity_follows_the_mask() -> None:
     """A window of one block leaves out what the causal mask attends."""
     x = tokens(512)
