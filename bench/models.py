@@ -5,9 +5,9 @@ the same model with attn_implementation="sdpa", where it has one that means the 
 
 Long sequences, where masks leave most of the scores out: a Mistral-shaped decoder with a window of 512 at 4096 tokens,
 a Llama-shaped one with 12 documents packed into 4096, a BERT batch of 16 x 512 of which half is padding, a
-Gemma-2-shaped decoder at 4096. And ten families at 128, 512 and 2048 tokens with the default rewrite="auto", which must
-cost nothing. Decoders have the proportions of a Mistral at a width of 256 (mistral-wide: 512): the wider, the more of
-the time goes into linear layers, which are the same. Weights are random; runs are interleaved; seconds are medians;
+Gemma-2-shaped decoder at 4096. And eleven families at 128, 512 and 2048 tokens with the default rewrite="auto", which
+must cost nothing. Decoders have the proportions of a Mistral at a width of 256 (mistral-wide: 512): the wider, the more
+of the time goes into linear layers, which are the same. Weights are random; runs are interleaved; seconds are medians;
 ratio is of medians, p20 and p80 of the ratios round by round. peak_mb: what a call adds to the memory of the process.
 rewritten: sites, of all. Bars: 3 times faster on the first two, nothing more than 3% slower. --train: forward and
 backward of models in training, dropout as their configurations have it, into bench/results/models_train.csv; seconds
@@ -34,11 +34,10 @@ from bench.record import ROOT, write
 
 COLUMNS = ("model", "batch", "length", "backend", "seconds", "ratio", "p20", "p80", "peak_mb", "rewritten", "sites")
 BACKENDS = ("eager", "inductor", "sdpa", "flex")
-NO_SDPA = ("gemma2",)
-"""Whose scores SDPA cannot express."""
 DECODER = {"hidden_size": 256, "intermediate_size": 896, "num_attention_heads": 4, "num_key_value_heads": 1,
            "head_dim": 64, "num_hidden_layers": 4, "use_cache": False}  # fmt: skip
 ENCODER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 4}
+PATCH = 16
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_hidden_layers": 2}
 WIDE = {"hidden_size": 512, "intermediate_size": 1792, "num_attention_heads": 8, "num_key_value_heads": 2}
 ON_CUDA = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4,
@@ -61,7 +60,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {**SMALL, "num_key_value_heads": 2, "sliding_window": 256},
     "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 256},
     "t5": {**SMALL, "d_kv": 64, "d_ff": 1024},
+    "vit": {**SMALL, "patch_size": PATCH},
 }
+"""Of images, the length is that of the patches, about."""
 TRAINED = ("bert", "gpt2", "mistral-window", "packed", "t5")
 LENGTHS = {128: 8, 512: 4, 2048: 1}
 """Batch sizes by length."""
@@ -115,7 +116,9 @@ def built(name: str, batch: int, length: int, device: str, attention: str = "eag
     kind, sizes = (LONG[name][0], LONG[name][3]) if name in LONG else (name, FAMILIES[name])
     sizes = {**sizes, **ON_CUDA} if device == "cuda" and name in LONG else sizes
     config = transformers.AutoConfig.for_model(kind)
-    for field, value in {**sizes, "vocab_size": VOCABULARY, "max_position_embeddings": length + 2}.items():
+    side = math.isqrt(length) * PATCH
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": length + 2}
+    for field, value in {**sizes, **({"image_size": side} if kind == "vit" else text)}.items():
         setattr(config, field, value)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
@@ -123,6 +126,8 @@ def built(name: str, batch: int, length: int, device: str, attention: str = "eag
     auto = transformers.T5EncoderModel._from_config if kind == "t5" else transformers.AutoModel.from_config
     net = auto(config, attn_implementation=attention).eval().to(device)
     net = net.bfloat16() if device == "cuda" else net
+    if kind == "vit":
+        return net, {"pixel_values": torch.randn(batch, 3, side, side, device=device)}
     ids = torch.randint(3, VOCABULARY, (batch, length), device=device)
     if name == "packed":
         starts = torch.arange(0, length, -(-length // DOCUMENTS), device=device)
@@ -151,7 +156,7 @@ def measured(name: str, batch: int, length: int, device: str, train: bool = Fals
         for backend in BACKENDS[1:]:
             if backend != "sdpa":
                 runs[backend] = torch.compile(net, backend=backend)
-            elif name not in NO_SDPA:
+            elif net._supports_sdpa:
                 runs[backend] = torch.compile(built(name, batch, length, device, "sdpa")[0].train(train))
         for run in runs.values():
             error = (run(**inputs)[0] - expected).float().norm() / expected.float().norm()
