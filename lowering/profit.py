@@ -7,13 +7,14 @@ A score costs a product with a key and one with a value, and passes over it, cou
 
 | who | which scores | passes | besides |
 |---|---|---|---|
-| our flex_attention | of blocks that are attended | 1/2 | a call |
+| our flex_attention | of blocks that are attended | 1/2, with a number read for each 1 | a call |
 | SDPA | all, or half of them and the edge by its own causal mask | 1, with a mask 3/2 | a mask by head, stored |
 | Inductor | all | 5/2, for each reduction walks them again | the scores, stored |
 
 "Stored" is written to memory that was just allocated and read again, as soon as it does not fit into a cache. What all
-three do alike, such as reading queries, keys, values and a bias that is given, decides nothing and is left out.
-Training takes 7/2 of all this for everyone, and for an operator with a backward of its own a call of that besides.
+three do alike, such as reading queries, keys and values, decides nothing and is left out. Training takes 7/2 of all
+this, and a node of autograd's for an operator with a backward of its own. Inductor, which keeps the probabilities
+instead of computing them again, takes 6 products instead of 7 there, and 8/5 passes.
 bench/attention_cpu.py measures what is expected here (bench/results/attention_cpu.csv). What is faster on a GPU
 follows from the kind of mask alone (lowering/choose.py).
 """
@@ -25,8 +26,11 @@ import sympy
 from flex_inductor.lowering.rates import Rates
 from flex_inductor.request import Instead, Request
 
-FLEX, SDPA, MASK, LEFT = 0.5, 1.0, 0.5, 2.5
-"""Passes over a score, in exponentials: of our flex_attention, of SDPA, of SDPA for a mask besides, of Inductor."""
+FLEX, READ, SDPA, MASK = 0.5, 0.5, 1.0, 0.5
+"""Passes over a score, in exponentials: of our flex_attention, and for a number that is read for each; of SDPA, and for
+a mask."""
+LEFT = {False: (2.5, 1.0), True: (1.6, 6 / 7)}
+"""Passes of Inductor, and its products by those of others, by whether it is training."""
 TORCHS = 3.0
 """The time of torch's C++ template, by that of our kernel."""
 CALL = 2e-6
@@ -46,7 +50,7 @@ WORTH = 0.97
 def flex(site: Request, rates: Rates, own: bool = True) -> float:
     """The expected seconds of flex_attention. own: whether the kernel is ours."""
     times = 1.0 if own else TORCHS
-    return CALL + autograd(site) + times * site.attended * site.scores * score(site, rates, FLEX)
+    return CALL + autograd(site) + times * site.attended * site.scores * score(site, rates, FLEX + READ * site.reads)
 
 
 def sdpa(site: Request, rates: Rates, instead: Instead | None) -> float:
@@ -61,12 +65,13 @@ def left(site: Request, rates: Rates) -> float:
     """The expected seconds of a site that is left: an SDPA call as it is, which with dropout is written out."""
     if site.called and not site.dropout:
         return sdpa(site, rates, site.instead)
-    return site.scores * score(site, rates, LEFT) + stored(site, rates)
+    return site.scores * score(site, rates, *LEFT[site.training]) + stored(site, rates)
 
 
-def score(site: Request, rates: Rates, passes: float) -> float:
+def score(site: Request, rates: Rates, passes: float, products: float = 1.0) -> float:
     """The seconds of a score: its products, and passes over it."""
-    return (2 * sum(map(number, site.head_dims)) / rates.products + passes / rates.exponentials) / rates.threads
+    operations = products * 2 * sum(map(number, site.head_dims))
+    return (operations / rates.products + passes / rates.exponentials) / rates.threads
 
 
 def autograd(site: Request) -> float:

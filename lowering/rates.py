@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ import torch
 from flex_inductor import compat
 
 log = logging.getLogger(__name__)
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,15 @@ class Unsteady(RuntimeError):
     """Measurements differ."""
 
 
-@functools.cache
 def here() -> Rates:
-    """The rates of this machine. Never raises."""
+    """The rates of this machine, the same whenever a process asks. Never raises."""
+    with _lock:
+        return found()
+
+
+@functools.cache
+def found() -> Rates:
+    """The rates that are kept, or else measured, or else the usual ones."""
     try:
         return kept() or keep(measure())
     except Exception as error:
@@ -107,9 +115,9 @@ def place() -> Path:
 def kept() -> Rates | None:
     """The rates that were kept of this machine; None where there are none that can be read."""
     try:
-        found = json.loads(place().read_text(encoding="utf-8"))
-        rates = Rates(**{name: found[name] for name in USUAL.numbers}, threads=torch.get_num_threads())
-        return rates if found["machine"] == machine() else None
+        data = json.loads(place().read_text(encoding="utf-8"))
+        rates = Rates(**{name: data[name] for name in USUAL.numbers}, threads=torch.get_num_threads())
+        return rates if data["machine"] == machine() else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

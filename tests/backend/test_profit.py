@@ -120,6 +120,8 @@ def test_times_as_computed_by_hand() -> None:
     assert nanoseconds(profit.sdpa(site(), ROUND, Instead.ROW)) == pytest.approx(1 + 1.5)
     assert nanoseconds(profit.sdpa(site(), ROUND, Instead.CAUSAL)) == pytest.approx((1 + 1) * (0.5 + 128 / LENGTH))
     assert nanoseconds(profit.left(site(), ROUND)) == pytest.approx(1 + 2.5)
+    assert nanoseconds(profit.flex(site(reads=True), ROUND)) == pytest.approx(0.5 * (1 + 1) + call)
+    assert nanoseconds(profit.left(site(training=True), ROUND)) == pytest.approx(6 / 7 + 1.6)
     many = site(scores=100 * SCORES)
     assert nanoseconds(profit.left(many, ROUND)) == pytest.approx(100 * (1 + 2.5 + 1))  # no cache holds them
     assert nanoseconds(profit.sdpa(many, ROUND, Instead.HEADS)) == pytest.approx(100 * (1 + 1.5 + 1))
@@ -212,12 +214,16 @@ def recorded() -> dict[tuple[Any, ...], dict[str, float]]:
 
 @pytest.mark.parametrize("rates", [USUAL, *MACHINES])
 def test_the_fastest_is_taken_in_every_case_that_was_recorded(rates: Rates) -> None:
-    """Within 3%, on the machine of the record; on others the same is taken, because each term is the least for it."""
-    for (variant, *_, batch, heads, queries, keys, dim), times in recorded().items():
+    """Within 3%, on the machine of the record. On others the same is taken in the forward pass, because each of its
+    terms is the least; in training Inductor has a product less."""
+    for (variant, kind, batch, heads, queries, keys, dim), times in recorded().items():
+        if kind == "training" and rates.measured:
+            continue
         instead, attended = KINDS[variant]
         lengths = sympy.Integer(queries), sympy.Integer(keys)
         request = site(scores=batch * heads * queries * keys, attended=attended, instead=instead, lengths=lengths,
-                       head_dims=(sympy.Integer(dim),) * 2, dropout=variant == "dropout")  # fmt: skip
+                       head_dims=(sympy.Integer(dim),) * 2, dropout=variant == "dropout", reads=variant == "bias",
+                       training=kind == "training")  # fmt: skip
         if instead is not None and profit.prefers_sdpa(request, rates):
             taken = times["sdpa"]
         else:
