@@ -93,6 +93,32 @@ def test_what_is_rewritten_by_default(mask: Any, attend: Any, operator: str) -> 
     assert decision.operator == operator and ("not pay" in decision.reason) == (operator == "")
 
 
+def both(q: Any, k: Any, v: Any, keep: Any, attend: Callable[..., Any]) -> Any:
+    return attend(q, k, v, keep[None, None, :1] & (distance() >= 0))
+
+
+CAUSAL = (LENGTH // 64 + 1) / (LENGTH // 64) / 2
+SHARES: list[tuple[Any, float]] = [
+    (causal, CAUSAL),
+    (padding, 0.75),
+    (unknown, 0.75),
+    (both, 0.75 * CAUSAL),
+    (packed, 0.5 * CAUSAL),
+]
+
+
+@pytest.mark.parametrize(("mask", "share"), SHARES)
+def test_what_masks_in_tensors_are_expected_to_leave(mask: Any, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the example holds, which here hides nothing."""
+    torch._dynamo.reset()
+    asked: list[Request] = []
+    monkeypatch.setattr(choose, "unprofitable", lambda request, options: asked.append(request))
+    given = (*(randn(1, 2, LENGTH, 16, seed=i) for i in range(3)), torch.ones(LENGTH, LENGTH, dtype=torch.bool))
+    with torch.no_grad():
+        torch.compile(mask, backend="flex_eager")(*given, called)
+    assert [r.attended for r in asked] == [pytest.approx(share)]
+
+
 ROUND = Rates(products=256e9, exponentials=1e9, memory=8e9)
 """A machine on which the products of a score of 64 numbers, an exponential, and a score that is stored take 1 ns."""
 SCORES = 1_000_000
