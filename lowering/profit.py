@@ -34,7 +34,7 @@ LEFT = {False: (2.5, 1.0), True: (1.6, 6 / 7)}
 TORCHS = 3.0
 """The time of torch's C++ template, by that of our kernel."""
 CALL = 2e-6
-"""The seconds that a call of flex_attention takes, and what lists its blocks, more than another."""
+"""The seconds that a call takes besides, with what makes its mask or lists its blocks."""
 TRAINS = 4e-5
 """The seconds that autograd takes in training for an operator with a backward of its own."""
 ROWS = 256
@@ -95,8 +95,8 @@ def number(size: sympy.Expr) -> int:
 
 
 def prefers_sdpa(site: Request, rates: Rates, own: bool = True) -> bool:
-    """Whether SDPA is expected to be the fastest."""
-    return sdpa(site, rates, site.instead) <= min(flex(site, rates, own), left(site, rates))
+    """Whether SDPA is expected to be the fastest. A call of it that was not there takes no less than one of ours."""
+    return CALL + sdpa(site, rates, site.instead) <= min(flex(site, rates, own), left(site, rates))
 
 
 def refusal(site: Request, rates: Rates, own: bool = True) -> str | None:

@@ -198,6 +198,13 @@ def test_a_call_costs_more_than_a_few_scores() -> None:
     assert "usual rates" in str(profit.refusal(site(scores=500, called=True), USUAL))
 
 
+@pytest.mark.parametrize("scores", [500, 5_000, 500_000])
+def test_few_scores_are_not_for_sdpa(scores: int) -> None:
+    """Measured: one query and 64 keys of 64 sequences take our kernel, and Inductor, half of SDPA's time."""
+    small = site(scores=scores, attended=0.75, instead=Instead.ROW)
+    assert not profit.prefers_sdpa(small, ROUND) and not profit.prefers_sdpa(small, USUAL)
+
+
 def test_graphs_for_a_gpu_ask_for_no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates_module, "here", lambda: pytest.fail("measured"))
     assert choose.slower(site(device="cuda"), Options()) is None
