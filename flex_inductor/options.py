@@ -19,6 +19,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "rewrite": ("auto", "always", "never"),
     "on_failure": ("fallback", "raise"),
     "kernels": ("own", "torch"),
+    "rates": ("measured", "usual"),
 }
 
 
@@ -28,11 +29,14 @@ class Options:
 
     rewrite: "auto" rewrites where that is faster, "always" wherever it is possible, "never" nothing.
     on_failure: after a failure of this backend, "fallback" compiles the graph untouched and warns, "raise" raises.
-    kernels: "own" uses our own kernels where there is one for the call, "torch" always torch's."""
+    kernels: "own" uses our own kernels where there is one for the call, "torch" always torch's.
+    rates: what "auto" decides by on a CPU: "measured" takes those of this machine (lowering/rates.py), "usual" fixed
+    ones, so that every machine decides alike."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"
     kernels: str = "own"
+    rates: str = "measured"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from flex_inductor import compat, devices
-from flex_inductor.lowering import cpu_own, profit, support
+from flex_inductor.lowering import cpu_own, profit, rates, support
 from flex_inductor.lowering.cuda import covers
 from flex_inductor.options import Options
 from flex_inductor.request import Backend, Instead, Kernel, Request, torchs
@@ -116,11 +116,14 @@ def own_on_cpu(request: Request, options: Options) -> bool:
 
 def slower(request: Request, options: Options) -> str | None:
     """Why the generated code would be slower than Inductor's."""
-    if options.rewrite == "always":
+    if options.rewrite == "always" or request.device != "cpu":
         return None
-    fused = request.called and not request.dropout  # SDPA with dropout is on CPU what it would be written out
-    given = request.device, request.scores, request.attended, fused, request.reads
-    return profit.refusal(*given, request.instead and request.instead.name, own_on_cpu(request, options))
+    return profit.refusal(request, known_rates(options), own_on_cpu(request, options))
+
+
+def known_rates(options: Options) -> rates.Rates:
+    """The rates by which a site on CPU is decided about."""
+    return rates.here() if options.rates == "measured" else rates.USUAL
 
 
 def prefers_sdpa(request: Request, options: Options) -> bool:
@@ -136,8 +139,7 @@ def prefers_sdpa(request: Request, options: Options) -> bool:
         return False
     if lacking(request) is not None:
         return request.dtype in support.DTYPES and compat.sdpa_enabled()
-    given = request.instead.name, request.attended, request.scores, own_on_cpu(request, options)
-    return compat.sdpa_enabled() and profit.prefers_sdpa(*given)
+    return compat.sdpa_enabled() and profit.prefers_sdpa(request, known_rates(options), own_on_cpu(request, options))
 
 
 def prefers_sdpa_on_cuda(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: explain a model, dump its graphs, look at its heads, run the demo.
+"""The command line: explain a model, dump its graphs, look at its heads, run the demo, calibrate the cost model.
 
 A TARGET is `MODULE:FACTORY` or `FILE.py:FACTORY`, where FACTORY() returns (model, args) or (model, args, kwargs), or
 `hf:MODEL_TYPE`, a tiny random-weight transformers model. Bad input is one line on stderr and exit code 2.
@@ -178,6 +178,27 @@ def demo(repeats: int, html: Path) -> None:
     from flex_inductor.cli.demo import run_demo
 
     run_demo(repeats, html)
+
+
+@main.command()
+@click.option("--show", is_flag=True, help="Measure nothing: show what is kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rates as JSON.")
+def calibrate(show: bool, as_json: bool) -> None:
+    """Measure the rates by which "auto" decides on this machine, keep and show them."""
+    from rich.console import Console
+
+    from flex_inductor.cli.calibrate import shown, to_json
+    from flex_inductor.lowering import rates
+
+    before = rates.kept()
+    try:
+        now = None if show else rates.keep(rates.measure(), renew=True)
+    except Exception as error:
+        raise click.ClickException(f"nothing was kept, usual rates are taken: {useful_line(error)}") from error
+    if as_json:
+        click.echo(to_json(now or before or rates.USUAL))
+        return
+    Console().print(shown(before, now))
 
 
 def run(asked: Asked) -> Any:

@@ -6,6 +6,7 @@ The tests were run on 2.11 to 2.15.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import operator
 import os
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -179,6 +181,26 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them."""
     instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(instructions and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled())
+
+
+def inductor_cache_folder() -> str:
+    """The folder of Inductor's caches, which may not be there yet. Inductor's own function makes it, and writes it
+    into the environment."""
+    from torch._inductor.runtime import cache_dir_utils
+
+    return os.path.abspath(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir_utils.default_cache_dir())
+
+
+def compute_alone() -> None:
+    """Makes the calling thread, and no other, compute by itself from now on. Raises RuntimeError where that cannot be
+    told to its OpenMP."""
+    torch.get_num_threads()  # which sets the number when a thread first asks
+    ctypes.CDLL(None).omp_set_num_threads(1)  # of this thread alone, by OpenMP's rules
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    with contextlib.suppress(AttributeError):  # torch without MKL
+        library.MKL_Set_Num_Threads_Local(1)
+    if torch.get_num_threads() != 1:
+        raise RuntimeError("the number of threads cannot be set for one of them")
 
 
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:

@@ -3,9 +3,12 @@
 Of `k <= q` with 4096 queries: "row q attends keys [0, q + 1); 51% of the blocks of 64 attended, 49% full". If padding
 is masked besides: "at most 51% of the blocks of 64 attended, at least 0% full; decided at run time by pad".
 
-A block that depends on data counts as attended, and as not full. There is one exception: masks that compare the
-documents of query and key are expected to leave half of the blocks, because a model that packs documents packs more
-than one. Symbolic sizes count as the numbers that they are now.
+A block that depends on data counts as attended, and as not full. What decides whether a rewrite pays is another
+number, the share that is expected, because nothing is known of data before the program runs; what example inputs hold
+may be something else in the next call. Masks that compare the documents of query and key are expected to leave half of
+the blocks, because a model that packs documents packs more than one. Other masks that read data are mostly padding to
+the longest sequence of a batch, and are expected to leave three quarters, as of lengths between a half and the whole.
+Symbolic sizes count as the numbers that they are now.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from flex_inductor.scalar import TRUE, Expr
 
 MOST_BLOCKS = 512
 """The most blocks in a row that are looked at. Longer sequences get longer blocks."""
-DOCUMENTS = 0.5
-"""The expected share of blocks that a mask of documents leaves."""
+DOCUMENTS, DATA = 0.5, 0.75
+"""The expected shares of blocks that a mask of documents leaves, and any other that reads data."""
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 
@@ -108,7 +111,10 @@ class Sparsity:
     @property
     def attended(self) -> float:
         """The share of blocks that are expected to be attended."""
-        return self.shares[0] * (DOCUMENTS if has_documents(self.normal) else 1) if self.is_masked else 1.0
+        if not self.is_masked:
+            return 1.0
+        data = DOCUMENTS if has_documents(self.normal) else DATA if self.reads() else 1.0
+        return self.shares[0] * data
 
     def describe(self) -> str:
         """The sparsity in words."""

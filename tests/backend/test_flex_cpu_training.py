@@ -51,7 +51,7 @@ def test_a_model_trains(rewrite: str, kernels: str) -> None:
         got = step(compiled, x)
     (decision,) = [d for r in reports for d in r.decisions]
     if rewrite == "auto":
-        assert (decision.operator, decision.notes) == ("scaled_dot_product_attention", ("is_causal",))
+        assert decision.verdict == "declined" and "it would not pay" in decision.reason  # 1152 scores
     elif kernels == "own":
         assert decision.operator == "flex_attention"
     else:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flex_inductor
 from flex_inductor.decisions import Decision, GraphReport
+from flex_inductor.lowering import profit
 from flex_inductor.passes import watch
 
 explain = functools.partial(flex_inductor.explain, backend="flex_eager")
@@ -63,7 +64,8 @@ def test_a_report_with_its_records(qkv) -> None:
 @pytest.mark.parametrize(
     ("rewrite", "operator"), [("auto", "scaled_dot_product_attention"), ("always", "flex_attention")]
 )
-def test_a_report_says_what_a_site_became(qkv, rewrite, operator) -> None:
+def test_a_report_says_what_a_site_became(qkv, rewrite, operator, monkeypatch) -> None:
+    monkeypatch.setattr(profit, "prefers_sdpa", lambda *given: True)  # as small as the site is
     with torch.no_grad():
         report = explain(attend, rewrite=rewrite, backend="flex")(*qkv)
     assert f"site0  rewritten into {operator}" in str(report)
@@ -235,7 +237,8 @@ def test_nothing_is_looked_for_if_nothing_may_be_rewritten(qkv) -> None:
 
 
 @pytest.mark.compile
-def test_what_is_explained_by_default_is_what_torch_compile_does(qkv) -> None:
+def test_what_is_explained_by_default_is_what_torch_compile_does(qkv, monkeypatch) -> None:
+    monkeypatch.setattr(profit, "prefers_sdpa", lambda *given: True)  # as small as the site is
     with torch.no_grad():
         report = flex_inductor.explain(attend)(*qkv)
         torch._dynamo.reset()

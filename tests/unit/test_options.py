@@ -8,7 +8,8 @@ import torch
 from flex_inductor.options import Options, read
 
 
-def test_defaults() -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLEX_INDUCTOR_RATES")
     assert read(None, None)[0] == Options("auto", "fallback")
 
 
@@ -19,9 +20,8 @@ def test_ours_and_inductors() -> None:
 
 
 def test_unknown_option_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown option 'rewritee' .*did you mean rewrite\?.*rewrite, on_failure, kernels and mode"
-    ):
+    known = "rewrite, on_failure, kernels, rates and mode"
+    with pytest.raises(ValueError, match=rf"unknown option 'rewritee' .*did you mean rewrite\?.*{known}"):
         read(None, {"rewritee": "always"})
 
 
@@ -40,8 +40,9 @@ def test_value_out_of_range(name: str, value: object) -> None:
 def test_environment_is_below_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "never")
     monkeypatch.setenv("FLEX_INDUCTOR_ON_FAILURE", "raise")
-    assert read(None, None)[0] == Options("never", "raise")
-    assert read(None, {"rewrite": "always"})[0] == Options("always", "raise")
+    monkeypatch.setenv("FLEX_INDUCTOR_RATES", "measured")
+    assert read(None, None)[0] == Options("never", "raise", rates="measured")
+    assert read(None, {"rewrite": "always", "rates": "usual"})[0] == Options("always", "raise", rates="usual")
 
 
 def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
