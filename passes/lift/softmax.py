@@ -164,9 +164,9 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
 
 def _mixed(softmax: fx.Node, dim: int) -> str:
     """What happens to probabilities that a product sums over another dimension than the keys."""
-    heads = dim == len(softmax.meta["val"].shape) - 3
+    across = {3: "heads", 2: "queries"}.get(len(softmax.meta["val"].shape) - dim, f"dimension {dim}")
     readers = [called(product) for product, _ in value_products(softmax)]
-    return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
+    return f"the probabilities are mixed across {across} by {article(readers[0])}"
 
 
 def subtracts_logsumexp(anchor: fx.Node) -> bool:
