@@ -88,6 +88,7 @@ def site_from_softmax(
             first.sizes,
         )
     )
+    check_factors(candidate, found.weights)
     if candidate.anchor in read.attentions:
         check_twins(candidate, found.weights, read)
     keys = {first.key: first.sizes[first.key]}
@@ -110,11 +111,20 @@ def site_from_softmax(
         row_first=split.row_first,
         safe=exact.weights.safe or rule_name(candidate.anchor) == "_safe_softmax",
         dropout=exact.weights.dropout,
+        factors=exact.weights.factors,
         statistics=tuple(statistic(n, exact.lifter, exact.weights.index, at.k, exact.score) for n in read.statistics),
         raw=tuple(dict.fromkeys(d.args[0] for d in exact.dots)),
         shares=read.attentions,
     )
     return site, exact.weights.kept
+
+
+def check_factors(candidate: Candidate, weights: Weights) -> None:
+    """Raises Declined for factors that are made of the probabilities themselves."""
+    read = [x.args[0] for factor in weights.factors for x in scalar.walk(factor) if x.op == "load"]
+    made = other_readers.downstream([candidate.anchor], candidate.result) if read else set()
+    for node in (n for n in read if n in made):
+        raise Declined(f"the probabilities are also read by {called(node)}", node)
 
 
 def check_twins(candidate: Candidate, weights: Weights, read: Beside) -> None:

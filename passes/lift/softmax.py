@@ -49,12 +49,14 @@ class Columns:
 class Weights:
     """The weights of the values, as the probabilities at an index of the anchor's result. kept: the condition under
     which they are not set to zero afterwards, None for always. safe: whether NaN, which rows without keys have, is
-    made zero. dropout: that is applied to them. parts: the softmaxes that they come from, if these are several."""
+    made zero. dropout: that is applied to them. factors: what they are multiplied with. parts: the softmaxes that they
+    come from, if these are several."""
 
     index: Index
     kept: Expr | None = None
     safe: bool = False
     dropout: Dropout | None = None
+    factors: tuple[Expr, ...] = ()
     parts: tuple[Part, ...] = ()
 
 
@@ -65,9 +67,16 @@ def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> We
     weights = _weights(value)
     if weights is None and (parts := parts_of(value, lifter.bounds)):
         return Weights(parts[0].index, parts=parts)
-    if weights is None:
+    if weights is None or any(_varies_with_both(f, lifter) for f in weights.factors):
         raise Declined(*_changed(value, anchor))
     return weights
+
+
+def _varies_with_both(factor: Expr, lifter: Lifter) -> bool:
+    """Whether a factor is another for each pair of row and key: neither the values nor the result can take it."""
+    varies = scalar.positions(factor)
+    pairs = any(x.op == "dot" for x in scalar.walk(factor))
+    return pairs or bool(varies & lifter.rows and varies & lifter.cols)
 
 
 def _weights(value: Expr) -> Weights | None:
@@ -77,7 +86,7 @@ def _weights(value: Expr) -> Weights | None:
     without_nan = _without_nan(value)
     if without_nan is not None:
         inner = _weights(without_nan)
-        return replace(inner, safe=True) if inner else None
+        return replace(inner, safe=True) if inner and not inner.factors else None
     if value.op == "dropout":
         inner = _weights(value.args[0])
         return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
@@ -90,12 +99,34 @@ def _weights(value: Expr) -> Weights | None:
             options = scalar.cases(factor)
             if options and all(v.value in (0, 1) for _, v in options):
                 return _kept(weights, scalar.logical_or(*(c for c, v in options if v.value == 1)))
+    return _multiplied(value)
+
+
+def _multiplied(value: Expr) -> Weights | None:
+    """Probabilities that are multiplied with numbers, divided by them, or negated; None for anything else."""
+    if value.op == "neg":
+        pairs = [(value.args[0], const(-1.0, value.dtype))]
+    elif value.op == "mul":
+        pairs = [value.args, value.args[::-1]]
+    elif value.op == "div":
+        pairs = [(value.args[0], Expr("reciprocal", (value.args[1],), value.dtype))]
+    else:
+        return None
+    for weights, factor in pairs:
+        inner = _weights(weights)
+        if inner is not None and not any(x.op == "probabilities" for x in scalar.walk(factor)):
+            return replace(inner, factors=(*inner.factors, *_apart(factor)))
     return None
+
+
+def _apart(factor: Expr) -> tuple[Expr, ...]:
+    """The factors of a factor."""
+    return _apart(factor.args[0]) + _apart(factor.args[1]) if factor.op == "mul" else (factor,)
 
 
 def _kept(value: Expr, condition: Expr) -> Weights | None:
     inner = _weights(value)
-    if inner is None:
+    if inner is None or inner.factors:  # what is zeroed may be infinite
         return None
     return replace(inner, kept=condition if inner.kept is None else scalar.logical_and(inner.kept, condition))
 

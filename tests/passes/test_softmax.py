@@ -119,9 +119,9 @@ NEAR_MISSES = {
     "one_column": (lambda s: torch.softmax(s, -1)[..., :1].expand(s.shape), None),
     "renormalised": (
         lambda s: (lambda p: p / (p.sum(-1, keepdim=True) + 1))(torch.softmax(s, -1)),
-        "between the softmax",
+        "the probabilities are also read by add",
     ),
-    "scaled_after": (lambda s: torch.softmax(s, -1) * 2.0, "between the softmax and the values"),
+    "scaled_by_pairs": (lambda s: torch.softmax(s, -1) * s.sin(), "between the softmax and the values"),
     "many_columns": (lambda s: torch.softmax(F.pad(s, (0, 9)), -1)[..., :-9], "columns of the scores are cut off"),
     "of_itself": (lambda s: torch.softmax(s * s.amax(-1, keepdim=True), -1), "statistic"),
     "sigmoid": (lambda s: torch.sigmoid(s), None),
