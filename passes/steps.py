@@ -1,7 +1,7 @@
 """The steps of the pipeline. Each takes the state that the step before it returned.
 
 normalize   makes a view of the Dynamo graph as ATen operators, and notes which values share memory
-distribute  writes products of sums of probabilities as sums of products, where these become attentions
+distribute  brings products with values next to the probabilities, where they become attentions
 find        looks for softmaxes between two matrix products, and for SDPA calls
 lift        writes an element of the scores out as an expression of (b, h, q, k)
 split       separates the mask from the score arithmetic
@@ -20,8 +20,7 @@ from torch import fx
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
 from flex_inductor.passes.decide import decide_site, together
-from flex_inductor.passes.distribute import Sum, sums
-from flex_inductor.passes.distribute import distribute as distribute_sum
+from flex_inductor.passes.distribute import Quotient, Sum, linear_products
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.result import locate
 from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
@@ -45,8 +44,8 @@ def normalize(state: State) -> State:
 
 
 def distribute(state: State) -> State:
-    """Writes products of sums as sums of products. Those of which not all become attentions stay as they are."""
-    wanted = {s.product.name for s in sums_of(state)}
+    """Brings products next to the probabilities. Those that do not all become attentions stay as they are."""
+    wanted = {one.product.name for one in linear(state)}
     while wanted:
         new, made = distributed(state, wanted)
         trial = new
@@ -60,21 +59,21 @@ def distribute(state: State) -> State:
     return state
 
 
-def sums_of(state: State) -> list[Sum]:
-    """The products of sums of probabilities."""
-    return list(sums(state.program.aten, state.program.storage)) if state.program is not None else []
+def linear(state: State) -> list[Sum | Quotient]:
+    """What can be brought next to the probabilities."""
+    return list(linear_products(state.program.aten, state.program.storage)) if state.program is not None else []
 
 
 def distributed(state: State, wanted: set[str]) -> tuple[State, dict[str, set[fx.Node]]]:
-    """A copy of the graph in which the products of these names are sums of products, and the products that each of them
-    was made into."""
+    """A copy of the graph in which the products of these names are next to the probabilities, and what each of them was
+    made into."""
     new = normalize(replace(state, gm=copy_of(state.gm)))
     made: dict[str, set[fx.Node]] = {n.name: {n} for n in new.gm.graph.nodes if n.name in wanted}
-    while found := [s for s in sums_of(new) if any(s.product in products for products in made.values())]:
-        for one in found:
-            products = next(p for p in made.values() if one.product in p)
-            products.remove(one.product)
-            products.update(distribute_sum(one))
+    while found := {x.product: x for x in linear(new) if any(x.product in products for products in made.values())}:
+        for product, one in found.items():
+            products = next(p for p in made.values() if product in p)
+            products.remove(product)
+            products.update(one.rewrite())
         new = normalize(new)
     return new, made
 

@@ -1,4 +1,5 @@
-"""Products of sums of probabilities (differential attention) are sums of products, if these become attentions."""
+"""Products of sums of probabilities (differential attention) are sums of products, if these become attentions; and the
+division by the sum of exponentials comes before the product."""
 
 from __future__ import annotations
 
@@ -135,6 +136,78 @@ def test_generated_code() -> None:
     check(Differential(), (randn(2, 130, 32),), backend="flex", train=True, sites=2)
 
 
+def exponentials(q: Any, k: Any) -> Any:
+    s = causal(q @ k.mT * 0.35)
+    return torch.exp(s - s.amax(-1, keepdim=True))
+
+
+def divided(q: Any, k: Any, v: Any) -> Any:
+    e = exponentials(q, k)
+    return torch.matmul(e, v) / e.sum(-1, keepdim=True)
+
+
+def multiplied(q: Any, k: Any, v: Any) -> Any:
+    e = torch.exp(q @ k.mT * 0.35)
+    return (e @ v) * e.sum(-1, keepdim=True).reciprocal()
+
+
+def flat(q: Any, k: Any, v: Any) -> Any:
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    e = exponentials(q, k)
+    total = torch.sum(e, -1, keepdim=True)
+    return torch.bmm(e, v).div(total).view(B, H, S, -1)
+
+
+def with_one(q: Any, k: Any, v: Any) -> Any:
+    e = torch.exp(q @ k.mT * 0.35)
+    return (e @ v) / (1 + e.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("program", [divided, multiplied, flat, with_one])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_division_behind_the_product(program: Callable[..., Any], train: bool) -> None:
+    check(program, qkv(), train=train)
+    check(program, qkv(dtype=torch.bfloat16))
+
+
+def test_a_division_under_dynamic_shapes() -> None:
+    check(divided, qkv(), train=True, dynamic=True)
+
+
+def other_sum(q: Any, k: Any, v: Any) -> Any:
+    e = exponentials(q, k)
+    return (e @ v) / (2 * exponentials(q, k)).sum(-1, keepdim=True)
+
+
+def handed_on(q: Any, k: Any, v: Any) -> Any:
+    """What is divided is read as well."""
+    e = exponentials(q, k)
+    total = e @ v
+    return total / e.sum(-1, keepdim=True), total
+
+
+def by_channel(q: Any, k: Any, v: Any) -> Any:
+    e = exponentials(q, k)
+    return (e @ v) / e.sum(-1).unsqueeze(-2)[..., :D].mT.mT[..., :1, :D]
+
+
+@pytest.mark.parametrize("program", [other_sum, handed_on, by_channel])
+def test_another_division(program: Callable[..., Any]) -> None:
+    declines(program, qkv(), None)
+
+
+def test_modes_in_between() -> None:
+    """The difference has no gradient, so a sum of products would have one too many."""
+
+    def program(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
+        first, second = probabilities(q, k), probabilities(q2, k2)
+        with torch.no_grad():
+            difference = first - second
+        return difference @ v
+
+    declines(program, given(), "they go through sub", train=True)
+
+
 def returned(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
     p = probabilities(q2, k2)
     return (probabilities(q, k) - lam * p) @ v, p
@@ -164,12 +237,25 @@ def written(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
     return p @ v
 
 
+def squared(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
+    d = probabilities(q, k) - probabilities(q2, k2)
+    return (d * d) @ v
+
+
+def affine(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
+    """What the product adds would be added twice."""
+    d = (probabilities(q, k) - probabilities(q2, k2)).flatten(0, 1)
+    return torch.baddbmm(k2.flatten(0, 1), d, v.flatten(0, 1))
+
+
 def broadcast(q: Any, k: Any, v: Any, q2: Any, k2: Any, lam: Any) -> Any:
     """The same probabilities for all heads: an addend has another shape than the sum."""
     return (probabilities(q, k) - lam * probabilities(q2[:, :1], k2[:, :1])) @ v
 
 
 REFUSALS: dict[str, tuple[Callable[..., Any], str]] = {
+    "squared": (squared, "they go through sub"),
+    "with something added": (affine, "they go through sub"),
     "one is returned": (returned, "they go through sub"),
     "the sum is returned": (returned_difference, "they go through sub"),
     "rectified": (rectified, "they go through sub"),
