@@ -4,6 +4,7 @@
     s.log_softmax(-1).exp() @ v                                  ->   score
     exp(s - s.logsumexp(-1, keepdim=True)) @ v                   ->   score
     (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
+    (e / e.sum(-1, keepdim=True)) @ v, e = s.exp() * keep        ->   where(keep, score, -inf)
     (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
     softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
 
@@ -247,9 +248,37 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
-    if above.op != "exp" or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
+    score = _exponent(above, key)
+    if score is None or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined(UNNORMALISED, anchor)
-    return _beside(above.args[0], rest, anchor)
+    return _beside(score, rest, anchor)
+
+
+def _exponent(x: Expr, key: sympy.Symbol) -> Expr | None:
+    """The logarithm of exponentials, some of which may be set to zero; None for anything else."""
+    if x.op == "exp":
+        return x.args[0]
+    if x.op == "where" and _is(x.args[2], 0):
+        return _shown(x.args[0], _exponent(x.args[1], key), key)
+    if x.op == "where" and _is(x.args[1], 0):
+        return _shown(scalar.logical_not(x.args[0]), _exponent(x.args[2], key), key)
+    if x.op == "mul":
+        for inner, factor in (x.args, x.args[::-1]):
+            options = scalar.cases(factor)
+            if options and all(v.value in (0, 1) for _, v in options):
+                shown = scalar.logical_or(*(c for c, v in options if v.value == 1))
+                return _shown(shown, _exponent(inner, key), key)
+    return None
+
+
+def _shown(condition: Expr, score: Expr | None, key: sympy.Symbol) -> Expr | None:
+    """A score of -inf where a condition does not hold. What is subtracted from the whole row stays the last step."""
+    if score is None:
+        return None
+    if score.op == "sub" and key not in scalar.positions(score.args[1]) and score.args[1].op == "load":
+        inner = _shown(condition, score.args[0], key)
+        return Expr("sub", (inner, score.args[1]), score.dtype)
+    return scalar.where(condition, score, const(-math.inf, score.dtype))
 
 
 def reduced(
