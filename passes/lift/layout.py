@@ -207,9 +207,11 @@ class Arrangement:
 
 
 def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement | None:
-    """The view of the operand whose dimensions are the axes; None if there is none."""
+    """The view of the operand whose dimensions are the axes; None if there is none. Parts are those of batch and
+    heads: a part of the rows is that of a layer's weights, with which the program has multiplied already."""
     found = digits(operand, sizes)
-    if found is None:
+    parts, outer = slices(operand, sizes), {axis.symbol for axis in axes[:2]}
+    if found is None or any(d.symbol not in outer for dim in parts for d in found[dim]):
         return None
     selected = tuple((i, operand.index[i]) for i, ds in enumerate(found) if not ds)
     kept = [d for ds in found for d in ds]
@@ -232,7 +234,7 @@ def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement 
     if len(order) != len(kept):
         return None
     shape = tuple(a.size for a in axes)
-    return Arrangement(slices(operand, sizes), selected, split, tuple(order), tuple(added), tuple(expanded), shape)
+    return Arrangement(parts, selected, split, tuple(order), tuple(added), tuple(expanded), shape)
 
 
 def _rank(unit: sympy.Expr) -> tuple[int, int]:

@@ -85,7 +85,8 @@ def test_keys_that_groups_share_stay_small() -> None:
 @pytest.mark.parametrize(
     ("shape", "index"),
     [
-        ((2, 6, 7, 4), (B, H, S + 3, D)),  # a slice that ends behind the tensor
+        ((2, 6, 9, 4), (B, H, S + 3, D)),  # a slice of rows
+        ((2, 6, 5, 4), (B, H + 3, S, D)),  # heads that end behind the tensor
         ((2, 6, 5, 4), (B, H, 4 - S, D)),  # a flip
         ((2, 6, 5, 4), (B, H, Mod(S + 1, 5), D)),  # a roll
         ((2, 6, 5, 4), (B, H, S, Mod(D + S, 4))),  # two positions mixed
