@@ -1,7 +1,7 @@
 """distribute: brings products with values next to the probabilities, because products are linear.
 
-    (p1 - lam * p2) @ v                 ->   p1 @ v - (lam * p2) @ v      differential attention
-    (exp(s) @ v) / exp(s).sum(-1, True) ->   (exp(s) / exp(s).sum(-1, True)) @ v
+    (p1 - lam * p2) @ v                 =>   p1 @ v - (lam * p2) @ v      differential attention
+    (exp(s) @ v) / exp(s).sum(-1, True) =>   (exp(s) / exp(s).sum(-1, True)) @ v
 
 What lies between a sum and its product (views, casts, numbers) is linear too, and is repeated for every addend. This is
 done in the Dynamo graph, and only where every new product is one that becomes an attention: of itself it would be more

@@ -1,7 +1,7 @@
 """Numbers that the probabilities are multiplied with, on their way to the values.
 
-    (p * gate[h]) @ v      ->   (p @ v) * gate[h]
-    (p * share[b, k]) @ v  ->   p @ (v * share[b, k])
+    (p * gate[h]) @ v      =>   (p @ v) * gate[h]
+    (p * share[b, k]) @ v  =>   p @ (v * share[b, k])
 
 A product is linear, so a factor of a row multiplies what the attention gives, and a factor of a key the values.
 """

@@ -4,11 +4,11 @@
     s.log_softmax(-1).exp() @ v                                  ->   score
     exp(s - s.logsumexp(-1, keepdim=True)) @ v                   ->   score
     (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
-    (e / e.sum(-1, keepdim=True)) @ v, e = s.exp() * keep        ->   where(keep, score, -inf)
     (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
     softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
 
-Columns that have no values, as in the last two, are `extra`: keys with a score of their own, and values of zero.
+Exponentials that are set to zero before their sum have scores of -inf. Columns that have no values, as in the last two,
+are `extra`: keys with a score of their own, and values of zero.
 """
 
 from __future__ import annotations
