@@ -19,7 +19,7 @@ from torch import fx
 from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import records
-from flex_inductor.passes.find import Found, anchors, candidate
+from flex_inductor.passes.find import Found, anchors, candidates
 from flex_inductor.passes.program.normalize import AtenGraph, normalize, opaque
 from flex_inductor.passes.program.operators import is_product
 from flex_inductor.passes.program.storage import Storage
@@ -65,7 +65,7 @@ def _broken(i: int, reports: Sequence[GraphReport], programs: Sequence[AtenGraph
     program = programs[i]
     storage = Storage(program) if program else None
     for anchor in anchors(program) if program else ():
-        if storage and candidate(anchor, storage) is None and (reason := _why(anchor, i, reports, programs)):
+        if storage and not candidates(anchor, storage) and (reason := _why(anchor, i, reports, programs)):
             stage = Ended(Found(anchor, Declined(reason, anchor)), Declined(reason, anchor), None)
             yield records.decision(f"site{count}", stage)
             count += 1

@@ -22,7 +22,7 @@ from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import form_of
 from flex_inductor.passes.lift import from_sdpa
 from flex_inductor.passes.program.operators import called, is_sdpa
-from flex_inductor.passes.site import Declined, Site
+from flex_inductor.passes.site import Candidate, Declined, Site
 from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.passes.stages import Decided, Ended, Stage
 from flex_inductor.request import Backend, Instead, Kernel, Request
@@ -44,20 +44,30 @@ def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend
 
 
 def together(sites: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Sites without those whose scores are shared with one that is left. Such scores are computed anyway."""
-    raw = {s.found.anchor: set(s.site.raw) for s in sites if isinstance(s, Decided)}
+    """Sites without those whose scores or probabilities are shared with one that is left. Such are computed anyway."""
+    raw: dict[fx.Node, set[frozenset[fx.Node] | None]] = {}
+    for stage in sites:
+        raw.setdefault(stage.found.anchor, set()).add(frozenset(stage.site.raw) if isinstance(stage, Decided) else None)
 
-    def left(stage: Stage) -> fx.Node | None:
-        site = stage.site if isinstance(stage, Decided) else None
-        return next((a for a in site.shares if raw.get(a) != set(site.raw)), None) if site is not None else None
+    def left(site: Site) -> fx.Node | None:
+        return next((a for a in site.shares if raw.get(a) != {frozenset(site.raw)}), None)
 
-    ended = tuple(_ended(s, other) if isinstance(s, Decided) and (other := left(s)) is not None else s for s in sites)
+    ended = tuple(
+        _ended(s, other, sites) if isinstance(s, Decided) and (other := left(s.site)) is not None else s for s in sites
+    )
     return ended if all(a is b for a, b in zip(ended, sites)) else together(ended)
 
 
-def _ended(stage: Decided, other: fx.Node) -> Ended:
-    why = f"the scores are also read by {called(other)}, for an attention that is left"
-    return Ended(stage.found, Declined(why, other), stage.site)
+def _ended(stage: Decided, other: fx.Node, sites: Sequence[Stage]) -> Ended:
+    """A site that is left because of another. other: the anchor of that, which may be the site's own."""
+    what, reader = "scores", other
+    if other is stage.found.anchor:
+        what, reader = "probabilities", next(
+            s.found.site.result for s in sites
+            if s.found.anchor is other and isinstance(s, Ended) and isinstance(s.found.site, Candidate)
+        )  # fmt: skip
+    why = f"the {what} are also read by {called(reader)}, for an attention that is left"
+    return Ended(stage.found, Declined(why, reader), stage.site)
 
 
 def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:

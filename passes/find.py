@@ -7,7 +7,10 @@ sum(exp(s))`, `exp(log_softmax(s))`, `exp(s - logsumexp(s))`), or a whole SDPA c
 the two matrix products is left to lifting. An anchor without a product before it or after it is no attention, but a
 classifier or a router.
 
-Declines: operators that run a whole layer natively; probabilities that are read by several products, or by none.
+Probabilities that several products read are as many sites: one attention for each tensor of values.
+
+Declines: operators that run a whole layer natively; probabilities that no product reads; products of probabilities with
+themselves.
 """
 
 from __future__ import annotations
@@ -95,12 +98,8 @@ def _first_step(anchor: fx.Node) -> str:
 
 def find(aten_graph: AtenGraph, storage: Storage | None = None) -> list[Found]:
     """Every attention-like anchor of a graph. storage: its memory."""
-    found, storage = [], storage or Storage(aten_graph)
-    for anchor in anchors(aten_graph):
-        site = candidate(anchor, storage)
-        if site is not None:
-            found.append(Found(anchor, site))
-    return joined(found)
+    storage = storage or Storage(aten_graph)
+    return joined([Found(anchor, site) for anchor in anchors(aten_graph) for site in candidates(anchor, storage)])
 
 
 def joined(found: Sequence[Found]) -> list[Found]:
@@ -116,23 +115,24 @@ def joined(found: Sequence[Found]) -> list[Found]:
     return list(sites.values())
 
 
-def candidate(anchor: fx.Node, storage: Storage) -> Candidate | Declined | None:
-    """The candidate of an anchor, or why it is declined; None where there is no attention at all."""
+def candidates(anchor: fx.Node, storage: Storage) -> list[Candidate | Declined]:
+    """The candidates of an anchor, or why it is declined; none where there is no attention at all."""
     if rule_name(anchor) in NATIVE:
-        return Declined("one native operator runs the whole layer", anchor)
+        return [Declined("one native operator runs the whole layer", anchor)]
     if anchor.target is opaque:
-        return transformed(anchor)
+        return [why] if (why := transformed(anchor)) is not None else []
     if is_sdpa(anchor):
-        return Candidate(anchor, anchor, 0)
+        return [Candidate(anchor, anchor, 0)]
     if not any(is_product(n) for n in above(anchor)):
-        return None
+        return []
     products = value_products(anchor, storage)
     if not products and not any(is_product(n) for n in below(anchor)):
-        return None
+        return []
     if not products and all(map(has_weights, filter(is_product, above(anchor)))):
-        return None  # a linear layer makes the scores: a router
+        return []  # a linear layer makes the scores: a router
     if not products:
-        return Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)
-    if len(products) > 1:
-        return Declined(f"{len(products)} products read the probabilities", products[1][0])
-    return Candidate(anchor, *products[0])
+        return [Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)]
+    results = [product for product, _ in products]
+    if len(set(results)) < len(results):
+        return [Declined("the probabilities are multiplied by themselves", results[0])]
+    return [Candidate(anchor, *product) for product in products]

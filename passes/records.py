@@ -107,7 +107,13 @@ def captured(stage: Stage) -> tuple[str, ...]:
     if site is None:
         return ()
     text = " ".join(mods(site))
-    read = {x.args[0].name for e in (site.score, site.mask, *site.extra) if e for x in walk(e) if x.op == "load"}
+    read = {
+        x.args[0].name
+        for e in (site.score, site.mask, *site.extra, *site.factors)
+        if e
+        for x in walk(e)
+        if x.op == "load"
+    }
     return tuple(dict.fromkeys(word for word in re.findall(r"\w+", text) if word in read))
 
 
@@ -129,10 +135,11 @@ def _path(source: str) -> str:
 
 
 def mods(site: Site) -> tuple[str, str]:
-    """score_mod and mask_mod as Python. A comment says what the raw score is already scaled by, and which scores there
-    are beyond the keys."""
+    """score_mod and mask_mod as Python. A comment says what the raw score is already scaled by, which scores there
+    are beyond the keys, and what the probabilities are multiplied with."""
     writer = TextWriter(site.at)
     remarks = [f"score scaled by {site.scale:.6g}"] if site.scale != 1.0 else []
     remarks += [f"column {i} beyond the keys: {writer.text(extra)}" for i, extra in enumerate(site.extra)]
+    remarks += [f"probabilities times {writer.text(factor)}" for factor in site.factors]
     score = writer.text(site.score) + ("  # " + "; ".join(remarks) if remarks else "")
     return score, writer.text(site.mask) if site.mask is not None else ""

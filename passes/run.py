@@ -122,9 +122,9 @@ class Run:
         for name, step in self.pipeline:
             state = self.take(name, step, state)
         self.note(state, gm.graph)
-        copy.graph.lint()
-        copy.recompile()
-        return copy
+        state.gm.graph.lint()
+        state.gm.recompile()
+        return state.gm
 
     def note(self, state: State, given: fx.Graph) -> None:
         """Adds the decisions about the sites of a graph. given: the graph as it was."""

@@ -129,6 +129,7 @@ class Site:
     keep: a condition on keys. The mask holds for rows in which some key fulfils it; other rows attend to all keys. None
         where the mask holds for all rows.
     rows: a condition on rows, of which others give 0. None where every row counts, or where the mask says so.
+    factors: what the probabilities are multiplied with; none varies with both query and key.
     zeroed: keys that the mask hides and that count in the sum of the softmax; None for none.
     level: the score with 0 for its raw scores. Its maximum over a row is subtracted where it is far from zero, so that
         the log-sum-exp stays precise. None where that is not needed.
@@ -158,6 +159,7 @@ class Site:
     mask: Expr | None = None
     keep: Expr | None = None
     rows: Expr | None = None
+    factors: tuple[Expr, ...] = ()
     zeroed: Zeroed | None = None
     level: Expr | None = None
     replaces: bool = False

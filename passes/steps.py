@@ -1,6 +1,7 @@
 """The steps of the pipeline. Each takes the state that the step before it returned.
 
 normalize   makes a view of the Dynamo graph as ATen operators, and notes which values share memory
+distribute  brings products with values next to the probabilities, where they become attentions
 find        looks for softmaxes between two matrix products, and for SDPA calls
 lift        writes an element of the scores out as an expression of (b, h, q, k)
 split       separates the mask from the score arithmetic
@@ -14,9 +15,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import fx
+
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
 from flex_inductor.passes.decide import decide_site, together
+from flex_inductor.passes.distribute import Quotient, Sum, linear_products
 from flex_inductor.passes.emit.emitter import Emitter
 from flex_inductor.passes.emit.result import locate
 from flex_inductor.passes.emit.sdpa_emitter import SdpaEmitter
@@ -26,7 +30,7 @@ from flex_inductor.passes.program.expand import expand
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.normalize import normalize as as_aten
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.run import Pipeline, Program, State
+from flex_inductor.passes.run import Pipeline, Program, State, copy_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.sparsity.share import Sparsity
 from flex_inductor.passes.split.step import part_site
@@ -37,6 +41,41 @@ def normalize(state: State) -> State:
     """Adds the view of the graph as ATen operators."""
     aten = as_aten(state.gm)
     return replace(state, program=Program(aten, Storage(aten)) if aten is not None else None)
+
+
+def distribute(state: State) -> State:
+    """Brings products next to the probabilities. Those that do not all become attentions stay as they are."""
+    wanted = {one.product.name for one in linear(state)}
+    while wanted:
+        new, made = distributed(state, wanted)
+        trial = new
+        for step in (find, lift, split, sparsity, decide):
+            trial = step(trial)
+        decided = {s.result.dynamo for s in trial.sites if isinstance(s, Decided)}
+        kept = {name for name, products in made.items() if products <= decided}
+        if kept == wanted:
+            return new
+        wanted = kept
+    return state
+
+
+def linear(state: State) -> list[Sum | Quotient]:
+    """What can be brought next to the probabilities."""
+    return list(linear_products(state.program.aten, state.program.storage)) if state.program is not None else []
+
+
+def distributed(state: State, wanted: set[str]) -> tuple[State, dict[str, set[fx.Node]]]:
+    """A copy of the graph in which the products of these names are next to the probabilities, and what each of them was
+    made into."""
+    new = normalize(replace(state, gm=copy_of(state.gm)))
+    made: dict[str, set[fx.Node]] = {n.name: {n} for n in new.gm.graph.nodes if n.name in wanted}
+    while found := {x.product: x for x in linear(new) if any(x.product in products for products in made.values())}:
+        for product, one in found.items():
+            products = next(p for p in made.values() if product in p)
+            products.remove(product)
+            products.update(one.rewrite())
+        new = normalize(new)
+    return new, made
 
 
 def find(state: State) -> State:
@@ -125,6 +164,7 @@ def clean(state: State) -> State:
 
 PIPELINE: Pipeline = (
     ("normalize", normalize),
+    ("distribute", distribute),
     ("find", find),
     ("lift", lift),
     ("split", split),

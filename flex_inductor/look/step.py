@@ -66,12 +66,12 @@ class Observing:
         if state.program is None:
             return state
         met = self.places.meet((s.found.anchor for s in state.sites), self.places.start(None))
-        places = {s.found.anchor: p for s, p in zip(state.sites, met)}
+        places = {s.found: p for s, p in zip(state.sites, met)}
         storage = state.program.storage
         emitter = Emitter(state.gm, Materialiser(state.gm.graph, state.program.aten, storage), storage)
 
         def step(stage: Lifted, program: Program) -> Lifted:
-            place = places[stage.found.anchor]
+            place = places[stage.found]
             if self.only in (None, place.number):
                 attach(emitter, stage, f"look_{place.number}", lambda attention: self.watcher(place, attention))
             return stage
@@ -79,7 +79,7 @@ class Observing:
         state = state.each(Lifted, step)
         for stage in state.sites:
             if isinstance(stage, Ended):
-                self.left[places[stage.found.anchor]] = stage.why.reason
+                self.left[places[stage.found]] = stage.why.reason
         return state
 
 

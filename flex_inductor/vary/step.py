@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from flex_inductor.mods import Mod
+from flex_inductor.passes.find import Found
 from flex_inductor.passes.records import node_text
 from flex_inductor.passes.run import Pipeline, Program, State
 from flex_inductor.passes.site import Declined
@@ -40,13 +41,13 @@ class Varying:
     """The steps over one Dynamo graph and the bodies inside it.
 
     places: the sites of the model. number: that of the next site. learns: whether any mod has something to learn.
-    chosen: the sites that are varied, by their anchors."""
+    chosen: the sites that are varied."""
 
     changes: Sequence[Change]
     places: Places
     number: int
     learns: bool
-    chosen: dict[fx.Node, Place] = field(default_factory=dict)
+    chosen: dict[Found, Place] = field(default_factory=dict)
 
     def pipeline(self, more: Pipeline = ()) -> Pipeline:
         """The pipeline with two more steps. more: steps behind the change."""
@@ -57,12 +58,12 @@ class Varying:
         """Changes the chosen sites, and notes that gradients may flow through all."""
         met = self.places.meet((s.found.anchor for s in state.sites), self.number)
         self.number += len(met)
-        self.chosen |= {s.found.anchor: p for s, p in zip(state.sites, met) if any(self.of(p))}
+        self.chosen |= {s.found: p for s, p in zip(state.sites, met) if any(self.of(p))}
         names = {node.name: node for node in state.gm.graph.nodes if node.op == "placeholder"}
 
         def step(stage: Lifted, program: Program) -> Stage:
             site, zeroed = stage.site, stage.zeroed
-            place = self.chosen.get(stage.found.anchor)
+            place = self.chosen.get(stage.found)
             for change in self.of(place) if place is not None else ():
                 try:
                     tensors = known(change, names)
@@ -82,7 +83,7 @@ class Varying:
     def insist(self, state: State) -> State:
         """Raises VaryError for a chosen site that was left as it was."""
         for stage in state.sites:
-            place = self.chosen.get(stage.found.anchor)
+            place = self.chosen.get(stage.found)
             if place is not None and isinstance(stage, Ended):
                 at = f", at {node_text(stage.why.node)}" if stage.why.node is not None else ""
                 raise VaryError(f"site {place} cannot be varied: {stage.why.reason}{at}")

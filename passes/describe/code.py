@@ -17,13 +17,16 @@ from flex_inductor.compat import dynamic
 from flex_inductor.decisions import Code, describe
 from flex_inductor.passes.describe.source import source_line
 from flex_inductor.passes.emit.columns import columns_of, mask_of, raise_low_scores, score_of
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.writers.code import CodeWriter
 from flex_inductor.scalar import TRUE
 
 
 def code_of(site: Site) -> Code:
-    """The code of a site. Raises Declined if no mod can compute its score."""
+    """The code of a site. Raises Declined if no mod can compute its score, or if the call does not make all of
+    the site's result."""
+    if site.factors:
+        raise Declined("the probabilities are multiplied with numbers, which no mod can do")
     value, at = site.candidate.result.meta["val"], columns_of(site)
     now = functools.partial(dynamic.number_now, value)
     mask, score = mask_of(site), raise_low_scores(score_of(site), at, value.device)

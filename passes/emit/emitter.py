@@ -23,6 +23,7 @@ from flex_inductor import compat, devices, scalar
 from flex_inductor.passes.emit import statistics
 from flex_inductor.passes.emit.columns import columns_of, mask_of, raise_low_scores, score_of
 from flex_inductor.passes.emit.copies import copies_of
+from flex_inductor.passes.emit.factors import of_keys, of_rows, times
 from flex_inductor.passes.emit.mods import Mods
 from flex_inductor.passes.emit.offsets import load_of, over_offsets, write_table
 from flex_inductor.passes.emit.operands import operand_dtype, operands
@@ -128,10 +129,13 @@ class Emitter:
             yield self.restore_layout(value, own.strides) if needs_strides(one.node) else value
 
     def finish(self, out: fx.Node, site: Site, result: Result) -> fx.Node:
-        """The output of a call, (b, h, q, e), with the shape, dtype and strides of the result."""
+        """The output of a call, (b, h, q, e), times the factors of rows, with the shape, dtype and strides of the
+        result."""
+        device, dtype = result.node.meta["val"].device, operand_dtype(site)
+        out = times(self.make, out, of_rows(site), site.at, self.mods.reads, device, dtype)
         out = rebuild(self.make, out, site, result)
         wanted = result.node.meta["val"].dtype
-        out = out if wanted == operand_dtype(site) else self.make.call(aten.to.dtype, out, wanted)
+        out = out if wanted == dtype else self.make.call(aten.to.dtype, out, wanted)
         views = reachable([result.node], lambda n: (u for u in n.users if rule_name(u) in TRANSPARENT))
         changed = any(self.storage.is_written(n) or n in self.make.aten_graph.moved for n in views)
         if result.trains and changed:  # the backward pass reads the output, of which this may be a view
@@ -143,7 +147,7 @@ class Emitter:
     ) -> fx.Node:
         """The call of flex_attention. logsumexp, greatest: whether the log-sum-exp, and the greatest score, are
         read."""
-        query, key, value = operands(self.make, site, self.storage)
+        query, key, value = self.operands(site, device)
         at = columns_of(site)
         own = kernel.mask is not None
         score, mask = score_of(site), mask_of(site)
@@ -174,6 +178,11 @@ class Emitter:
             score_reads,
             mask_reads,
         )
+
+    def operands(self, site: Site, device: torch.device) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """Queries, keys, and values times the factors of keys."""
+        given = of_keys(site), site.at, self.mods.reads, device, operand_dtype(site), True
+        return operands(self.make, site, self.storage, lambda value: times(self.make, value, *given))
 
     def random_rows(self, at: Coordinates, device: torch.device) -> fx.Node:
         """A random number for every query, from which our kernels make one for every score."""

@@ -2,19 +2,22 @@
 
 Each operand is followed through its views up to a tensor, and arranged from there: `k.repeat_interleave(4, 1)` is `k`,
 shared by groups of four heads, and `q.reshape(B * H, S, D)` is `q`. Where raw scores are added, their operands are
-concatenated along the head dimension. Columns beyond the keys become keys and values of zeros.
+concatenated along the head dimension. Factors of keys are taken by the values. Columns beyond the keys become keys and
+values of zeros.
 
 Declines: operands that are no view of a tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sympy
 import torch
 from torch import fx
 
+from flex_inductor import scalar
 from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
@@ -59,6 +62,8 @@ def operand_dtype(site: Site) -> torch.dtype:
 
 def apply_arrangement(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.Node:
     """Makes the nodes of an arrangement."""
+    for dim, part in how.slices.items():
+        x = make.call(aten.slice.Tensor, x, dim, part.start, part.end, part.step)
     for dim, place in reversed(how.selected):
         x = make.call(aten.select.int, x, dim, make.size(place))
     if how.digits is not None:
@@ -74,16 +79,20 @@ def apply_arrangement(make: Materialiser, x: fx.Node, how: Arrangement) -> fx.No
     return x
 
 
-def operands(make: Materialiser, site: Site, storage: Storage) -> tuple[fx.Node, fx.Node, fx.Node]:
-    """The three operands of the call, of one dtype."""
+def operands(
+    make: Materialiser, site: Site, storage: Storage, weigh: Callable[[fx.Node], fx.Node] = lambda value: value
+) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """The three operands of the call, of one dtype. weigh: multiplies the values with the factors of keys."""
     at, one = site.at, sympy.S.One
     queries = [Wanted(q, at.q, c, n, one) for q, _, c, n in site.products]
     keys = [Wanted(k, at.k, c, n, site.group) for _, k, c, n in site.products]
     value = Wanted(site.value, at.k, site.channel, site.channels, site.group)
-    if any(arrangement(w, site, storage)[1] is None for w in (*keys, value)):  # some vary within a group
+    by_head = any({at.h, at.k} <= scalar.positions(f) for f in site.factors)
+    if by_head or any(arrangement(w, site, storage)[1] is None for w in (*keys, value)):  # some vary within a group
         keys = [Wanted(w.operand, w.row, w.channel, w.channels, one) for w in keys]
         value = Wanted(value.operand, value.row, value.channel, value.channels, one)
     query, key, val = (_joined(make, site, storage, parts) for parts in (queries, keys, [value]))
+    val = weigh(val)
     if site.extra:
         key, val = (make.call(torch.nn.functional.pad, x, (0, 0, 0, len(site.extra))) for x in (key, val))
     return query, key, val

@@ -20,7 +20,7 @@ from torch import fx
 
 from flex_inductor import scalar
 from flex_inductor.passes.emit.emitter import Emitter
-from flex_inductor.passes.emit.operands import apply_arrangement, operand_dtype, operands
+from flex_inductor.passes.emit.operands import apply_arrangement, operand_dtype
 from flex_inductor.passes.emit.result import Result
 from flex_inductor.passes.emit.sdpa_form import Form, Lost, form_of
 from flex_inductor.passes.lift.layout import Dim, arrange
@@ -56,8 +56,8 @@ class SdpaEmitter(Emitter):
         """The node that has the result's value, and a note about the mask."""
         form = form_of(site, result.trains, result.product.meta["autocast"])
         assert form is not None
-        query, key, value = operands(self.make, site, self.storage)
         device = result.node.meta["val"].device
+        query, key, value = self.operands(site, device)
         shown = self.show(form, site, device)
         read = query
         if form.lost in (Lost.MEAN, Lost.ABSORBED, Lost.LOW):  # so that their scores are 0

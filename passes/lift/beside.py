@@ -3,10 +3,11 @@
     s = q @ k.mT
     return softmax(s, -1) @ v, s.logsumexp(-1)                  a statistic, which flex_attention gives
     return softmax(s, -1) @ v, softmax(s.mT, -1) @ w            another attention, whose scores are computed anew
+    return p @ v, p @ w                                         the same: another product with values
 
 If all attentions that share scores are rewritten, nothing computes these as a tensor any more.
 
-Declines: any other reader, and any reader of the probabilities.
+Declines: any other reader, and any reader of the probabilities but products with values.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from flex_inductor.passes.lift.other_readers import is_dead, readers, use_of
+from flex_inductor.passes.lift.other_readers import chain, is_dead, readers, use_of
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.statistics import is_statistic
 from flex_inductor.passes.program.operators import is_product, rule_name
@@ -28,7 +29,7 @@ from flex_inductor.passes.site import Candidate, Declined
 @dataclass(frozen=True)
 class Beside:
     """What reads the scores of an attention besides. statistics: the values that are one. attentions: the anchors of
-    other attentions."""
+    attentions, of itself where several products read its probabilities."""
 
     statistics: tuple[fx.Node, ...] = ()
     attentions: tuple[fx.Node, ...] = ()
@@ -40,11 +41,17 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
     statistics: dict[fx.Node, None] = {}
     attentions: dict[fx.Node, None] = {}
     inside: dict[fx.Node, set[fx.Node]] = {}
+    twins = [c for c in others if c.anchor is candidate.anchor and c.result is not candidate.result]
+    weighing = set().union(*({c.result, *chain(products, c, storage)} for c in twins))
+    if twins:
+        attentions[candidate.anchor] = None
     for value, reader in readers(products, candidate, storage):
         made = value.meta["position"] >= candidate.anchor.meta["position"]
         inside = inside or {c.anchor: above(c.anchor) | {c.anchor} for c in others if c.anchor is not candidate.anchor}
         shared = [anchor for anchor, nodes in inside.items() if reader in nodes]
         ends = [value] if is_statistic(value) else list(_reductions(reader))
+        if made and reader in weighing:
+            continue
         if shared and not made:
             attentions.update(dict.fromkeys(shared))
         elif all(map(is_statistic, ends)) and not made:

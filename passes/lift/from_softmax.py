@@ -20,7 +20,7 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift import heads, other_readers
 from flex_inductor.passes.lift.behind import BEHIND
-from flex_inductor.passes.lift.beside import beside
+from flex_inductor.passes.lift.beside import Beside, beside
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.parts import settle
 from flex_inductor.passes.lift.rules import RULES
@@ -88,6 +88,9 @@ def site_from_softmax(
             first.sizes,
         )
     )
+    check_factors(candidate, found.weights)
+    if candidate.anchor in read.attentions:
+        check_twins(candidate, found.weights, read)
     keys = {first.key: first.sizes[first.key]}
     index = tuple(e.xreplace({outer: split.outer, row: split.row}) for e in first.index)
     sizes = {**split.sizes, **keys, first.channel: first.sizes[first.channel]}
@@ -108,11 +111,28 @@ def site_from_softmax(
         row_first=split.row_first,
         safe=exact.weights.safe or rule_name(candidate.anchor) == "_safe_softmax",
         dropout=exact.weights.dropout,
+        factors=exact.weights.factors,
         statistics=tuple(statistic(n, exact.lifter, exact.weights.index, at.k, exact.score) for n in read.statistics),
         raw=tuple(dict.fromkeys(d.args[0] for d in exact.dots)),
         shares=read.attentions,
     )
     return site, exact.weights.kept
+
+
+def check_factors(candidate: Candidate, weights: Weights) -> None:
+    """Raises Declined for factors that are made of the probabilities themselves."""
+    read = [x.args[0] for factor in weights.factors for x in scalar.walk(factor) if x.op == "load"]
+    made = other_readers.downstream([candidate.anchor], candidate.result) if read else set()
+    for node in (n for n in read if n in made):
+        raise Declined(f"the probabilities are also read by {called(node)}", node)
+
+
+def check_twins(candidate: Candidate, weights: Weights, read: Beside) -> None:
+    """Raises Declined for what two attentions that share their probabilities would each do by themselves."""
+    if weights.dropout is not None:
+        raise Declined("several products read the probabilities, whose dropout is drawn once", candidate.result)
+    if read.statistics:
+        raise Declined("several products read the probabilities beside a statistic of the scores", read.statistics[0])
 
 
 def _without_product(candidate: Candidate, score: Expr) -> tuple[str, fx.Node]:
@@ -160,6 +180,8 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
             return lift_round(candidate, replace(view, inner=order), storage, until)
     found = normalised(lifter, candidate, probabilities, weights, view.key)
     dots = dots_of(found.score)
+    if not dots and values_of_queries(lifter, view, candidate, probabilities, weights):
+        raise Declined("every query has values of its own, and flex_attention shares them", candidate.result)
     merged = merge_dots(found.score, dots) if len(dots) > 1 else found.score
     products = list(dict.fromkeys(d.args[0] for d in dots))
     if len(products) > 1 and len(dots_of(merged)) > 1:
@@ -187,6 +209,14 @@ def normalised(lifter: Lifter, candidate: Candidate, found: Weights, operand: Op
         if own.extra or not alike(settle(own.score, part.span), settle(score, part.span, whole=True)):
             raise Declined("the probabilities come from several softmaxes of different scores", part.anchor)
     return Columns(score)
+
+
+def values_of_queries(lifter: Lifter, view: View, candidate: Candidate, found: Weights, operand: Operand) -> bool:
+    """Whether the batch of the product with the values numbers the queries (Shaw's relative values): then there is a
+    raw score once its positions count as rows."""
+    batch = frozenset(s for entry in view.index[:-2] for s in entry.free_symbols)
+    by_batch = lifter.changed(rows=batch)
+    return bool(batch and dots_of(normalised(by_batch, candidate, found, operand, view.key).score))
 
 
 def breadth(dot: Expr) -> int:

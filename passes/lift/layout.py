@@ -3,7 +3,7 @@
 An operand is a tensor and an index of positions: its element [b, h, s, d] is the tensor's element at that index. The
 entries of the index are digits of positions: keys that are shared by groups of G heads have the entry `h // G`, heads
 that were split into two dimensions have `h // G` and `h % G`. A permutation puts digits into order, an expansion adds
-those that are absent, and a reshape merges neighbours.
+those that are absent, and a reshape merges neighbours. Every other head, or the second half of them, is a slice.
 """
 
 from __future__ import annotations
@@ -60,9 +60,16 @@ def digit(entry: sympy.Expr, sizes: Sizes) -> Digit | None:
 
 
 def digits_of_entry(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[Digit] | None:
-    """The digits that make up one entry of an index, most significant first; None if it is not made of digits."""
+    """The digits that make up one entry of an index, most significant first; None if it is not made of digits, or if
+    these do not count up to its size."""
+    found, count = _counted(entry, sizes)
+    return found if found is not None and (not found or same(count, size)) else None
+
+
+def _counted(entry: sympy.Expr, sizes: Sizes) -> tuple[list[Digit] | None, sympy.Expr]:
+    """The digits that make up one entry of an index, and how far these count."""
     if not entry.free_symbols & sizes.keys():
-        return []
+        return [], sympy.S.One
     found: list[tuple[sympy.Expr, Digit]] = []
     for term in sympy.Add.make_args(entry):
         weight, rest = sympy.S.One, term
@@ -72,26 +79,64 @@ def digits_of_entry(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> list[D
             weight = sympy.Mul(*(f for f in term.args if f is not rest))
         one = digit(rest, sizes)
         if one is None:
-            return None
+            return None, sympy.S.One
         found.append((weight, one))
     found.sort(key=lambda pair: _rank(pair[0]))
     expected: sympy.Expr = sympy.S.One
     for weight, one in reversed(found):
         if not same(weight, expected):
-            return None
+            return None, sympy.S.One
         expected = expected * one.size
-    return [d for _, d in found] if same(expected, size) else None
+    return [d for _, d in found], expected
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a dimension: the places start, start + step, and so on."""
+
+    start: int
+    step: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.step * (self.count - 1) + 1
+
+
+def sliced(entry: sympy.Expr, size: sympy.Expr, sizes: Sizes) -> tuple[Slice, list[Digit]] | None:
+    """An entry that numbers a part of its dimension, as that and its digits there; None if it is none."""
+    start, varying = sympy.expand(entry).as_coeff_Add()
+    step = min((t.as_coeff_Mul()[0] for t in sympy.Add.make_args(varying)), key=lambda n: float(n))
+    if not (start.is_Integer and start >= 0 and step.is_Integer and step > 0):
+        return None
+    found, count = _counted(sympy.expand(varying / step), sizes)
+    if not found or not (count.is_Integer and size.is_Integer):
+        return None
+    part = Slice(int(start), int(step), int(count))
+    return (part, found) if part.end <= size else None
+
+
+def slices(operand: Operand, sizes: Sizes) -> dict[int, Slice]:
+    """The dimensions of which an operand reads a part."""
+    parts: dict[int, Slice] = {}
+    for dim, (entry, shape) in enumerate(zip(operand.index, operand.node.meta["val"].shape)):
+        size = size_expr(shape)
+        if digits_of_entry(entry, size, sizes) is None and (part := sliced(entry, size, sizes)) is not None:
+            parts[dim] = part[0]
+    return parts
 
 
 def digits(operand: Operand, sizes: Sizes) -> list[list[Digit]] | None:
     """The digits of every entry of an operand's index, an empty list for constants. None if an entry is not made of
     digits."""
     found = []
-    for entry, size in zip(operand.index, operand.node.meta["val"].shape):
-        one = digits_of_entry(entry, size_expr(size), sizes)
-        if one is None:
+    for entry, shape in zip(operand.index, operand.node.meta["val"].shape):
+        size = size_expr(shape)
+        one = digits_of_entry(entry, size, sizes)
+        part = sliced(entry, size, sizes) if one is None else None
+        if one is None and part is None:
             return None
-        found.append(one)
+        found.append(part[1] if part is not None else one or [])
     return found
 
 
@@ -148,10 +193,11 @@ class Dim:
 class Arrangement:
     """The steps that make the wanted view, in order.
 
-    selected: dimensions that are read at one index. digits: the shape after splitting dimensions, None if none is
-    split. order: the permutation. added: where dimensions of size one are inserted. expanded: the shape after expanding
-    these. shape: the shape after the last reshape."""
+    slices: the parts of dimensions that are read. selected: dimensions that are read at one index. digits: the shape
+    after splitting dimensions, None if none is split. order: the permutation. added: where dimensions of size one are
+    inserted. expanded: the shape after expanding these. shape: the shape after the last reshape."""
 
+    slices: dict[int, Slice]
     selected: tuple[tuple[int, sympy.Expr], ...]
     digits: tuple[sympy.Expr, ...] | None
     order: tuple[int, ...]
@@ -161,9 +207,11 @@ class Arrangement:
 
 
 def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement | None:
-    """The view of the operand whose dimensions are the axes; None if there is none."""
+    """The view of the operand whose dimensions are the axes; None if there is none. Parts are those of batch and
+    heads: a part of the rows is that of a layer's weights, with which the program has multiplied already."""
     found = digits(operand, sizes)
-    if found is None:
+    parts, outer = slices(operand, sizes), {axis.symbol for axis in axes[:2]}
+    if found is None or any(d.symbol not in outer for dim in parts for d in found[dim]):
         return None
     selected = tuple((i, operand.index[i]) for i, ds in enumerate(found) if not ds)
     kept = [d for ds in found for d in ds]
@@ -185,7 +233,8 @@ def arrange(operand: Operand, axes: Sequence[Dim], sizes: Sizes) -> Arrangement 
             expanded.append(size)
     if len(order) != len(kept):
         return None
-    return Arrangement(selected, split, tuple(order), tuple(added), tuple(expanded), tuple(a.size for a in axes))
+    shape = tuple(a.size for a in axes)
+    return Arrangement(parts, selected, split, tuple(order), tuple(added), tuple(expanded), shape)
 
 
 def _rank(unit: sympy.Expr) -> tuple[int, int]:

@@ -26,12 +26,16 @@ CARRIES = {
     "native_dropout",
     "getitem",
     "mul",
+    "neg",
     "masked_fill",
     "where",
     "div",
     "bernoulli",
     "detach",
     "nan_to_num",
+    "split",
+    "split_with_sizes",
+    "unbind",
 }
 """Operators that may lie between the softmax and the product with the values. Views may too."""
 

@@ -7,7 +7,8 @@
     (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
     softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
 
-Columns that have no values, as in the last two, are `extra`: keys with a score of their own, and values of zero.
+Exponentials that are set to zero before their sum have scores of -inf. Columns that have no values, as in the last two,
+are `extra`: keys with a score of their own, and values of zero.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ class Columns:
 class Weights:
     """The weights of the values, as the probabilities at an index of the anchor's result. kept: the condition under
     which they are not set to zero afterwards, None for always. safe: whether NaN, which rows without keys have, is
-    made zero. dropout: that is applied to them. parts: the softmaxes that they come from, if these are several."""
+    made zero. dropout: that is applied to them. factors: what they are multiplied with. parts: the softmaxes that they
+    come from, if these are several."""
 
     index: Index
     kept: Expr | None = None
     safe: bool = False
     dropout: Dropout | None = None
+    factors: tuple[Expr, ...] = ()
     parts: tuple[Part, ...] = ()
 
 
@@ -65,9 +68,16 @@ def weights_of(lifter: Lifter, operand: Operand, anchor: fx.Node, at: int) -> We
     weights = _weights(value)
     if weights is None and (parts := parts_of(value, lifter.bounds)):
         return Weights(parts[0].index, parts=parts)
-    if weights is None:
+    if weights is None or any(_varies_with_both(f, lifter) for f in weights.factors):
         raise Declined(*_changed(value, anchor))
     return weights
+
+
+def _varies_with_both(factor: Expr, lifter: Lifter) -> bool:
+    """Whether a factor is another for each pair of row and key: neither the values nor the result can take it."""
+    varies = scalar.positions(factor)
+    pairs = any(x.op == "dot" for x in scalar.walk(factor))
+    return pairs or bool(varies & lifter.rows and varies & lifter.cols)
 
 
 def _weights(value: Expr) -> Weights | None:
@@ -77,7 +87,7 @@ def _weights(value: Expr) -> Weights | None:
     without_nan = _without_nan(value)
     if without_nan is not None:
         inner = _weights(without_nan)
-        return replace(inner, safe=True) if inner else None
+        return replace(inner, safe=True) if inner and not inner.factors else None
     if value.op == "dropout":
         inner = _weights(value.args[0])
         return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
@@ -90,12 +100,34 @@ def _weights(value: Expr) -> Weights | None:
             options = scalar.cases(factor)
             if options and all(v.value in (0, 1) for _, v in options):
                 return _kept(weights, scalar.logical_or(*(c for c, v in options if v.value == 1)))
+    return _multiplied(value)
+
+
+def _multiplied(value: Expr) -> Weights | None:
+    """Probabilities that are multiplied with numbers, divided by them, or negated; None for anything else."""
+    if value.op == "neg":
+        pairs = [(value.args[0], const(-1.0, value.dtype))]
+    elif value.op == "mul":
+        pairs = [value.args, value.args[::-1]]
+    elif value.op == "div":
+        pairs = [(value.args[0], Expr("reciprocal", (value.args[1],), value.dtype))]
+    else:
+        return None
+    for weights, factor in pairs:
+        inner = _weights(weights)
+        if inner is not None and not any(x.op == "probabilities" for x in scalar.walk(factor)):
+            return replace(inner, factors=(*inner.factors, *_apart(factor)))
     return None
+
+
+def _apart(factor: Expr) -> tuple[Expr, ...]:
+    """The factors of a factor."""
+    return _apart(factor.args[0]) + _apart(factor.args[1]) if factor.op == "mul" else (factor,)
 
 
 def _kept(value: Expr, condition: Expr) -> Weights | None:
     inner = _weights(value)
-    if inner is None:
+    if inner is None or inner.factors:  # what is zeroed may be infinite
         return None
     return replace(inner, kept=condition if inner.kept is None else scalar.logical_and(inner.kept, condition))
 
@@ -164,9 +196,9 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
 
 def _mixed(softmax: fx.Node, dim: int) -> str:
     """What happens to probabilities that a product sums over another dimension than the keys."""
-    heads = dim == len(softmax.meta["val"].shape) - 3
+    across = {3: "heads", 2: "queries"}.get(len(softmax.meta["val"].shape) - dim, f"dimension {dim}")
     readers = [called(product) for product, _ in value_products(softmax)]
-    return f"the probabilities are mixed across {'heads' if heads else f'dimension {dim}'} by {article(readers[0])}"
+    return f"the probabilities are mixed across {across} by {article(readers[0])}"
 
 
 def subtracts_logsumexp(anchor: fx.Node) -> bool:
@@ -216,9 +248,37 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
-    if above.op != "exp" or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
+    score = _exponent(above, key)
+    if score is None or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined(UNNORMALISED, anchor)
-    return _beside(above.args[0], rest, anchor)
+    return _beside(score, rest, anchor)
+
+
+def _exponent(x: Expr, key: sympy.Symbol) -> Expr | None:
+    """The logarithm of exponentials, some of which may be set to zero; None for anything else."""
+    if x.op == "exp":
+        return x.args[0]
+    if x.op == "where" and _is(x.args[2], 0):
+        return _shown(x.args[0], _exponent(x.args[1], key), key)
+    if x.op == "where" and _is(x.args[1], 0):
+        return _shown(scalar.logical_not(x.args[0]), _exponent(x.args[2], key), key)
+    if x.op == "mul":
+        for inner, factor in (x.args, x.args[::-1]):
+            options = scalar.cases(factor)
+            if options and all(v.value in (0, 1) for _, v in options):
+                shown = scalar.logical_or(*(c for c, v in options if v.value == 1))
+                return _shown(shown, _exponent(inner, key), key)
+    return None
+
+
+def _shown(condition: Expr, score: Expr | None, key: sympy.Symbol) -> Expr | None:
+    """A score of -inf where a condition does not hold. What is subtracted from the whole row stays the last step."""
+    if score is None:
+        return None
+    if score.op == "sub" and key not in scalar.positions(score.args[1]) and score.args[1].op == "load":
+        inner = _shown(condition, score.args[0], key)
+        return Expr("sub", (inner, score.args[1]), score.dtype)
+    return scalar.where(condition, score, const(-math.inf, score.dtype))
 
 
 def reduced(

@@ -65,7 +65,7 @@ def test_form_of_scale_and_mask(name: str) -> None:
 
 
 READ_ELSEWHERE = {
-    "probabilities_used_twice": lambda q, k, v: (lambda p: p @ v + p @ v.flip(2))(torch.softmax(q @ k.mT, -1)),
+    "probabilities_used_twice": lambda q, k, v: (lambda p: p @ v + p.cos() @ v)(torch.softmax(q @ k.mT, -1)),
     "probabilities_returned": lambda q, k, v: (lambda p: (p @ v, p))(torch.softmax(q @ k.mT, -1)),
     "probabilities_summed": lambda q, k, v: (lambda p: (p @ v, p.sum(-2)))(torch.softmax(q @ k.mT, -1)),
     "probabilities_regularised": lambda q, k, v: (lambda p: (p @ v, (p * p.log()).sum()))(torch.softmax(q @ k.mT, -1)),

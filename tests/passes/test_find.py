@@ -63,9 +63,9 @@ def test_no_site(name: str) -> None:
 
 
 REFUSED = {
-    "two_products": (
-        lambda q, k, v: (lambda p: p @ v + p @ q)(torch.softmax(q @ k.mT, -1)),
-        "2 products read the probabilities",
+    "by_themselves": (
+        lambda q, k, v: (lambda p: p @ p)(torch.softmax(q @ k.mT, -1)),
+        "the probabilities are multiplied by themselves",
     ),
     "powers": (lambda q, k, v: torch.softmax(q @ k.mT, -1).pow(2) @ v, "reach no product with values directly"),
     "top_k": (lambda q, k, v: torch.softmax(q @ k.mT, -1).topk(8).values @ v[:, :, :8], None),

@@ -62,6 +62,34 @@ def test_rows_without_keys_in_every_spelling(name: str) -> None:
     check(lambda q, k, v, keep: SPELLINGS[name]((q @ k.mT * 0.3).masked_fill(~keep, -1e9)) @ v, (*qkv(), KEEP))
 
 
+HIDDEN = {
+    "times a mask": lambda e, keep: e * keep,
+    "times an integer mask": lambda e, keep: keep.long() * e,
+    "where": lambda e, keep: torch.where(keep, e, 0.0),
+    "filled": lambda e, keep: e.masked_fill(~keep, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_exponentials_that_are_set_to_zero(name: str) -> None:
+    """Before the sum, so that the keys count no more; in rows without keys that is 0 / 0. Behind the sum they count."""
+
+    def program(q: Any, k: Any, v: Any, keep: Any) -> Any:
+        e = HIDDEN[name](shifted(q @ k.mT * 0.3), keep)
+        return (e / e.sum(-1, keepdim=True)) @ v
+
+    check(program, (*qkv(), KEEP))
+    check(program, (*qkv(), KEEP | torch.ones(S, S).tril().bool()), train=True)
+
+
+def test_exponentials_beside_a_number_that_are_set_to_zero() -> None:
+    def program(q: Any, k: Any, v: Any, keep: Any) -> Any:
+        e = torch.exp(q @ k.mT * 0.3) * keep
+        return (e / (e.sum(-1, keepdim=True) + 1e-3)) @ v
+
+    check(program, (*qkv(), KEEP), train=True)
+
+
 def with_sink(s: Any, sink: Any, front: bool = False) -> Any:
     column = sink.reshape(1, H, 1, 1).expand(s.shape[0], H, s.shape[2], 1)
     p = torch.softmax(torch.cat([column, s] if front else [s, column], -1), -1)
@@ -108,9 +136,17 @@ NEAR_MISSES = {
     "eps_in_the_sum": (lambda s: (lambda e: e / (e.sum(-1, keepdim=True) + 1e-3))(shifted(s)), "not understood"),
     "other_sum": (lambda s: shifted(s) / shifted(2 * s).sum(-1, keepdim=True), "not divided by their own sum"),
     "sum_of_rows": (lambda s: (lambda e: e / e.sum(-2, keepdim=True))(shifted(s)), "not divided by their own sum"),
-    "masked_exponentials": (
-        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).tril()),
+    "masked_after_the_sum": (
+        lambda s: (lambda e: e * torch.ones(S, S).tril() / e.sum(-1, keepdim=True))(shifted(s)),
         "not divided by their own sum",
+    ),
+    "weighted_exponentials": (
+        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).cos()),
+        "not divided by their own sum",
+    ),
+    "eps_beside_masked_ones": (
+        lambda s: (lambda e: e / (e.sum(-1, keepdim=True) + 1e-3))(shifted(s) * torch.ones(S, S).tril()),
+        "what is added to the sum of the exponentials is not understood",
     ),
     "squared": (lambda s: torch.softmax(s, -1) ** 2, "reach no product with values directly"),
     "rows": (lambda s: torch.softmax(s, -2), "another dimension than the keys"),
@@ -119,9 +155,9 @@ NEAR_MISSES = {
     "one_column": (lambda s: torch.softmax(s, -1)[..., :1].expand(s.shape), None),
     "renormalised": (
         lambda s: (lambda p: p / (p.sum(-1, keepdim=True) + 1))(torch.softmax(s, -1)),
-        "between the softmax",
+        "the probabilities are also read by add",
     ),
-    "scaled_after": (lambda s: torch.softmax(s, -1) * 2.0, "between the softmax and the values"),
+    "scaled_by_pairs": (lambda s: torch.softmax(s, -1) * s.sin(), "between the softmax and the values"),
     "many_columns": (lambda s: torch.softmax(F.pad(s, (0, 9)), -1)[..., :-9], "columns of the scores are cut off"),
     "of_itself": (lambda s: torch.softmax(s * s.amax(-1, keepdim=True), -1), "statistic"),
     "sigmoid": (lambda s: torch.sigmoid(s), None),

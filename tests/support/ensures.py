@@ -25,6 +25,12 @@ def normalize(state: State) -> None:
         assert all(n.meta["origin"].graph is state.gm.graph for n in calls(state))
 
 
+def distribute(state: State) -> None:
+    """The graph is whole, and its view as ATen operators is that of this graph."""
+    state.gm.graph.lint()
+    normalize(state)
+
+
 def find(state: State) -> None:
     """Anchors and results are operators of the ATen graph, and results come behind their anchors."""
     every(state, Located)
@@ -84,7 +90,7 @@ def clean(state: State) -> None:
 
 
 ENSURES: dict[str, Callable[[State], None]] = {
-    f.__name__: f for f in (normalize, find, lift, split, sparsity, decide, emit, clean)
+    f.__name__: f for f in (normalize, distribute, find, lift, split, sparsity, decide, emit, clean)
 }
 
 

@@ -11,7 +11,17 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.passes.lift.layout import Arrangement, Digit, Dim, arrange, digit, digits_of_entry, radix
+from flex_inductor.passes.lift.layout import (
+    Arrangement,
+    Digit,
+    Dim,
+    Slice,
+    arrange,
+    digit,
+    digits_of_entry,
+    radix,
+    sliced,
+)
 from flex_inductor.passes.site import Operand
 from flex_inductor.scalar.indices import position
 
@@ -27,6 +37,8 @@ def operand(shape: tuple[int, ...], *index: Any) -> Operand:
 
 
 def carried_out(x: torch.Tensor, how: Arrangement) -> torch.Tensor:
+    for dim, part in how.slices.items():
+        x = x[(slice(None),) * dim + (slice(part.start, part.end, part.step),)]
     for dim, place in reversed(how.selected):
         x = x.select(dim, int(place))
     x = x.reshape([int(n) for n in how.digits]) if how.digits is not None else x
@@ -73,7 +85,8 @@ def test_keys_that_groups_share_stay_small() -> None:
 @pytest.mark.parametrize(
     ("shape", "index"),
     [
-        ((2, 6, 9, 4), (B, H, S + 3, D)),  # a slice
+        ((2, 6, 9, 4), (B, H, S + 3, D)),  # a slice of rows
+        ((2, 6, 5, 4), (B, H + 3, S, D)),  # heads that end behind the tensor
         ((2, 6, 5, 4), (B, H, 4 - S, D)),  # a flip
         ((2, 6, 5, 4), (B, H, Mod(S + 1, 5), D)),  # a roll
         ((2, 6, 5, 4), (B, H, S, Mod(D + S, 4))),  # two positions mixed
@@ -132,3 +145,21 @@ def test_radix() -> None:
     assert radix(5 * H + D, SIZES) is None
     n = sympy.Symbol("n", integer=True, positive=True)
     assert radix(n * B + S, {B: I(2), S: n}) == [B, S]
+
+
+@pytest.mark.parametrize("entry", [2 * H, H + 6, 2 * H + 1])
+def test_heads_of_a_part(entry: Any) -> None:
+    whole = torch.randn(2, 12, 5, 4)
+    how = arrange(operand((2, 12, 5, 4), B, entry, S, D), AXES, SIZES)
+    assert how is not None
+    part = whole[:, [int(entry.subs(H, h)) for h in range(6)]]
+    assert torch.equal(carried_out(whole, how), part)
+
+
+def test_a_part_of_a_dimension() -> None:
+    """Every other head, the second half of the heads, and what reaches beyond the dimension."""
+    every_other, second_half = sliced(2 * H, I(12), SIZES), sliced(H + 6, I(12), SIZES)
+    assert every_other == (Slice(0, 2, 6), [Digit(H, I(1), I(6))])
+    assert second_half == (Slice(6, 1, 6), [Digit(H, I(1), I(6))])
+    assert sliced(12 * B + 2 * H, I(24), SIZES) == (Slice(0, 2, 12), digits_of_entry(6 * B + H, I(12), SIZES))
+    assert sliced(2 * H, I(10), SIZES) is None and sliced(H + 7, I(12), SIZES) is None
