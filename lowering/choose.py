@@ -60,11 +60,10 @@ def kernel_on_cuda(request: Request, options: Options, capability: int) -> Kerne
 
 def kernel_on_cpu(request: Request, options: Options) -> Kernel:
     """Our kernel where there is one: with the closed form of the mask, or with lists of blocks."""
-    if options.kernels == "torch":
-        theirs = torchs(request, note="torch's kernel: asked for by kernels='torch'")
-        return theirs if theirs.lacking else replace(theirs, lacking=torch_lacks_on_cpu(request))
     if not own_on_cpu(request, options):
-        return replace(torchs(request), lacking=torch_lacks_on_cpu(request)) if request.statistics else torchs(request)
+        why = "asked for by kernels='torch'" if options.kernels == "torch" else compat.cpu_kernels_lack()
+        theirs = torchs(request, note=why and f"torch's kernel: {why}")
+        return theirs if theirs.lacking else replace(theirs, lacking=torch_lacks_on_cpu(request))
     open_form = no_closed_form(request)
     if open_form is None:
         return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
@@ -75,6 +74,8 @@ def torch_lacks_on_cpu(request: Request) -> str:
     """What torch's kernel on CPU does not compute; empty for nothing."""
     if request.training:
         return "torch's flex_attention has no backward on CPU"
+    if not compat.cpu_has_template():
+        return "torch's flex_attention needs AVX2 on CPU"
     return "torch's flex_attention gives no log-sum-exp on CPU" if request.statistics else ""
 
 
@@ -111,7 +112,7 @@ def faster_than_sdpa(request: Request, options: Options) -> bool:
 def own_on_cpu(request: Request, options: Options) -> bool:
     """Whether our kernel for CPU would take a site."""
     known = all(n.is_Integer for n in (*request.head_dims, request.heads))
-    return options.kernels == "own" and known
+    return options.kernels == "own" and known and not compat.cpu_kernels_lack()
 
 
 def slower(request: Request, options: Options) -> str | None:

@@ -47,6 +47,8 @@ class Call:
 
     def __post_init__(self) -> None:
         """Raises Unsupported for what no kernel of ours does."""
+        if compat.cpu_kernels_lack():
+            raise Unsupported(compat.cpu_kernels_lack())
         sizes = inductor.sizes()
         fixed = [self.query.get_size()[1], self.key.get_size()[1], self.query.get_size()[3], self.value.get_size()[3]]
         if not all(sympy.sympify(n).is_Integer for n in fixed):

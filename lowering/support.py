@@ -21,9 +21,7 @@ def refusal(
     device: "cpu" or "cuda". head_dims: of queries and keys, and of values; symbolic where not known."""
     if dtype not in DTYPES:
         return f"flex_attention has no kernel for {str(dtype).removeprefix('torch.')}"
-    if device == "cpu" and not compat.cpu_has_template():
-        return "flex_attention needs AVX2 on this CPU"
-    if device == "cpu" and not training:  # what ours does not take, torch's does
+    if device == "cpu" and not training and compat.cpu_has_template():  # what ours does not take, torch's does
         return None
     if device in ("cpu", "cuda"):
         known = all(n.is_Integer for n in (*head_dims, heads))

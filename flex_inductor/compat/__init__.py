@@ -178,9 +178,30 @@ def cpu_has_template() -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them."""
+    """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them and may."""
     instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(instructions and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled())
+    if not (instructions and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+CPU_SYMBOLS = (
+    "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb",
+    "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
+    "_ZN2at6native7cpublas14brgemm_releaseEb",
+)
+"""What our C++ kernels call in torch that no header promises to keep: products of small matrices, by linker name."""
+
+
+@functools.cache
+def cpu_kernels_lack() -> str:
+    """What our C++ kernels would miss in this release; empty for nothing. A kernel that misses it would not load."""
+    try:
+        library = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))
+    except OSError:
+        return f"torch {torch.__version__} has no libtorch_cpu.so"
+    missing = [name for name in CPU_SYMBOLS if not hasattr(library, name)]
+    return f"torch {torch.__version__} lacks {', '.join(missing)}" if missing else ""
 
 
 def inductor_cache_folder() -> str:
@@ -222,11 +243,18 @@ def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
     """Inductor settings with a word that becomes part of the keys of its caches, and of AOTAutograd's.
 
     The setting is meant for functions in a graph that may be cached, each with a word for the key. Ours is in no
-    graph."""
+    graph. The kind of processor is part of it: Inductor (2.13) would take C++ code for vectors of one length out of the
+    cache and compile it for vectors of another."""
     from torch._inductor import config
 
-    name = "unsafe_marked_cacheable_functions"
+    name, key = "unsafe_marked_cacheable_functions", " ".join((key, *processor()))
     return {**settings, name: {**getattr(config, name), **settings.get(name, {}), "flex_inductor": key}}
+
+
+def processor() -> tuple[str, ...]:
+    """What of the processor, and of what the environment says of it, C++ code depends on."""
+    capability = torch.backends.cpu.get_cpu_capability(), os.getenv("ATEN_CPU_CAPABILITY", "")
+    return (*capability, str(cpu_multiplies_bfloat16()))
 
 
 JOINT_PASSES = ("joint_custom_pre_pass", "joint_custom_post_pass")
