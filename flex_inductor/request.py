@@ -31,7 +31,8 @@ class Request:
     is an SDPA call already. reads: whether score or mask load a number for every score. dropout: whether probabilities
     are dropped at random. instead: what a call of SDPA would be given that means the same; None where none does.
     mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
-    grouped: whether heads share keys. statistics: whether the log-sum-exp or the greatest score of rows is read."""
+    grouped: whether heads share keys. statistics: whether the log-sum-exp or the greatest score of rows is read.
+    readers: the number of attentions that share the probabilities, which what is there computes once."""
 
     device: str
     dtype: torch.dtype
@@ -49,6 +50,7 @@ class Request:
     mask: str | None = None
     grouped: bool = False
     statistics: bool = False
+    readers: int = 1
 
 
 Refusal = Callable[[Request], str | None]

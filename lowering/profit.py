@@ -62,10 +62,14 @@ def sdpa(site: Request, rates: Rates, instead: Instead | None) -> float:
 
 
 def left(site: Request, rates: Rates) -> float:
-    """The expected seconds of a site that is left: an SDPA call as it is, which with dropout is written out."""
+    """The expected seconds of a site that is left: an SDPA call as it is, which with dropout is written out. Of
+    probabilities that several attentions share, the part of one."""
     if site.called and not site.dropout:
         return sdpa(site, rates, site.instead)
-    return site.scores * score(site, rates, *LEFT[site.training]) + stored(site, rates)
+    passes, products = LEFT[site.training]
+    share = 1 / site.readers  # of the scores and of the passes over them; each reader has a product of its own
+    time = site.scores * score(site, rates, passes * share, products * (1 + share) / 2)
+    return time + stored(site, rates) * share
 
 
 def score(site: Request, rates: Rates, passes: float, products: float = 1.0) -> float:

@@ -28,10 +28,13 @@ from flex_inductor.passes.stages import Decided, Ended, Stage
 from flex_inductor.request import Backend, Instead, Kernel, Request
 
 
-def decide_site(site: Site, result: Result, sparsity: Sparsity, backend: Backend) -> tuple[Replacement, Kernel]:
-    """The operator that the attention becomes, and its kernel. Raises Declined."""
+def decide_site(
+    site: Site, result: Result, sparsity: Sparsity, readers: int, backend: Backend
+) -> tuple[Replacement, Kernel]:
+    """The operator that the attention becomes, and its kernel. readers: the number of attentions that share its
+    probabilities. Raises Declined."""
     anchor = site.candidate.anchor
-    request = request_of(site, result, sparsity)
+    request = request_of(site, result, sparsity, readers)
     if result.product.meta["autocast"] and request.dtype == torch.float32:
         raise Declined("autocast is active, and would round the operands of flex_attention", anchor)
     if request.instead is not None and backend.prefer(request):
@@ -70,7 +73,7 @@ def _ended(stage: Decided, other: fx.Node, sites: Sequence[Stage]) -> Ended:
     return Ended(stage.found, Declined(why, reader), stage.site)
 
 
-def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
+def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int) -> Request:
     """Everything about a site that the choice of a kernel depends on."""
     value, at = result.node.meta["val"], site.at
     called = is_sdpa(site.candidate.anchor)
@@ -90,6 +93,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity) -> Request:
         instead=instead(site, result),
         grouped=bool(site.group != 1),
         statistics=bool(site.statistics),
+        readers=readers,
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 

@@ -13,6 +13,7 @@ clean       removes what only the replaced attention needed
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from torch import fx
@@ -125,8 +126,11 @@ def decide(state: State) -> State:
     """Declines what the device cannot compute, what would be slower, and sites whose scores are needed by others that
     are declined."""
 
+    readers = Counter(stage.found.anchor for stage in state.sites)
+
     def step(stage: Sparse, program: Program) -> Decided:
-        operator, kernel = decide_site(stage.site, stage.result, stage.sparsity, state.backend)
+        given = stage.site, stage.result, stage.sparsity, readers[stage.found.anchor]
+        operator, kernel = decide_site(*given, state.backend)
         return onward(stage, Decided, operator=operator, kernel=kernel)
 
     return replace(state, sites=together(state.each(Sparse, step).sites))

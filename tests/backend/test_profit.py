@@ -152,6 +152,8 @@ def test_times_as_computed_by_hand() -> None:
     assert nanoseconds(profit.left(many, ROUND)) == pytest.approx(100 * (1 + 2.5 + 1))  # no cache holds them
     assert nanoseconds(profit.sdpa(many, ROUND, Instead.HEADS)) == pytest.approx(100 * (1 + 1.5 + 1))
     assert profit.left(site(called=True, instead=Instead.CAUSAL), ROUND) == profit.sdpa(site(), ROUND, Instead.CAUSAL)
+    shared = site(scores=100 * SCORES, readers=2)  # one product with keys and one set of scores for both
+    assert nanoseconds(profit.left(shared, ROUND)) == pytest.approx(100 * (0.75 + 1.25 + 0.5))
     dropped = site(called=True, dropout=True)  # is written out by torch
     assert profit.left(dropped, ROUND) == profit.left(site(), ROUND)
     learns = site(training=True, scores=1)
