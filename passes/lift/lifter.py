@@ -30,8 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from flex_inductor import scalar
 from flex_inductor.passes.lift import precision
 from flex_inductor.passes.lift.writes import written_region
-from flex_inductor.passes.program.operators import rule_name
+from flex_inductor.passes.program.operators import is_product, rule_name
 from flex_inductor.passes.program.storage import Storage, Write, written_args_of
+from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import Sizes, size_expr, writable
@@ -64,6 +65,10 @@ def deep() -> Iterator[None]:
 
 class NoRule(Exception):
     """An operator, or this use of it, has no rule: its value becomes a leaf."""
+
+
+class Overwritten(Declined):
+    """A value is gone when the attention runs. What an operator has made of it may still be there, as a leaf."""
 
 
 @dataclass
@@ -152,6 +157,9 @@ class Lifter:
                 return value
         except NoRule:
             pass
+        except Overwritten:
+            if any(map(is_product, above(node))):  # as a leaf it would hide the product of queries and keys
+                raise
         finally:
             self.path.pop()
         return self.leaf(node, index, at)
@@ -243,7 +251,7 @@ class Lifter:
         if writes and any(self.is_random(w) for w in self.storage.writes(node, -1, self.until)):
             raise Declined("dropout is active", node)
         if writes:
-            raise Declined("a tensor that the score reads is written to before the attention runs", node)
+            raise Overwritten("a tensor that the score reads is written to before the attention runs", node)
         value = node.meta["val"]
         known = value.constant if isinstance(value, FakeTensor) else value
         if known is not None and known.numel() == 1:

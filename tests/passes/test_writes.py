@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.exactness import check, decisions_of, reports_of
+from tests.support.exactness import check, decisions_of, declines, reports_of
 from tests.support.programs import B, D, H, S, attend, qkv, randn
 
 
@@ -297,3 +297,27 @@ def test_keys_that_are_written_by_an_index(program: Any, sites: int, train: bool
     """Regression: what a setitem by an index wrote had no value in the program, and could not be computed again."""
     inputs = randn(B, H, 1, D), randn(B, H, 1, D, seed=1), *qkv()[1:], torch.tensor([5])
     check(program, inputs, train=train, sites=sites)
+
+
+def test_a_counter_that_is_advanced_before_the_attention() -> None:
+    """Static caches count so: the positions that were made of it are still there when the attention runs, and it is
+    not."""
+
+    def program(q: Any, k: Any, v: Any, count: Any) -> Any:
+        positions = torch.arange(S) - 3 + count
+        count.add_(5)
+        return attend(q, k, v, lambda s: s.masked_fill(positions[:, None] < torch.arange(S), float("-inf")))
+
+    check(program, (*qkv(), torch.tensor(3)))
+
+
+def test_a_tensor_of_the_caller_that_is_gone() -> None:
+    """Near miss: read as it was, and there is nothing but a view of it."""
+
+    def program(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        scores = q @ k.mT
+        seen = scores + mask.mT
+        mask.zero_()
+        return torch.softmax(seen, -1) @ v
+
+    declines(program, (*qkv(), randn(S, S, seed=5)), "written to before the attention runs")
