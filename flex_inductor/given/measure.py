@@ -41,11 +41,10 @@ def given(call: Call, entries: dict[str, Any]) -> Given | None:
     site = call.site
     if site.mask is None:
         return None
-    batch, heads = sizes_of(site)
+    batch, heads, *lengths = sizes_of(site)
     used = scalar.positions(mask_of(site)) | (scalar.positions(site.keep) if site.keep is not None else set())
     shape = (batch if site.at.b in used else 1, heads if site.at.h in used else 1)
-    width, codes = blocks(entries, shape, devices.of(entries_device(entries)).width(True))
-    lengths = int(entries["q"]), int(entries["k"])
+    width, codes = blocks(entries, shape, lengths, devices.of(entries_device(entries)).width(True))
     scores = counted(call, entries, codes, width, lengths)
     times = batch * heads // (codes.shape[0] * codes.shape[1])
     return Given(
@@ -62,15 +61,18 @@ def entries_device(entries: dict[str, Any]) -> torch.device:
     return entries["kv_num_blocks"].device
 
 
-def sizes_of(site: Site) -> tuple[int, int]:
-    now = functools.partial(dynamic.number_now, site.candidate.result.meta["val"])
-    return now(site.at.size(site.at.b)), now(site.at.size(site.at.h))
+def sizes_of(site: Site) -> list[int]:
+    """The numbers of sequences, heads, queries and keys. A block mask of one block, which stands for none, tells no
+    lengths."""
+    now, at = functools.partial(dynamic.number_now, site.candidate.result.meta["val"]), site.at
+    return [now(at.size(position)) for position in (at.b, at.h, at.q, at.k)]
 
 
-def blocks(entries: dict[str, Any], shape: tuple[int, int], width: int) -> tuple[int, torch.Tensor]:
+def blocks(
+    entries: dict[str, Any], shape: tuple[int, int], lengths: Sequence[int], width: int
+) -> tuple[int, torch.Tensor]:
     """The width of blocks, and the code of each (b, h, rows, columns), as lists of blocks have it. A mask without lists
     has partial blocks only. width: that of blocks then."""
-    lengths = int(entries["q"]), int(entries["k"])
     widths = int(entries["q_width"]), int(entries["k_width"])
     if widths[0] != widths[1] or widths[0] > max(lengths):
         counts = [-(-n // width) for n in lengths]
@@ -86,7 +88,7 @@ def blocks(entries: dict[str, Any], shape: tuple[int, int], width: int) -> tuple
     return widths[0], codes
 
 
-def counted(call: Call, entries: dict[str, Any], codes: torch.Tensor, width: int, lengths: Any) -> int | None:
+def counted(call: Call, entries: dict[str, Any], codes: torch.Tensor, width: int, lengths: Sequence[int]) -> int | None:
     """The number of attended scores, after which `codes` are exact; None where that would take too long."""
     unsure = (codes == PARTIAL).nonzero()
     if len(unsure) * width**2 > MOST:
@@ -132,10 +134,10 @@ def heat(call: Call, entries: dict[str, Any]) -> Heat | None:
     known = {"offset", "head"}
     if not any(t.on("offset") for t in biases) or not all(set(t.depends) <= known for t in biases) or site.extra:
         return None
-    lengths, device = (int(entries["q"]), int(entries["k"])), entries_device(entries)
-    offsets = torch.tensor(list(spread(1 - lengths[0], lengths[1] - 1)), device=device)
+    (_, heads, queries, keys), device = sizes_of(site), entries_device(entries)
+    offsets = torch.tensor(list(spread(1 - queries, keys - 1)), device=device)
     k = offsets.clamp(min=0)
-    h = torch.arange(min(HEADS, sizes_of(site)[1]), device=device).view(-1, 1)
+    h = torch.arange(min(HEADS, heads), device=device).view(-1, 1)
     at = (torch.zeros_like(h), h, k - offsets, k)
     value = call.score_mod(torch.zeros(1, device=device), *at, *entries["score"])
     value = value.expand(len(h), len(offsets)).double()

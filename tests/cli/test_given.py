@@ -34,7 +34,7 @@ def documents(q, k, v, ids):
 
 
 def padded(q, k, v, length):
-    keep = torch.arange(S) < length[:, None, None, None]
+    keep = torch.arange(k.shape[2]) < length[:, None, None, None]
     return (q @ k.mT).masked_fill(~keep, -1e9).softmax(-1) @ v
 
 
@@ -50,6 +50,13 @@ def test_scores_are_counted_in_packed_documents() -> None:
     assert site.given.maps[0][1] == ("/...", "//..", ".//.", "..//")
     assert site.given.maps[1][1] == ("/...", "./..", "../.", ".../")
     assert site.block_map[0][0] != "/" and "  inputs     " in str(explain(documents)(*qkv(), ids))
+
+
+def test_scores_of_a_single_block_are_counted() -> None:
+    """A call whose mask leaves no block out has a block mask that tells no lengths: 8 of 8 scores were counted."""
+    with torch.no_grad():
+        (site,) = explain(padded)(*(x[:, :, :40] for x in qkv()), torch.tensor([24, 40])).sites
+    assert (site.given.scores, site.given.all_scores) == (H * 40 * (24 + 40), B * H * 40 * 40)
 
 
 def test_padding_leaves_whole_blocks_out_and_full_ones_are_counted() -> None:
