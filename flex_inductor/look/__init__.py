@@ -49,11 +49,12 @@ class Look:
     again: Callable[[Watcher, int], object] | None = field(default=None, repr=False)
 
     def __getitem__(self, number: int) -> SiteLook:
-        """The site with a number. Raises KeyError."""
+        """The site with a number. Raises KeyError, with the reason."""
         for site in self.sites:
             if site.place.number == number:
                 return site
-        raise KeyError(number)
+        why = next((why for place, why in self.left.items() if place.number == number), "there is none")
+        raise KeyError(f"site {number} was not looked at: {why}")
 
     def probabilities(self, site: int, head: int | None = None) -> torch.Tensor:
         """All probabilities of a head, (batch, queries, keys), or of all heads, (batch, heads, queries, keys), exactly.

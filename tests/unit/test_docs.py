@@ -25,6 +25,7 @@ PAGES = (
     "docs/integrations.md",
     "docs/look.md",
     "docs/vary.md",
+    "docs/questions.md",
     "examples/README.md",
 )
 FILE = re.compile(r"`([\w./]+\.(?:py|md|jinja|txt|csv|in|toml))`")
