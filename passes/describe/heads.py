@@ -2,8 +2,8 @@
 
 where(h == 0, score - abs(q - k) * 0.5, score), mask k <= q or h != 2
     0     score - abs(q - k) * 0.5
-    2     score                       k <= q
     1, 3  score
+    2     score                       k <= q
 """
 
 from __future__ import annotations

@@ -91,16 +91,24 @@ def _weights(value: Expr) -> Weights | None:
     if value.op == "dropout":
         inner = _weights(value.args[0])
         return replace(inner, dropout=value.args[1]) if inner and inner.dropout is None else None
-    if value.op == "where" and _is(value.args[2], 0):
-        return _kept(value.args[1], value.args[0])
-    if value.op == "where" and _is(value.args[1], 0):
-        return _kept(value.args[2], scalar.logical_not(value.args[0]))
-    if value.op == "mul":
-        for weights, factor in (value.args, value.args[::-1]):
+    zeroed = _zeroed(value)
+    if zeroed is not None:
+        return _kept(*zeroed)
+    return _multiplied(value)
+
+
+def _zeroed(x: Expr) -> tuple[Expr, Expr] | None:
+    """A value that is set to zero, and the condition under which it is kept; None for anything else."""
+    if x.op == "where" and _is(x.args[2], 0):
+        return x.args[1], x.args[0]
+    if x.op == "where" and _is(x.args[1], 0):
+        return x.args[2], scalar.logical_not(x.args[0])
+    if x.op == "mul":
+        for inner, factor in (x.args, x.args[::-1]):
             options = scalar.cases(factor)
             if options and all(v.value in (0, 1) for _, v in options):
-                return _kept(weights, scalar.logical_or(*(c for c, v in options if v.value == 1)))
-    return _multiplied(value)
+                return inner, scalar.logical_or(*(c for c, v in options if v.value == 1))
+    return None
 
 
 def _multiplied(value: Expr) -> Weights | None:
@@ -258,16 +266,10 @@ def _exponent(x: Expr, key: sympy.Symbol) -> Expr | None:
     """The logarithm of exponentials, some of which may be set to zero; None for anything else."""
     if x.op == "exp":
         return x.args[0]
-    if x.op == "where" and _is(x.args[2], 0):
-        return _shown(x.args[0], _exponent(x.args[1], key), key)
-    if x.op == "where" and _is(x.args[1], 0):
-        return _shown(scalar.logical_not(x.args[0]), _exponent(x.args[2], key), key)
-    if x.op == "mul":
-        for inner, factor in (x.args, x.args[::-1]):
-            options = scalar.cases(factor)
-            if options and all(v.value in (0, 1) for _, v in options):
-                shown = scalar.logical_or(*(c for c, v in options if v.value == 1))
-                return _shown(shown, _exponent(inner, key), key)
+    zeroed = _zeroed(x)
+    if zeroed is not None:
+        inner, condition = zeroed
+        return _shown(condition, _exponent(inner, key), key)
     return None
 
 
