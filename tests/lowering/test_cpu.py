@@ -293,3 +293,21 @@ def test_steep_numbers_are_exact() -> None:
 
     with torch.no_grad():
         check(program, tensors(1, 2, 70, 16), backend="flex")
+
+
+@pytest.mark.compile
+def test_the_hyperbolic_tangent() -> None:
+    """Of all numbers: each query attends one key, so that its log-sum-exp is the key's score."""
+    x = torch.cat([torch.logspace(-30, 3, 480), torch.linspace(0, 10, 480), torch.tensor([torch.inf])])
+    x = torch.cat([x, -x, torch.tensor([torch.nan, 0.0])])
+    mask = create_block_mask(lambda b, h, q, k: q == k, None, None, len(x), len(x), device="cpu")
+
+    def program(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return flex_attention(q, k, k, lambda s, b, h, i, j: torch.tanh(s), mask, 1.0, return_lse=True)[1]
+
+    with torch.no_grad():
+        found = compiled(program)(torch.ones(1, 1, len(x), 1), x[None, None, :, None]).flatten()
+    assert counters["flex_inductor"]["own kernel"] == 1
+    exact = x.double().tanh()
+    assert torch.equal(found.isnan(), exact.isnan()) and found.nan_to_num().abs().max() <= 1
+    assert ((found - exact).abs() <= 5e-7 * exact.abs()).logical_or(exact.isnan()).all()
