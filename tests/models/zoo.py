@@ -135,7 +135,9 @@ def configuration(name: str, layers: int, p: float) -> Any:
     if case.reads not in ("image", "text+image"):
         settings["vocab_size"] = VOCAB
     known = transformers.AutoConfig.for_model(name).to_dict()
-    dropout = {k: 0.0 if "layerdrop" in k else p for k, v in known.items() if isinstance(v, float) and "drop" in k}
+    whole = ("layerdrop", "drop_path")  # layers, whose outcome is another each time
+    rates = [k for k, v in known.items() if isinstance(v, float) and "drop" in k]
+    dropout = {k: 0.0 if any(x in k for x in whole) else p for k in rates}
     tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "use_cache": False}
     tokens |= {"decoder_start_token_id": 2} if "decoder_start_token_id" in known else {}
     config = transformers.AutoConfig.for_model(name, **{**tokens, **dropout, **settings})
