@@ -60,7 +60,7 @@ def run(cache: Path, *steps: str) -> dict[str, list[list[str]]]:
     }
 
 
-@pytest.mark.parametrize("name", ["attention", "user"])
+@pytest.mark.parametrize("name", ["attention", pytest.param("user", marks=pytest.mark.nightly)])
 def test_inductors_code_is_the_same_before_and_after(tmp_path: Path, name: str) -> None:
     plain, ours = f"{name}:inductor", f"{name}:flex"
     alone = run(tmp_path / "alone", plain)[plain][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,9 @@ from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, choice, ke
 from tests.support.exactness import check
 
 OPTIONS = {"rewrite": "always", "on_failure": "raise"}
-CASES = [pytest.param(case, id=f"{group}, {name}") for group, cases in GROUPS.items() for name, case in cases.items()]
+EVERY = [(f"{group}, {name}", case) for group, cases in GROUPS.items() for name, case in cases.items()]
+CASES = [pytest.param(c, id=name, marks=[pytest.mark.nightly] * (n % 2)) for n, (name, c) in enumerate(EVERY)]
+"""Every second one is left to the nightly runs: two kernels are compiled for most of them."""
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +191,12 @@ LEARNED: dict[str, Callable[..., Any]] = {
 @pytest.mark.compile
 @pytest.mark.parametrize(
     ("learned", "length"),
-    [*itertools.product(LEARNED, (40, 150)), ("one temperature", 1024), ("a slope of distances", 1024)],
+    [
+        *((x, 150) for x in LEARNED),
+        ("one temperature", 1024),
+        ("a slope of distances", 1024),
+        *(pytest.param(x, 40, marks=pytest.mark.nightly) for x in LEARNED),
+    ],
 )
 def test_what_a_score_learns(learned: str, length: int) -> None:
     """Regression: of the numbers of a vector that were added to one place the last one was kept."""
@@ -239,7 +245,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.compile
 @pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_operands_are_read_where_they_are(views: str, train: bool) -> None:
     def program(q: Any, k: Any, v: Any) -> Any:
         q, k, v = VIEWS[views](q, k, v)
