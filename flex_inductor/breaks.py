@@ -20,7 +20,8 @@ from flex_inductor import compat
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import records
 from flex_inductor.passes.find import Found, anchors, candidates
-from flex_inductor.passes.program.normalize import AtenGraph, normalize, opaque
+from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
+from flex_inductor.passes.program.normalize import normalize
 from flex_inductor.passes.program.operators import is_product
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above, below

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from flex_inductor.passes.emit.result import Result
-from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable
 

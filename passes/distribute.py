@@ -22,7 +22,7 @@ from flex_inductor.passes.clean import by_origin
 from flex_inductor.passes.find import anchors
 from flex_inductor.passes.lift.layout import TRANSPARENT
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.program.operators import called, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above, reachable

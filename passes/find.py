@@ -23,7 +23,7 @@ from torch import fx
 
 from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above, below, reachable

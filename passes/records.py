@@ -18,7 +18,7 @@ from flex_inductor.passes.describe.kinds import kind_of
 from flex_inductor.passes.describe.source import frame_of, source_line
 from flex_inductor.passes.describe.terms import texts_of
 from flex_inductor.passes.find import Found
-from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.operators import called, rule_name
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.passes.sparsity.picture import picture

@@ -17,7 +17,8 @@ from torch import fx
 from flex_inductor import compat
 from flex_inductor.decisions import Decision
 from flex_inductor.passes import records
-from flex_inductor.passes.program.normalize import AtenGraph, bodies
+from flex_inductor.passes.program.aten_graph import AtenGraph
+from flex_inductor.passes.program.normalize import bodies
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.stages import Ended, Stage

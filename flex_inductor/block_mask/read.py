@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
-from flex_inductor.passes.program.normalize import AtenGraph, Recorder
+from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.writers.graph import ModWriter, Selected

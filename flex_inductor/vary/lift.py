@@ -19,7 +19,7 @@ from flex_inductor.block_mask.read import Indexing
 from flex_inductor.compat.dynamic import size_now
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
-from flex_inductor.passes.program.normalize import AtenGraph, Recorder
+from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
 from flex_inductor.passes.run import Program
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.scalar import Expr

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from flex_inductor.passes.lift.layout import TRANSPARENT, radix
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
+from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.program.materialise import Materialiser
-from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.scalar.indices import floordiv, join, mod, position, same, size_expr

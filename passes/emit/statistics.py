@@ -23,8 +23,8 @@ from flex_inductor import scalar
 from flex_inductor.passes.emit.result import Result, tensors
 from flex_inductor.passes.lift.heads import order_of
 from flex_inductor.passes.lift.layout import Digit, digits_of_entry
+from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.materialise import Materialiser
-from flex_inductor.passes.program.normalize import AtenGraph, opaque
 from flex_inductor.passes.program.operators import called
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable

@@ -23,7 +23,7 @@ from flex_inductor import scalar
 from flex_inductor.compat import dynamic
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
-from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Candidate, Coordinates, Declined, Dropout, Operand, Site
 from flex_inductor.scalar import Expr, compare, const, index, pointwise

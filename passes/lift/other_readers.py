@@ -12,7 +12,7 @@ from torch import fx
 
 from flex_inductor import compat
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
-from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.operators import FACTORS, called, is_product, rule_name
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.program.walk import reachable

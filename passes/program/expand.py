@@ -15,8 +15,8 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from flex_inductor import compat
+from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.materialise import Materialiser
-from flex_inductor.passes.program.normalize import opaque
 from flex_inductor.passes.site import Declined
 
 

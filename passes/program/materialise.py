@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from flex_inductor.compat import dynamic
-from flex_inductor.passes.program.normalize import AtenGraph, opaque
+from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar.indices import size_expr

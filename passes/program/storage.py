@@ -15,8 +15,8 @@ import sympy
 import torch
 from torch import fx
 
+from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.program.effects import memory_of, written_by_schema
-from flex_inductor.passes.program.normalize import AtenGraph
 from flex_inductor.scalar.indices import size_expr
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.operators import FACTORS, rule_name
 from flex_inductor.passes.program.walk import reachable
 

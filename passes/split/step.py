@@ -11,7 +11,7 @@ from dataclasses import replace
 from flex_inductor import scalar
 from flex_inductor.passes.lift.from_sdpa import has_coarse_gradients
 from flex_inductor.passes.lift.softmax import subtracts_logsumexp
-from flex_inductor.passes.program.normalize import AtenGraph
+from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.split.parts import part, replacements
 from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from flex_inductor import devices, scalar
-from flex_inductor.passes.program.normalize import opaque
+from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.split.levels import has_raw, is_of_product

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flex_inductor.passes.program.normalize import bodies, normalize, opaque
+from flex_inductor.passes.program.aten_graph import opaque
+from flex_inductor.passes.program.normalize import bodies, normalize
 from flex_inductor.passes.program.operators import rule_name
 from tests.support.capture import captured
 from tests.support.programs import attend, qkv, randn

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from flex_inductor.passes.program.normalize import AtenGraph, normalize
+from flex_inductor.passes.program.aten_graph import AtenGraph
+from flex_inductor.passes.program.normalize import normalize
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from tests.support.capture import captured
 

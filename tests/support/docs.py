@@ -21,7 +21,8 @@ from flex_inductor import explain, mask
 from flex_inductor.mask.interval import Intervals
 from flex_inductor.mask.tensors.lists import list_blocks
 from flex_inductor.mask.text import format_formula
-from flex_inductor.passes.program.normalize import normalize, opaque
+from flex_inductor.passes.program.aten_graph import opaque
+from flex_inductor.passes.program.normalize import normalize
 from flex_inductor.passes.program.operators import rule_name
 from flex_inductor.report.text import readable
 from flex_inductor.scalar.bounds import Bounds
