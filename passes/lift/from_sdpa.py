@@ -2,8 +2,8 @@
 
     sdpa(q, k, v, attn_mask=pad)   ->   score, score scaled by 0.353553, mask pad[b, 0, 0, k]
 
-A row without keys gives 0 in SDPA, as it does in flex_attention. A call without a mask, or with the causal one, has the
-best kernel already, and is left alone unless `rewrite="always"`.
+A row without keys gives 0 in SDPA, as it does in flex_attention. On CUDA a call without a mask, or with the causal one,
+has the best kernel already, and is left alone unless `rewrite="always"`.
 
 Declines: dropout of everything, operands of unusual ranks, a dynamic scale, masks in float64.
 """

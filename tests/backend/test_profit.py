@@ -34,6 +34,10 @@ def called(q: Any, k: Any, v: Any, keep: Any) -> Any:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, is_causal=keep is None)
 
 
+def plain(q: Any, k: Any, v: Any, keep: Any) -> Any:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def short(q: Any, k: Any, v: Any, keep: Any) -> Any:
     return called(q[:, :1, :48], k[:, :1, :48], v[:, :1, :48], keep)
 
@@ -77,6 +81,7 @@ CASES: list[tuple[Any, Any, str]] = [
     (padding, eager, FLEX),
     (padding, called, FLEX),
     (causal, called, FLEX),  # the mask that SDPA knows by name
+    (causal, plain, FLEX),
     (causal, short, ""),  # too little to do
     (padding, capped, FLEX),  # many scores, which Inductor would keep in memory, and no SDPA can give
 ]
