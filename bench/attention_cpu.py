@@ -1,7 +1,7 @@
 """Attention alone on a CPU: default options, our kernels, and what people use today, side by side.
 
     python -m bench.attention_cpu [--variants causal window] [--lengths 2048] [--batch 1] [--heads 8:8] [--dim 64]
-                                  [--dtype float32] [--passes forward training] [--threads 1] [--out FILE] [--plot]
+                                  [--dtype float32] [--passes forward training] [--threads 1] [--out FILE]
 
 how: "auto" is backend="flex" with default options, "always" with rewrite="always", which are our kernels; "torch's
 kernel" the same with kernels="torch", "by hand" a call of flex_attention with a block mask made beforehand, "sdpa" a
@@ -10,6 +10,7 @@ call of scaled_dot_product_attention (with a dense mask that is made beforehand,
 training: forward and backward. ms: medians, with p20 and p80; ratio: to the fastest of the peers, which are all but
 "auto", "always" and "eager"; gflops: by the scores that are attended, exactly; share: of the rate of a matrix product
 of the same run; peak_mb: what a call adds to the memory of the process; ending: what "auto" made of it.
+bench/attention_shown.py makes a table and a picture of it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=list(ALLOWED))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/attention_cpu.csv")
-    parser.add_argument("--plot", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -71,8 +71,6 @@ def main() -> None:
         rows += case(name=name, kind=kind, dtype=args.dtype, threads=args.threads, hows=args.how, shape=shape)
         write(args.out, COLUMNS, rows)
         print(table([r for r in rows if (r["variant"], r["pass"], r["keys"]) == (name, kind, length)]), flush=True)
-    if args.plot:
-        plot(rows, args.out.with_suffix(".png"))
 
 
 def case(**given: Any) -> list[dict[str, Any]]:
@@ -198,30 +196,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     found = [f"{r['how']} {r.get('ms', 'failed')}" + (f" ({r['ratio']})" if r["how"] == "auto" and "ms" in r else "")
              for r in rows]  # fmt: skip
     return f"{first['variant']}, {first['keys']}, {first['pass']}: " + ", ".join(found)
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of times as ratios to the best peer, for each pass (needs the extra `plot`)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    passes = list(dict.fromkeys(r["pass"] for r in rows))
-    figure, axes = pyplot.subplots(len(passes), 1, figsize=(13, 4 * len(passes)), squeeze=False)
-    for axis, kind in zip(axes[:, 0], passes):
-        chosen = [r for r in rows if r["pass"] == kind and r.get("ratio")]
-        names = list(dict.fromkeys(f"{r['variant']}\n{r['keys']}" for r in chosen))
-        for number, how in enumerate(HOW):
-            known = {f"{r['variant']}\n{r['keys']}": min(5.0, float(r["ratio"])) for r in chosen if r["how"] == how}
-            places = [i + 0.11 * number for i in range(len(names))]
-            axis.bar(places, [known.get(name, 0.0) for name in names], 0.11, label=how)
-        axis.axhline(1.0, color="black", linewidth=0.5)
-        axis.set_xticks([i + 0.33 for i in range(len(names))], names)
-        axis.set_ylabel(f"{kind}: time by that of the best peer")
-        axis.legend(ncols=len(HOW))
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":
