@@ -6,16 +6,12 @@ The tests were run on 2.11 to 2.15.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import operator
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,11 +22,38 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.flex_attention import flex_attention as flex_attention_hop
 from torch._higher_order_ops.flex_attention import flex_attention_backward as flex_attention_backward_hop
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE, BlockMask
+from torch.nn.attention.flex_attention import BlockMask
+
+from flex_inductor.compat.block_masks import (
+    BLOCK_LISTS,
+    ONE_BLOCK,
+    block_lists,
+    block_mask,
+    block_mask_argument,
+    block_mask_entries,
+    one_block,
+)
+from flex_inductor.compat.cpu import (
+    compute_alone,
+    cpu_has_template,
+    cpu_kernels_lack,
+    cpu_multiplies_bfloat16,
+    processor,
+)
 
 __all__ = [
+    "BLOCK_LISTS",
+    "ONE_BLOCK",
     "SDPA",
     "BlockMask",
+    "block_lists",
+    "block_mask",
+    "block_mask_argument",
+    "block_mask_entries",
+    "compute_alone",
+    "cpu_has_template",
+    "cpu_kernels_lack",
+    "cpu_multiplies_bfloat16",
     "enable_python_dispatcher",
     "flex_attention_backward_hop",
     "flex_attention_hop",
@@ -38,6 +61,7 @@ __all__ = [
     "kernel_options",
     "no_autocast_cache",
     "one_block",
+    "processor",
 ]
 
 getitem = operator.getitem
@@ -53,9 +77,6 @@ SDPA = frozenset({
 RESTARTS = (torch._dynamo.exc.RestartAnalysis, torch._dynamo.exc.SkipFrame)
 """Exceptions by which a compiler asks Dynamo to begin again, or to leave a frame alone."""
 
-ONE_BLOCK = _LARGE_SPARSE_BLOCK_SIZE
-"""The block size that makes any mask a single block."""
-
 
 @contextlib.contextmanager
 def no_autocast_cache() -> Iterator[None]:
@@ -68,78 +89,9 @@ def no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def one_block(counts: Any, indices: Any, mask_mod: Any) -> tuple[Any, ...]:
-    """The HOP's block-mask argument for one partial block that covers everything."""
-    given = {3: counts, 4: indices}
-    return (*(given[x.dim()] if isinstance(x, torch.Tensor) else x for x in _one_block_form()), mask_mod)
-
-
 def sdpa_enabled() -> bool:
     """Whether scaled_dot_product_attention may use its kernels for CPU, and compute what they do not take."""
     return torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
-
-
-BLOCK_LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
-               "full_q_num_blocks", "full_q_indices")  # fmt: skip
-
-
-def block_mask(ordered: Any, partial: Any, full: Any, widths: Any, mask_mod: Any, lengths: Any) -> BlockMask:
-    """A BlockMask of tables of blocks. ordered: makes lists of a table; full: None for none apart."""
-    lists = block_lists(ordered, partial, full, lambda table: ordered(table.transpose(-2, -1).contiguous()))
-    return BlockMask(lengths, BLOCK_SIZE=widths, mask_mod=mask_mod, **lists)
-
-
-def block_lists(by_query: Any, partial: Any, full: Any, by_key: Any = None) -> dict[str, Any]:
-    """The lists of a block mask by name. by_query: makes the numbers and lists of kv-blocks of a table. by_key: those
-    of q-blocks; None for none, which only training needs."""
-    found: dict[str, Any] = dict.fromkeys(BLOCK_LISTS)
-    for table, prefix in ((partial, ""), (full, "full_")):
-        if table is None:
-            continue
-        found[f"{prefix}kv_num_blocks"], found[f"{prefix}kv_indices"] = by_query(table)
-        if by_key is not None:
-            found[f"{prefix}q_num_blocks"], found[f"{prefix}q_indices"] = by_key(table)
-    return found
-
-
-def block_mask_argument(lists: dict[str, Any], widths: Any, lengths: Any, mask_mod: Any) -> tuple[Any, ...]:
-    """The HOP's block-mask argument, of nodes: entries in the order in which this release wants them, which is that of
-    a BlockMask's attributes in `as_tuple`."""
-    names = _block_mask_order()
-    given = {**lists, "q": lengths[0], "k": lengths[1], "q_width": widths[0], "k_width": widths[1]}
-    return (*(None if name is None else given[name] for name in names), mask_mod)
-
-
-def block_mask_entries(argument: Any) -> dict[str, Any]:
-    """The entries of the HOP's block-mask argument by name: BLOCK_LISTS, "q" and "k" for the numbers of queries and
-    keys, "q_width" and "k_width" for the sizes of blocks."""
-    return {name: entry for name, entry in zip(_block_mask_order(), argument) if name is not None}
-
-
-@functools.cache
-def _block_mask_order() -> tuple[str | None, ...]:
-    """The name of each entry in a block mask's tuple but the mask_mod at its end; None for entries that are not
-    used."""
-    with torch.device("cpu"):
-        tensors = {name: torch.zeros([1] * (3 + name.endswith("indices")), dtype=torch.int32) for name in BLOCK_LISTS}
-    sample = BlockMask((1 << 20, 1 << 21), BLOCK_SIZE=(1 << 10, 1 << 11), mask_mod=None, **tensors)
-    known = {id(t): name for name, t in tensors.items()}
-    numbers = {1 << 20: "q", 1 << 21: "k", 1 << 10: "q_width", 1 << 11: "k_width"}
-    return tuple(known.get(id(x)) or (numbers.get(x) if isinstance(x, int) else None) for x in sample.as_tuple()[:-1])
-
-
-@functools.cache
-def _one_block_form() -> tuple[Any, ...]:
-    """A block mask's entries but the mask_mod. Their number differs between releases (13 in 2.11, 17 in 2.13), so
-    they are taken from a BlockMask of the same form."""
-    with torch.device("cpu"):
-        sample = BlockMask.from_kv_blocks(
-            kv_num_blocks=torch.ones([1, 1, 1], dtype=torch.int32),
-            kv_indices=torch.zeros([1, 1, 1, 1], dtype=torch.int32),
-            BLOCK_SIZE=ONE_BLOCK,
-            seq_lengths=(1, 1),
-        )
-    return tuple(sample.as_tuple()[:-1])
 
 
 OWN_OPTION = "FLEX_INDUCTOR"
@@ -170,58 +122,12 @@ SMALLEST_HEAD_DIM = 16
 """The smallest head dimension on CUDA: tensor cores need as many numbers in a row, and torch refuses fewer."""
 
 
-def cpu_has_template() -> bool:
-    """Whether torch's C++ template for flex_attention runs on this CPU: as check_cpu_supported in
-    torch/_inductor/kernel/flex/flex_cpu.py (2.13), whose import takes longer than all passes of a small model."""
-    avx2 = torch.cpu._is_avx2_supported() and os.getenv("ATEN_CPU_CAPABILITY") != "default"
-    return bool(avx2 and not torch.xpu.is_available() and sys.platform != "darwin")
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, and oneDNN is there to use them and may."""
-    instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if not (instructions and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
-        return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-CPU_SYMBOLS = (
-    "_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb",
-    "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
-    "_ZN2at6native7cpublas14brgemm_releaseEb",
-)
-"""What our C++ kernels call in torch that no header promises to keep: products of small matrices, by linker name."""
-
-
-@functools.cache
-def cpu_kernels_lack() -> str:
-    """What our C++ kernels would miss in this release; empty for nothing. A kernel that misses it would not load."""
-    try:
-        library = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))
-    except OSError:
-        return f"torch {torch.__version__} has no libtorch_cpu.so"
-    missing = [name for name in CPU_SYMBOLS if not hasattr(library, name)]
-    return f"torch {torch.__version__} lacks {', '.join(missing)}" if missing else ""
-
-
 def inductor_cache_folder() -> str:
     """The folder of Inductor's caches, which may not be there yet. Inductor's own function makes it, and writes it
     into the environment."""
     from torch._inductor.runtime import cache_dir_utils
 
     return os.path.abspath(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir_utils.default_cache_dir())
-
-
-def compute_alone() -> None:
-    """Makes the calling thread, and no other, compute by itself from now on. Raises RuntimeError where that cannot be
-    told to its OpenMP."""
-    torch.get_num_threads()  # which sets the number when a thread first asks
-    ctypes.CDLL(None).omp_set_num_threads(1)  # of this thread alone, by OpenMP's rules
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    with contextlib.suppress(AttributeError):  # torch without MKL
-        library.MKL_Set_Num_Threads_Local(1)
-    if torch.get_num_threads() != 1:
-        raise RuntimeError("the number of threads cannot be set for one of them")
 
 
 def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], around: Any = None) -> Any:
@@ -249,12 +155,6 @@ def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
 
     name, key = "unsafe_marked_cacheable_functions", " ".join((key, *processor()))
     return {**settings, name: {**getattr(config, name), **settings.get(name, {}), "flex_inductor": key}}
-
-
-def processor() -> tuple[str, ...]:
-    """What of the processor, and of what the environment says of it, C++ code depends on."""
-    capability = torch.backends.cpu.get_cpu_capability(), os.getenv("ATEN_CPU_CAPABILITY", "")
-    return (*capability, str(cpu_multiplies_bfloat16()))
 
 
 JOINT_PASSES = ("joint_custom_pre_pass", "joint_custom_post_pass")

@@ -94,7 +94,7 @@ def test_what_a_release_lacks_is_found_before_a_kernel_is_chosen(monkeypatch: py
     assert compat.cpu_kernels_lack() == ""
     compat.cpu_kernels_lack.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(compat, "CPU_SYMBOLS", ("_ZN2at5otherEv",))
+        patch.setattr(compat.cpu, "CPU_SYMBOLS", ("_ZN2at5otherEv",))
         found = choose.kernel_on_cpu(REQUEST, Options())
         training = choose.kernel_on_cpu(replace(REQUEST, training=True), Options())
     compat.cpu_kernels_lack.cache_clear()
