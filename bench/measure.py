@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import random
 import statistics
 import time
 from collections import Counter
@@ -71,15 +72,18 @@ def _status(field: str) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], seconds: float, least: int = 5, most: int = 41) -> dict[str, Any]:
-    """The seconds of each call in rounds, as many as fit into some seconds."""
+    """The seconds of each call in rounds, as many as fit into some seconds, in another order each time: what the call
+    before it has left in the cache is not always the same."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order, chance = list(calls), random.Random(0)
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < least or (time.perf_counter() < end and rounds < most):
         rounds += 1
-        for name, call in calls.items():
+        chance.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            call()
+            calls[name]()
             times[name].append(time.perf_counter() - start)
     return times
 

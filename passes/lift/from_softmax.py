@@ -26,8 +26,9 @@ from flex_inductor.passes.lift.parts import settle
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.rules.products import product
 from flex_inductor.passes.lift.scores import drop_statistics, merge_dots
-from flex_inductor.passes.lift.softmax import Columns, Weights, columns, dimension, reordered, weights_of
+from flex_inductor.passes.lift.softmax import Columns, columns, dimension, reordered
 from flex_inductor.passes.lift.statistics import alike, statistic
+from flex_inductor.passes.lift.weights import Weights, weights_of
 from flex_inductor.passes.program.operators import SOFTMAX, article, called, is_product, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above
