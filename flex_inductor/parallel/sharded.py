@@ -98,7 +98,7 @@ class ShardedMask:
         shown = self.map.some[:, :, own.to(self.map.some.device)]
         kept = int(self.needed[rank, own].sum())
         return Count(
-            int(shown.sum()),
+            int(shown.count_nonzero()),
             shown.numel(),
             (int(self.needed[rank].sum()) - kept) * width,
             (int(self.needed[:, own].sum()) - kept) * width,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch._dynamo.utils import counters
 
 from flex_inductor import parallel
 
@@ -49,6 +50,7 @@ class Case:
     score_mod: Callable[..., Any] | None = None
     batch: int | None = None
     balanced: bool = True
+    dtype: torch.dtype = torch.float32
 
 
 CASES = {
@@ -58,12 +60,13 @@ CASES = {
     "window": Case(window, alibi),
     "documents": Case(documents, balanced=False),
     "documents balanced": Case(documents),
+    "bfloat16": Case(window, dtype=torch.bfloat16),
     "padded": Case(padded, batch=BATCH),
     "far": Case(far, alibi),
 }
 
 
-def given(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def given(dtype: torch.dtype) -> list[torch.Tensor]:
     """Query, key, value, and the gradient of the result."""
     random = torch.Generator().manual_seed(0)
     shapes = [(HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, VALUES), (HEADS, VALUES)]
@@ -78,8 +81,8 @@ def with_gradients(call: Callable[..., torch.Tensor], tensors: list[torch.Tensor
     return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
 
-def whole(case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
-    """By one process, in eager."""
+def whole(case: Case, wide: bool) -> list[torch.Tensor]:
+    """By one process, in eager. wide: in float64."""
     b, h, q, k = (torch.arange(n).view([-1 if i == d else 1 for i in range(4)])
                   for d, n in enumerate((BATCH, HEADS, LENGTH, LENGTH)))  # fmt: skip
 
@@ -92,16 +95,18 @@ def whole(case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
         scores = scores.masked_fill(~seen, -1e30)
         return (scores.softmax(-1) * seen.any(-1, True)) @ value
 
-    return with_gradients(call, [x.to(dtype) for x in given()])
+    return with_gradients(call, [x.double() if wide else x for x in given(case.dtype)])
 
 
 @dataclass(frozen=True)
 class Found:
-    """The whole result and gradients, the bytes that this rank has sent for a forward pass, and what it had to."""
+    """The whole result and gradients, the bytes that this rank has sent for a forward pass, and what it had to.
+    kernels: by which its parts were computed, and how often one was generated."""
 
     tensors: list[torch.Tensor]
     sent: int
     count: parallel.Count
+    kernels: dict[str, int]
 
 
 def ring(rank: int, world: int, names: list[str], backend: str | None) -> list[Found]:
@@ -112,7 +117,7 @@ def ring(rank: int, world: int, names: list[str], backend: str | None) -> list[F
 def shared(case: Case, backend: str | None) -> Found:
     context = parallel.context(distributed.group.WORLD, LENGTH, case.balanced, backend)
     mask, traffic = context.mask(case.mask_mod, B=case.batch), parallel.Traffic()
-    mine = [context.shard(x, 2) for x in given()]
+    mine = [context.shard(x, 2) for x in given(case.dtype)]
 
     def call(*inputs: torch.Tensor) -> torch.Tensor:
         return context.attention(*inputs, mask, case.score_mod)
@@ -120,4 +125,4 @@ def shared(case: Case, backend: str | None) -> Found:
     with torch.no_grad():
         context.attention(*mine[:3], mask, case.score_mod, traffic=traffic)
     found = [context.unshard(x, 2) for x in with_gradients(call, mine)]
-    return Found(found, traffic.sent, mask.count(context.rank))
+    return Found(found, traffic.sent, mask.count(context.rank), dict(counters["flex_inductor"]))

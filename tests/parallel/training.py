@@ -28,14 +28,14 @@ Lengths = tuple[int, ...]
 """The length of the sequences of each step."""
 
 
-def llama() -> Any:
-    """A causal language model with attention written as matmul, softmax, matmul."""
+def llama(attention: str = "eager") -> Any:
+    """A causal language model. attention: as transformers names it; eager is matmul, softmax, matmul."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=64, initializer_range=0.1, attn_implementation="eager",
+        num_key_value_heads=4, max_position_embeddings=64, initializer_range=0.1, attn_implementation=attention,
         use_cache=False,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
