@@ -108,10 +108,23 @@ class Context:
             raise ValueError(f"the mask is of {masked[0]} batches and {masked[1]} heads, the query of {shapes[0][:2]}")
 
 
+GRAPHS = 128
+"""How many graphs of a part Dynamo may keep: two to four for every mask and score_mod. Beyond its own limit of 8 it
+would run all others as they are."""
+
+
 @functools.cache
 def computed_by(backend: str | None) -> Callable[..., Any]:
     """What computes a part."""
-    return attend if backend is None else torch.compile(attend, backend=backend)
+    if backend is None:
+        return attend
+    compiled = torch.compile(attend, backend=backend)
+
+    def part(*args: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+            return compiled(*args)
+
+    return part
 
 
 def reads_gradients(score_mod: Callable[..., Any], device: torch.device) -> bool:

@@ -88,6 +88,16 @@ def test_one_process_needs_no_other() -> None:
     torch.testing.assert_close(found, right)
 
 
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_each_of_many_masks_is_compiled() -> None:
+    context, query = Context(None, 0, Layout(64, 1), "eager"), heads(HEADS)
+    for width in range(1, 12):
+        scope = {"width": width}
+        window = eval("lambda b, h, q, k: (q >= k) & (q - k < width)", scope)
+        found = context.attention(query, query, query, context.mask(window, device="cpu"))
+        assert torch.isfinite(found).all()
+
+
 def test_scores_that_learn_are_refused() -> None:
     """Their tensors would silently get no gradients."""
     slopes = torch.rand(HEADS, requires_grad=True)
