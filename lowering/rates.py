@@ -131,9 +131,13 @@ def keep(rates: Rates, renew: bool = False) -> Rates:
     path = place()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"machine": machine(), **rates.numbers}, file)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"machine": machine(), **rates.numbers}, file)
+        Path(name).replace(path)
+    except OSError:  # the disk may be full
+        Path(name).unlink(missing_ok=True)
+        raise
     return rates
 
 

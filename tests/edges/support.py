@@ -25,22 +25,32 @@ def right(found, *given):
     return True
 
 def compiled(backend="flex_eager", **settings):
-    options = {} if backend == "inductor" else {"options": {"rewrite": "always"}}
+    options = {"options": {"rewrite": "always"}} if backend.startswith("flex") else {}
     return torch.compile(attention, backend=backend, **options, **settings)
 """
 
 
-def python(
-    folder: Path, program: str, *flags: str, file: str = "program.py", **env: str
-) -> subprocess.CompletedProcess:
-    """Runs a program that begins with ATTENTION, from a file in a folder."""
+def command(folder: Path, program: str, *flags: str, **env: str) -> tuple[list[str], dict[str, str]]:
+    """A program that begins with ATTENTION as a file in a folder: the command that runs it, and its environment."""
     path = folder / "program.py"
     path.write_text(ATTENTION + program, encoding="utf-8")
     given = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    return [sys.executable, *flags, str(path)], given
+
+
+def python(folder: Path, program: str, *flags: str, **env: str) -> subprocess.CompletedProcess:
+    """Runs a program that begins with ATTENTION, from a file in a folder."""
+    line, given = command(folder, program, *flags, **env)
     return subprocess.run(
-        [sys.executable, *flags, str(path)], cwd=folder, env=given, capture_output=True, text=True, encoding="utf-8",
-        errors="replace",
-    )  # fmt: skip
+        line, cwd=folder, env=given, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
+
+
+def begun(folder: Path, program: str, **env: str) -> subprocess.Popen:
+    """Starts one, in a process group of its own."""
+    line, given = command(folder, program, **env)
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(line, cwd=folder, env=given, stdout=nowhere, stderr=nowhere, start_new_session=True)
 
 
 def passes(*args: object, **kwargs: object) -> str:

@@ -26,6 +26,7 @@ PAGES = (
     "docs/look.md",
     "docs/vary.md",
     "docs/questions.md",
+    "docs/parallel.md",
     "examples/README.md",
 )
 FILE = re.compile(r"`([\w./]+\.(?:py|md|jinja|txt|csv|in|toml))`")

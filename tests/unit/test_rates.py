@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def test_measuring_may_fail(measured: list[Rates], monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(rates, "measure", fail)
     assert rates.here() is USUAL and rates.kept() is None
+
+
+def test_a_full_disk_keeps_nothing(measured: list[Rates], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(data: object, file: IO[str]) -> None:
+        file.write("{")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    assert rates.here() is USUAL
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_the_first_of_two_processes_decides(measured: list[Rates]) -> None:
