@@ -187,16 +187,25 @@ class Lifter:
 
     def _overwritten(self, write: Write, node: fx.Node, index: Index, condition: Expr, own: Index) -> Expr:
         """The written value inside the region, the old value elsewhere. Raises NoRule where the written value was
-        computed from something that is overwritten before the attention runs; then the memory itself is loaded."""
+        computed from something that is overwritten before the attention runs, and where nothing is left of old values
+        whose gradient is zero, but not None; then the memory itself is loaded."""
         try:
             new = self.apply(write.node, own, write.position)
             if condition != scalar.TRUE and scalar.has_load(new):
                 sizes = map(size_expr, write.target.meta["val"].shape)
                 new = self.apply(write.node, tuple(map(scalar.clamp, own, sizes)), write.position)
             old = self.lift(node, index, write.position)
-            return scalar.where(condition, self.cast(new, old.dtype), old)
+            value = scalar.where(condition, self.cast(new, old.dtype), old)
+            if self.loses_gradient(old, value):
+                raise NoRule
+            return value
         except Declined as gone:
             raise NoRule from gone
+
+    def loses_gradient(self, old: Expr, value: Expr) -> bool:
+        """Whether the old value of a memory reads a tensor that may need a gradient, and the value now does not."""
+        lost = scalar.differentiable(old) - scalar.differentiable(value) if self.grad else set()
+        return any(leaf.meta["val"].requires_grad for leaf in lost)
 
     def is_view(self, node: fx.Node) -> bool:
         return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])

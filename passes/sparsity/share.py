@@ -8,6 +8,7 @@ number, the share that is expected, because nothing is known of data before the 
 may be something else in the next call. Masks that compare the documents of query and key are expected to leave half of
 the blocks, because a model that packs documents packs more than one. Other masks that read data are mostly padding to
 the longest sequence of a batch, and are expected to leave three quarters, as of lengths between a half and the whole.
+Nothing is expected of numbers by head, query and key, which are mostly biases.
 Symbolic sizes count as the numbers that they are now.
 """
 
@@ -113,8 +114,13 @@ class Sparsity:
         """The share of blocks that are expected to be attended."""
         if not self.is_masked:
             return 1.0
-        data = DOCUMENTS if has_documents(self.normal) else DATA if self.reads() else 1.0
+        data = DOCUMENTS if has_documents(self.normal) else DATA if self.reads() and not self.is_bias() else 1.0
         return self.shares[0] * data
+
+    def is_bias(self) -> bool:
+        """Whether the mask is numbers by head, query and key, which are mostly a bias that hides nothing."""
+        own = (f for f in self.normal.atoms(AppliedUndef) if f.func.__name__ in self.former.computed)
+        return any(all(f.has(p) for p in (mask.H, mask.Q, mask.K)) for f in own)
 
     def describe(self) -> str:
         """The sparsity in words."""

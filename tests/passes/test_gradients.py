@@ -163,3 +163,38 @@ def test_a_maximum_with_the_fill_in_rows_of_nothing_else() -> None:
         return torch.softmax(torch.maximum(q @ k.mT + mask, torch.tensor(low)), -1) @ v
 
     check(program, (*qkv(), mask), train=True)
+
+
+OVERWRITTEN: dict[str, Callable[..., Any]] = {
+    "copy": lambda bias, other: bias.copy_(other),
+    "assignment": lambda bias, other: bias.__setitem__(slice(None), other),
+    "view": lambda bias, other: bias.mT.copy_(other),
+    "fill": lambda bias, other: bias.fill_(0.5),
+    "zero": lambda bias, other: bias.zero_(),
+    "part": lambda bias, other: bias[: S // 2].fill_(0.5),
+    "parts": lambda bias, other: (bias[:4].zero_(), bias[4:].zero_()),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_a_tensor_that_is_overwritten_before_it_is_read(name: str) -> None:
+    """Regression: its gradient was None where eager has zeros, which an optimizer can tell from each other."""
+
+    def program(q: Any, k: Any, v: Any, bias: Any, other: Any) -> Any:
+        bias, table = bias * 2, other.exp()
+        OVERWRITTEN[name](bias, table)
+        return attend(q, k, v, lambda s: s + bias) + table.sum()
+
+    check(program, (*qkv(), randn(S, S, seed=7), randn(S, S, seed=8)), train=True)
+
+
+def test_what_is_overwritten_without_a_gradient_stays_a_formula() -> None:
+    """Near miss: there is no gradient to lose, and the mask is seen."""
+
+    def program(q: Any, k: Any, v: Any, bias: Any) -> Any:
+        mask = torch.zeros(S, S)
+        mask.copy_(torch.full((S, S), -torch.inf).triu(1))
+        return attend(q, k, v, lambda s: s + mask + bias)
+
+    (site,) = check(program, (*qkv(), randn(S, S, seed=7)), train=True)
+    assert site.mask_mod == "k < q + 1"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flex_inductor import listen
+from flex_inductor import explain, listen
 from flex_inductor.backend import run
 from flex_inductor.compat import eager
 from flex_inductor.options import Options
@@ -55,6 +55,14 @@ def of_queries(*values: float) -> torch.Tensor:
     return mask
 
 
+def of_heads(*values: float) -> torch.Tensor:
+    """(1, head, query, key): values behind each query in the first head, and from the third block on in the others."""
+    mask = of_queries(*values).repeat(1, H, 1, 1)
+    mask[:, 1:] = 0
+    mask[:, 1:, :, 128:] = torch.tensor(values).repeat(S)[: S - 128]
+    return mask
+
+
 VALUES = {
     "infinite": (float("-inf"),),
     "lowest": (LOWEST,),
@@ -74,6 +82,46 @@ VALUES = {
 def test_what_is_low_is_hidden(values: str, program: Any, shape: Any) -> None:
     (decision,) = check(program, (*qkv(), shape(*VALUES[values])))
     assert decision.mask_mod and "decided at run time by l_mask_" in decision.sparsity
+
+
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("values", VALUES)
+def test_masks_of_heads_that_sdpa_is_given(values: str, batch: int) -> None:
+    mask = of_heads(*VALUES[values]).repeat(batch, 1, 1, 1)
+    (decision,) = check(sdpa, (*qkv(), mask))
+    assert decision.mask_mod and "decided at run time by l_mask_" in decision.sparsity
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_masks_of_heads_that_a_low_constant_makes(dtype: torch.dtype) -> None:
+    def program(q: Any, k: Any, v: Any, m: Any) -> Any:
+        return added(q, k, v, (1.0 - m.to(q.dtype)) * LOWEST)
+
+    (decision,) = check(program, (*qkv(), (of_heads(1.0) == 0).to(dtype)))
+    assert decision.mask_mod and "decided at run time by l_m_" in decision.sparsity
+
+
+def test_blocks_of_heads_are_left_out() -> None:
+    """The first query has no key in the first head, and attends to all."""
+    with torch.no_grad():
+        (site,) = explain(sdpa, rewrite="always", backend="flex_eager")(*qkv(), of_heads(LOWEST)).sites
+    assert site.given is not None and [lines for _, lines in site.given.maps] == [
+        ("///", "#/.", "///"),
+        ("##.", "##.", "//."),
+    ]
+
+
+@pytest.mark.parametrize("program", [added, sdpa])
+def test_a_bias_of_heads_beside_padding(program: Any) -> None:
+    """Near miss: a mask of keys stays one of keys alone, at little cost."""
+
+    def summed(q: Any, k: Any, v: Any, bias: Any, m: Any) -> Any:
+        return program(q, k, v, bias + (1.0 - m[:, None, None].to(q.dtype)) * LOWEST)
+
+    keep = torch.ones(B, S, dtype=torch.int64)
+    keep[0, 70:] = 0
+    (decision,) = check(summed, (*qkv(), randn(1, H, S, S), keep))
+    assert "[b, 0, 0, k] <= -1e+30" in decision.mask_mod and "bias" not in decision.mask_mod
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
