@@ -1,7 +1,7 @@
 """flex_inductor: `torch.compile(model, backend="flex")` rewrites attention into torch's flex_attention, and says what
 it did."""
 
-from flex_inductor import compat, integrations, mods
+from flex_inductor import compat, integrations, mods, parallel
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
@@ -29,6 +29,7 @@ __all__ = [
     "listen",
     "look",
     "mods",
+    "parallel",
     "rewrite",
     "vary",
 ]
