@@ -158,8 +158,10 @@ def _choice(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
     return logical_and(logical_or(logical_not(condition), first), logical_or(condition, second))
 
 
-def _both(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
-    return logical_and(*(limits.beyond(a, limit, below) for a in x.args))
+def _one_of(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
+    """Of a maximum one argument must be high enough, of a minimum one low enough. Else both must be within bounds."""
+    one = below == (x.op == "maximum")
+    return (logical_or if one else logical_and)(*(limits.beyond(a, limit, below) for a in x.args))
 
 
 def _turned(limits: Limits, x: Expr, limit: float, below: bool) -> Expr:
@@ -179,7 +181,7 @@ BOUND_RULES: Mapping[str, BoundRule] = {
     "mul": _product,
     "div": _ratio,
     "where": _choice,
-    **dict.fromkeys(("minimum", "maximum"), _both),
+    **dict.fromkeys(("minimum", "maximum"), _one_of),
     "neg": _turned,
     **dict.fromkeys(("detach", "float"), _same),
     **{row.name: _nonnegative for row in OPERATORS.values() if row.nonnegative},

@@ -3,6 +3,7 @@
     where(i >= j, s + slopes, -inf)   ->   score + slopes[h, 0, 0], mask q >= k
     s + where(pad, 0, -inf)           ->   score, mask pad[b, 0, 0, k]
     s + where(i >= j, 0, -10000.0)    ->   score + where(q >= k, 0, -10000)
+    clamp(s + where(i >= j, 0, -1e30), -1e30, 50.0)   ->   minimum(maximum(score, -1e+30), 50), mask q >= k
 
 A condition is a mask if, where it does not hold, the score is replaced or lowered by so much that softmax gives exactly
 zero: by -inf, finfo.min or -1e9. A smaller constant, like -10000, is a bias and stays in the score. Of two masks, both
@@ -62,6 +63,9 @@ def part(x: Expr) -> Masked:
     for factor, other in (x.args[::-1], x.args) if x.op == "mul" else (x.args[::-1],) if x.op == "div" else ():
         if factor.is_const and factor.value > 0:
             return _rescaled(x, factor, other)
+    for bound, other in (x.args[::-1], x.args) if x.op in ("maximum", "minimum") else ():
+        if bound.is_const and (is_fill(bound) if x.op == "maximum" else bound.value >= 0):
+            return _clamped(x, bound, other)
     return _unmasked(x)
 
 
@@ -75,6 +79,19 @@ def _rescaled(x: Expr, factor: Expr, other: Expr) -> Masked:
         return scalar.pointwise(x.op, tuple(y if a is other else a for a in x.args), x.dtype)
 
     return Masked(found.mask, whole(found.score), whole(found.hidden), tuple(f * times for f in found.fills))
+
+
+def _clamped(x: Expr, bound: Expr, other: Expr) -> Masked:
+    """A masked score that is kept above another fill, `maximum(s + mask, finfo.min)`, or below a bound. What is hidden
+    is then at most the higher of the two fills, and as much more as it was before."""
+    found = part(other)
+    score = scalar.pointwise(x.op, (found.score, bound), x.dtype)
+    if not found.fills:
+        return _unmasked(x)
+    if x.op == "minimum":
+        return Masked(found.mask, score, found.hidden, found.fills)
+    hidden = scalar.pointwise("maximum", (found.hidden, scalar.const(0, bound.dtype)), x.dtype)
+    return Masked(found.mask, score, hidden, tuple(max(f, bound.value) for f in found.fills))
 
 
 def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:

@@ -21,6 +21,8 @@ FILLS = {
     "1e9": lambda s, keep: torch.where(keep, s, torch.tensor(-1e9, dtype=s.dtype)),
     "added_finfo": lambda s, keep: s + torch.where(keep, 0.0, torch.finfo(s.dtype).min).to(s.dtype),
     "added_inf": lambda s, keep: s + torch.zeros(keep.shape, dtype=s.dtype).masked_fill(~keep, float("-inf")),
+    "above_finfo": lambda s, keep: torch.maximum(FILLS["added_finfo"](s, keep), torch.tensor(torch.finfo(s.dtype).min)),
+    "above_1e9": lambda s, keep: FILLS["added_inf"](s, keep).clamp(-1e9, 100.0),
     "added_10000": lambda s, keep: s + (1.0 - keep.to(s.dtype)) * -10000.0,
 }
 
@@ -33,7 +35,7 @@ def test_fill_of_hidden_keys(fill: str, dtype: torch.dtype, rows: str) -> None:
     (decision,) = check(
         lambda q, k, v, keep: attend(q, k, v, lambda s: FILLS[fill](s, keep)), (*qkv(dtype=dtype), keep)
     )
-    masked = "inf" in fill and "finfo" not in fill
+    masked = fill in ("inf", "added_inf")
     assert bool(decision.mask_mod) == (fill != "added_10000")
     assert any("gives 0" in n for n in decision.notes) == masked
     assert any("rows may lose all keys" in n for n in decision.notes) == (not masked and fill != "added_10000")
@@ -56,6 +58,19 @@ def test_a_fill_that_is_scaled_down_is_no_mask() -> None:
 def test_a_fill_that_is_clamped_is_no_mask() -> None:
     (decision,) = check(lambda q, k, v: attend(q, k, v, lambda s: causal(s, -1e9).clamp(min=-3.0)), qkv())
     assert decision.mask_mod == ""
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min])
+def test_beside_a_bias_only_a_bound_that_absorbs_it_hides(fill: float) -> None:
+    """All keys of some rows are low by their bias, and one row is high."""
+
+    def program(q: Any, k: Any, v: Any, keep: Any, bias: Any) -> Any:
+        return attend(q, k, v, lambda s: (s.masked_fill(~keep, fill) + bias).clamp(min=fill))
+
+    bias = torch.zeros(S, S)
+    bias[:4], bias[4] = -2e9, 5e8
+    (decision,) = check(program, (*qkv(), FULL_ROWS, bias))
+    assert bool(decision.mask_mod) == (fill < -1e9)
 
 
 def test_a_fill_inside_a_softcap_is_no_mask() -> None:
