@@ -203,9 +203,11 @@ def announce(**backends: str) -> None:
 
 
 def flex_attention_devices(gm: torch.fx.GraphModule) -> set[str]:
-    """The types of the devices on which a graph calls flex_attention."""
+    """The types of the devices on which a graph calls flex_attention, or its backward pass, which is in the graphs of
+    compiled autograd."""
     modules = [m for m in gm.modules() if isinstance(m, torch.fx.GraphModule)]
-    return {_device_of(n) for m in modules for n in m.graph.nodes if n.target is flex_attention_hop}
+    hops = (flex_attention_hop, flex_attention_backward_hop)
+    return {_device_of(n) for m in modules for n in m.graph.nodes if n.target in hops}
 
 
 def _device_of(call: torch.fx.Node) -> str:

@@ -177,3 +177,19 @@ def test_what_torchs_kernel_does_not_give() -> None:
     assert not kernel_on_cpu(request, Options()).lacking
     theirs = kernel_on_cpu(request, Options(kernels="torch"))
     assert theirs.lacking == "torch's flex_attention gives no log-sum-exp on CPU"
+
+
+@pytest.mark.compile
+def test_compiled_autograd_has_our_backward_kernel() -> None:
+    """Its graph calls the backward pass alone, for which torch has no kernel on CPU (torch 2.13)."""
+    torch._dynamo.reset()
+    model, x = Tiny(), randn(2, 12, 32)
+    _, *expected = step(model, x)
+    options = {"on_failure": "raise", "rewrite": "always"}
+    model.zero_grad()
+    with listen() as reports:
+        loss = torch.compile(model, backend="flex", options=options)(x).square().sum()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="flex", options=options)):
+            loss.backward()
+    assert sum(r.rewritten for r in reports) == 1
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected)

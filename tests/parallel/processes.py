@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -39,19 +40,22 @@ def together(function: Callable[..., Any], world: int, folder: Path, *arguments:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return [result(process, folder, rank, started) for rank, process in enumerate(started)]
-
-
-def result(process: Any, folder: Path, rank: int, started: list[Any]) -> Any:
-    process.join(PATIENCE.total_seconds())
-    if process.exitcode != 0:
-        for other in started:
-            other.kill()
-            other.join()
+    wait_for(started)
     failures = sorted(folder.glob("failure.*"), key=lambda file: file.stat().st_mtime)
     assert not failures, f"{failures[0].name}: " + failures[0].read_text()[-4000:]
-    assert process.exitcode == 0, f"process {rank} ended with {process.exitcode}"
-    return torch.load(folder / f"result.{rank}", weights_only=False)
+    assert not any(process.exitcode for process in started), [process.exitcode for process in started]
+    return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in range(world)]
+
+
+def wait_for(started: list[Any]) -> None:
+    """Until all have ended. When one fails the others, which may wait for it, are killed."""
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while any(process.exitcode is None for process in started):
+        if any(process.exitcode for process in started) or time.monotonic() > end:
+            for process in started:
+                process.kill()
+                process.join()
+        time.sleep(0.05)
 
 
 def member(function: Callable[..., Any], rank: int, world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
@@ -63,6 +67,5 @@ def member(function: Callable[..., Any], rank: int, world: int, folder: Path, ar
         distributed.barrier()
     except BaseException:
         (folder / f"failure.{rank}").write_text(traceback.format_exc())
-        raise
-    finally:
-        distributed.destroy_process_group()
+        os._exit(1)  # the end of a group waits for its members
+    distributed.destroy_process_group()
