@@ -14,14 +14,16 @@ What `torch.compile(model, backend="flex")` makes of other people's models. This
 
     python -m bench.coverage
 
-from the libraries that are installed (bench/results/coverage.csv has the rows; {place}). Each architecture is small,
-has random weights and attention that is computed step by step (`attn_implementation="eager"`), and runs once, in
-inference, on two sequences of 256 tokens of which the second is padded, or on images. Of transformers it is one model
-type for each module, of timm one model for each module; where the time was bounded, a random sample. A site is an
-attention. Rewritten: into a call, with `rewrite="always"`. Inductor: how often an attention pattern of
-`backend="inductor"` matches. Hidden and left out: the mean share of scores that a mask hides, and of blocks of 64 that
-are therefore never computed, over rewritten sites with a mask whose blocks are known. Not all attention of an
-architecture runs with the inputs that could be made up for it.
+from the libraries that are installed ({place}). bench/results/coverage.csv has
+the rows.
+
+Each architecture is small, has random weights and attention that is computed step by step
+(`attn_implementation="eager"`), and runs once, in inference, on two sequences of 256 tokens of which the second is
+padded, or on images. Of transformers it is one model type for each module, of timm one model; where `--minutes` bounds
+the time, a random sample. A site is an attention. Rewritten: into a call, with `rewrite="always"`. Inductor: how often
+an attention pattern of `backend="inductor"` matches. Hidden and left out: the mean share of scores that a mask hides,
+and of blocks of 64 that are therefore never computed, over rewritten sites with a mask whose blocks are known. Not all
+attention of an architecture runs with the inputs that could be made up for it.
 
 """
 
@@ -80,9 +82,20 @@ def reasons(row: Row) -> Iterator[tuple[int, str]]:
 def failures(rows: Sequence[Row]) -> Iterator[str]:
     """What could not be built or run, and why."""
     failed = [r for r in rows if r["failed"]]
-    yield from ("## Not built, or not run", "", "| architecture | why |", "|---|---|")
-    yield from (f"| {r['model']} ({r['library']}) | {plain(r['failed'])} |" for r in by_name(failed))
+    yield from (
+        "## Not built, or not run",
+        "",
+        "Mostly because the sizes of a shrunk configuration do not fit each other.",
+        "",
+    )
+    yield from ("| architecture | why |", "|---|---|")
+    yield from (f"| {r['model']} ({r['library']}) | {plain(brief(r['failed'], r['model']))} |" for r in by_name(failed))
     yield ""
+
+
+def brief(why: str, model: str) -> str:
+    """An error without what the table says already."""
+    return re.sub(rf"^HubError: ({re.escape(model)} )?| for {re.escape(model)}(?=:)|:$", "", why)
 
 
 def each(rows: Sequence[Row]) -> Iterator[str]:

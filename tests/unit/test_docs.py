@@ -25,6 +25,7 @@ PAGES = (
     "docs/integrations.md",
     "docs/look.md",
     "docs/vary.md",
+    "docs/coverage.md",
     "docs/questions.md",
     "docs/parallel.md",
     "examples/README.md",
