@@ -24,7 +24,6 @@ the time, a random sample. A site is an attention. Rewritten: into a call, with 
 an attention pattern of `backend="inductor"` matches. Hidden and left out: the mean share of scores that a mask hides,
 and of blocks of 64 that are therefore never computed, over rewritten sites with a mask whose blocks are known. Not all
 attention of an architecture runs with the inputs that could be made up for it.
-
 """
 
 
