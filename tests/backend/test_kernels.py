@@ -148,11 +148,13 @@ def test_random_numbers_that_are_to_be_eagers_are_not_drawn(device: str) -> None
     ("about", "left"),
     [
         ({"dropout": True}, False),
-        ({}, True),
+        ({}, False),
+        ({"device": "cuda"}, True),
         ({"dropout": True, "device": "cuda"}, True),
-        ({"dropout": True, "scores": 100_000}, True),  # too little to do
+        ({"scores": 1000}, True),  # too little to do
+        ({"dropout": True, "scores": 100_000}, True),
     ],
 )
-def test_sdpa_has_no_kernel_of_its_own_with_dropout_on_cpu(about: dict[str, Any], left: bool) -> None:
+def test_calls_without_a_mask_are_left_to_the_rates_on_cpu(about: dict[str, Any], left: bool) -> None:
     call = {"device": "cpu", "called": True, "plain": True, "attended": 1.0}
     assert (choose.refusal(request(**{**call, **about}), OWN) is not None) == left
