@@ -71,9 +71,9 @@ def plot(rows: list[Row], path: Path) -> None:
             places = [i + 0.11 * number for i in range(len(names))]
             axis.bar(places, [min(5.0, known.get(name, 0.0)) for name in names], 0.11, label=how)
         axis.axhline(1.0, color="black", linewidth=0.5)
-        axis.set_xticks([i + 0.33 for i in range(len(names))], names)
+        axis.set_xticks([i + 0.33 for i in range(len(names))], [name.replace(" ", "\n") for name in names])
         axis.set_ylabel(f"{kind}: time by that of the best peer")
-        axis.legend(ncols=len(every))
+        axis.legend(ncols=len(every), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     figure.tight_layout()
     figure.savefig(path)
 
