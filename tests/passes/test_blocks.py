@@ -43,7 +43,7 @@ class Watching(fx.Interpreter):
 
 def looked_at(args: Any) -> Call:
     query, key, blocks, reads = args[0], args[1], args[4], args[8]
-    named = dict(zip(compat._block_mask_order(), blocks))
+    named = compat.block_mask_entries(blocks)
     shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     lines = [torch.arange(n).view([-1 if d == i else 1 for d in range(4)]) for i, n in enumerate(shape)]
     dense = torch.as_tensor(blocks[-1](*lines, *reads)).expand(shape)
