@@ -47,7 +47,7 @@ def run(settings: dict[str, str], *arguments: str, **more: str) -> subprocess.Co
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_a_program_is_clean(settings: dict[str, str], dtype: str) -> None:
     done = run(settings, dtype, "one")
     assert done.returncode == 0, done.stderr[-5000:]
