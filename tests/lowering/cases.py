@@ -169,7 +169,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "decoding one": Case("mixed documents", queries=1, keys=300),
         "gradients": Case("documents", queries=270, training=True),
         "gradients, mixed": Case("mixed documents", queries=200, heads=4, kv_heads=2, training=True, dtype=BRAIN),
-        "gradients, padding": Case("padding", queries=200, training=True, score=alibi, dtype=FULL),
+        "gradients, padding": Case("padding", queries=100, training=True, score=alibi, dtype=FULL),
     },
     "decoding": {
         "one query": Case(None, queries=1, keys=300),
