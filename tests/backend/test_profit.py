@@ -248,7 +248,8 @@ def recorded() -> dict[tuple[Any, ...], dict[str, float]]:
         for row in csv.DictReader(file):
             if row["ms"]:
                 sizes = (int(row[x]) for x in ("batch", "heads", "queries", "keys", "dim"))
-                cases.setdefault((row["variant"], row["pass"], *sizes), {})[row["how"]] = float(row["ms"])
+                case = (row["variant"], row["pass"], row["dtype"], row["threads"], *sizes)
+                cases.setdefault(case, {})[row["how"]] = float(row["ms"])
     return cases
 
 
@@ -256,18 +257,19 @@ def recorded() -> dict[tuple[Any, ...], dict[str, float]]:
 def test_the_fastest_is_taken_in_every_case_that_was_recorded(rates: Rates) -> None:
     """Within 3%, on the machine of the record. On others the same is taken in the forward pass, because each of its
     terms is the least; in training Inductor has a product less."""
-    for (variant, kind, batch, heads, queries, keys, dim), times in recorded().items():
+    for (variant, kind, dtype, _, batch, heads, queries, keys, dim), times in recorded().items():
         if kind == "training" and rates.measured:
             continue
         instead, attended = KINDS[variant]
         lengths = sympy.Integer(queries), sympy.Integer(keys)
         request = site(scores=batch * heads * queries * keys, attended=attended, instead=instead, lengths=lengths,
                        head_dims=(sympy.Integer(dim),) * 2, dropout=variant == "dropout", reads=variant == "bias",
-                       training=kind == "training")  # fmt: skip
+                       training=kind == "training", dtype=getattr(torch, dtype))  # fmt: skip
         if instead is not None and profit.prefers_sdpa(request, rates):
             taken = times["sdpa"]
         else:
-            taken = times["inductor"] if profit.refusal(request, rates) else times.get("always", times["auto"])
+            left = "inductor" if "inductor" in times else "sdpa"  # which Inductor leaves as it is
+            taken = times[left] if profit.refusal(request, rates) else times.get("always", times["auto"])
         others = [times[how] for how in ("sdpa", "inductor") if how in times]
         assert taken <= 1.03 * min(others), (variant, times)
 
