@@ -139,7 +139,8 @@ class Site:
     scale: the constant factor of the raw scores.
     statistics: what the program reads of the scores besides.
     raw: the products that the raw score is made of. shares: the anchors of other attentions that read its scores, and
-        must be rewritten with it.
+        must be rewritten with it. needed: why the program needs the scores or the probabilities themselves, and nothing
+        may be rewritten; None if it does not.
     notes: what the decision record says besides.
     """
 
@@ -169,4 +170,5 @@ class Site:
     statistics: tuple[Statistic, ...] = ()
     raw: tuple[fx.Node, ...] = ()
     shares: tuple[fx.Node, ...] = ()
+    needed: Declined | None = None
     notes: tuple[str, ...] = ()

@@ -93,7 +93,7 @@ def find(state: State) -> State:
     return replace(state, sites=tuple(map(opened, finder.find(aten, state.program.storage))))
 
 
-def lift(state: State) -> State:
+def understand(state: State) -> State:
     """Makes sites of candidates."""
     candidates = [s.candidate for s in state.sites if isinstance(s, Located)]
 
@@ -102,6 +102,17 @@ def lift(state: State) -> State:
         return onward(stage, Lifted, site=site, zeroed=zeroed)
 
     return state.each(Located, step)
+
+
+def lift(state: State) -> State:
+    """Makes sites of candidates, and declines those whose scores or probabilities the program needs."""
+
+    def step(stage: Lifted, program: Program) -> Lifted:
+        if stage.site.needed is not None:
+            raise stage.site.needed
+        return stage
+
+    return understand(state).each(Lifted, step)
 
 
 def split(state: State) -> State:

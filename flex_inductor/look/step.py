@@ -23,7 +23,7 @@ from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.run import Pipeline, Program, Run, State
 from flex_inductor.passes.site import Site
 from flex_inductor.passes.stages import Ended, Lifted
-from flex_inductor.passes.steps import PIPELINE
+from flex_inductor.passes.steps import PIPELINE, understand
 from flex_inductor.passes.writers import bounds
 from flex_inductor.passes.writers.graph import ModWriter
 from flex_inductor.places import Place, Places
@@ -58,9 +58,9 @@ class Observing:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline up to lift, and this step."""
+        """The pipeline up to lift, which declines nothing that the program reads besides, and this step."""
         last = [name for name, _ in PIPELINE].index("lift")
-        return (*PIPELINE[: last + 1], *self.step)
+        return (*PIPELINE[:last], ("lift", understand), *self.step)
 
     def observe(self, state: State) -> State:
         if state.program is None:

@@ -7,7 +7,7 @@
 
 If all attentions that share scores are rewritten, nothing computes these as a tensor any more.
 
-Declines: any other reader, and any reader of the probabilities but products with values.
+Any other reader, and any reader of the probabilities but products with values, needs what a rewrite does not compute.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from flex_inductor.passes.site import Candidate, Declined
 @dataclass(frozen=True)
 class Beside:
     """What reads the scores of an attention besides. statistics: the values that are one. attentions: the anchors of
-    attentions, of itself where several products read its probabilities."""
+    attentions, of itself where several products read its probabilities. needed: why the program needs the scores
+    themselves, or the probabilities; None if it does not."""
 
     statistics: tuple[fx.Node, ...] = ()
     attentions: tuple[fx.Node, ...] = ()
+    needed: Declined | None = None
 
 
 def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candidate], storage: Storage) -> Beside:
-    """What reads the scores of a candidate besides. others: all candidates of the graph. Raises Declined for readers
-    that need the scores themselves, or the probabilities."""
+    """What reads the scores of a candidate besides. others: all candidates of the graph."""
     statistics: dict[fx.Node, None] = {}
     attentions: dict[fx.Node, None] = {}
     inside: dict[fx.Node, set[fx.Node]] = {}
@@ -57,7 +58,8 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
         elif all(map(is_statistic, ends)) and not made:
             statistics.update(dict.fromkeys(ends))
         else:
-            raise Declined(f"the {'probabilities' if made else 'scores'} are {use_of(value, reader)}", reader)
+            what = "probabilities" if made else "scores"
+            return Beside(needed=Declined(f"the {what} are {use_of(value, reader)}", reader))
     return Beside(tuple(statistics), tuple(attentions))
 
 

@@ -4,8 +4,8 @@ The scores are lifted twice. The first round is in the coordinates of the produc
 operands found there show how batch and heads were merged. The second round is in the coordinates (b, h, q, k) of
 flex_attention, and gives the score.
 
-Declines: a softmax over another dimension than the keys, scores that are no product of queries and keys, scores or
-probabilities that something else reads, scores that depend on statistics of themselves.
+Declines: a softmax over another dimension than the keys, scores that are no product of queries and keys, scores that
+depend on statistics of themselves.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def site_from_softmax(
         statistics=tuple(statistic(n, exact.lifter, exact.weights.index, at.k, exact.score) for n in read.statistics),
         raw=tuple(dict.fromkeys(d.args[0] for d in exact.dots)),
         shares=read.attentions,
+        needed=read.needed,
     )
     return site, exact.weights.kept
 

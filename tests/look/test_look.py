@@ -227,6 +227,22 @@ def test_what_is_not_understood_is_named() -> None:
     assert "site 0: " in str(seen) and "was not looked at: " in " ".join(str(seen).split())
 
 
+def test_probabilities_that_the_program_returns() -> None:
+    """Such a site is never rewritten, and is looked at all the same; what it returns stays what it was."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        p = (q @ k.mT).softmax(-1)
+        returned.append(p)
+        return p @ v, p
+
+    returned: list[torch.Tensor] = []
+    q, k, v = qkv()
+    (site,) = look(program)(q, k, v).sites
+    program(q, k, v)
+    close(site, by_hand(returned[1]))
+    assert torch.equal(*returned)
+
+
 def test_graph_breaks_and_module_names() -> None:
     class Layer(nn.Module):
         def forward(self, q: Any, k: Any, v: Any) -> torch.Tensor:
