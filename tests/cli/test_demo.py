@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx
 
+import flex_inductor
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.explain import Report
 
@@ -41,6 +42,15 @@ def test_next_commands_and_page(tmp_path: Path) -> None:
     assert demo.written_page(report("flex_attention"), tmp_path / "page.html") and (tmp_path / "page.html").exists()
     assert not demo.written_page(report(), tmp_path / "no" / "page.html")
     assert demo.NEXT.format(page="").count("flex-inductor explain") == 3
+
+
+def test_two_heads_that_differ() -> None:
+    """One looks at its own token alone, one at all alike."""
+    x = torch.eye(8).expand(1, 2, 8, 8)
+    scale = torch.tensor([50.0, 0.0])[:, None, None]
+    table = demo.two_heads(flex_inductor.look(lambda x: ((x @ x.mT) * scale).softmax(-1) @ x)(x))
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["head"] == ["0", "1"] and cells["keys"] == ["1.0", "8.0"] and cells["own"] == ["1.00", "0.12"]
 
 
 @pytest.mark.compile
