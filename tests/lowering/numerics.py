@@ -1,9 +1,9 @@
 """The kernels of tests/lowering/cases.py run by Triton's interpreter, and compared with float64.
 
-    python -m tests.lowering.numerics GROUP [--only NAME ...] [--fault FAULT]
+    python -m tests.lowering.numerics GROUP [--only NAME ...] [--faults FAULT ...]
 
 Prints a line of JSON for each program of a group: its name, which kernels computed it, and the errors of the output and
-of each gradient as shares of what is allowed. `--fault` seeds one.
+of each gradient as shares of what is allowed. `--faults` seeds one in each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 from unittest import mock
 
@@ -52,13 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--fault", choices=FAULTS)
+    parser.add_argument("--faults", nargs="*", default=[], choices=FAULTS)
     args = parser.parse_args()
-    for name, case in GROUPS[args.group].items():
-        if args.only and name not in args.only:
-            continue
+    for name, fault in zip_longest(args.only or GROUPS[args.group], args.faults):
+        case = GROUPS[args.group][name]
         counters.clear()
-        with torch.set_grad_enabled(case.training), faulty(args.fault):
+        with torch.set_grad_enabled(case.training), faulty(fault):
             ours = results(case, interpreted(case), None)
             kernels = dict(counters["flex_inductor"])
             exact = replace(case, kept=kept(case, interpreted)) if case.dropout else case

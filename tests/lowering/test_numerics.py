@@ -26,10 +26,10 @@ def lines(*args: str, module: str = "numerics") -> list[dict[str, Any]]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2))])
 @pytest.mark.parametrize("group", GROUPS)
-def test_kernels_are_right(group: str, half: int) -> None:
-    names = list(GROUPS[group])[half::2]
+def test_kernels_are_right(group: str, part: int) -> None:
+    names = list(GROUPS[group])[part::3]
     found = lines(group, "--only", *names)
     assert [line["case"] for line in found] == names
     for line in found:
@@ -38,25 +38,22 @@ def test_kernels_are_right(group: str, half: int) -> None:
         assert max(line["shares"]) <= 1, line
 
 
+FAULTS = {
+    "masks": (("causal", "a block short"), ("causal", "the diagonal called full"), ("prefix", "a block late")),
+    "gradients": (("causal", "a block short"), ("softcap", "the diagonal called full")),
+    "decoding": (("one query", "a block late"), ("window", "the diagonal called full")),
+    "lists": (("documents", "a block short"), ("gradients", "the diagonal called full")),
+    "dropout": (("causal", "a block short"),),
+}
+
+
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    ("group", "case", "fault"),
-    [
-        ("masks", "causal", "a block short"),
-        ("masks", "causal", "the diagonal called full"),
-        ("masks", "prefix", "a block late"),
-        ("gradients", "causal", "a block short"),
-        ("gradients", "softcap", "the diagonal called full"),
-        ("decoding", "one query", "a block late"),
-        ("decoding", "window", "the diagonal called full"),
-        ("lists", "documents", "a block short"),
-        ("lists", "gradients", "the diagonal called full"),
-        ("dropout", "causal", "a block short"),
-    ],
-)
-def test_faults_are_seen(group: str, case: str, fault: str) -> None:
-    (line,) = lines(group, "--only", case, "--fault", fault)
-    assert max(line["shares"]) > 5, line
+@pytest.mark.parametrize("group", FAULTS)
+def test_faults_are_seen(group: str) -> None:
+    cases, faults = zip(*FAULTS[group])
+    found = lines(group, "--only", *cases, "--faults", *faults)
+    assert [line["case"] for line in found] == list(cases)
+    assert all(max(line["shares"]) > 5 for line in found), found
 
 
 @pytest.mark.compile

@@ -46,8 +46,8 @@ def run(settings: dict[str, str], *arguments: str, **more: str) -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, env={**settings, **more}, capture_output=True, text=True)
 
 
-@pytest.mark.compile
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_program_is_clean(settings: dict[str, str], dtype: str) -> None:
     done = run(settings, dtype, "one")
     assert done.returncode == 0, done.stderr[-5000:]

@@ -11,8 +11,13 @@ from tests.support.capture import rewritten
 from tests.support.exactness import check
 from tests.support.programs import attend, qkv
 
-PADDED = [(name, s) for name, case in zoo.CASES.items() for s in case.scenarios[1:] or case.scenarios]
-"""Every padded batch, rows without a key left among them, and the default of the models that know no padding."""
+PADDED = [
+    pytest.param(name, s, marks=[pytest.mark.nightly] * (n > 0))
+    for name, case in zoo.CASES.items()
+    for n, s in enumerate(case.scenarios[:0:-1] or case.scenarios)
+]
+"""Every padded batch, rows without a key left among them, and the default of the models that know no padding. A second
+one is left to the nightly runs."""
 
 
 @pytest.mark.parametrize(("name", "scenario"), PADDED)
