@@ -37,12 +37,14 @@ from flex_inductor.report.text import to_text
 @dataclass(frozen=True)
 class Asked:
     """What was asked for: the arguments of torch.compile. options: those that were given, and rewrite as it came out,
-    which the environment may set. devices: the types of those on which the graphs compute. ran: whether it was run."""
+    which the environment may set. devices: the types of those on which the graphs compute. ran: whether it was run.
+    varied: whether the model is what `vary` returns."""
 
     backend: str
     options: dict[str, Any]
     devices: tuple[str, ...]
     ran: bool = True
+    varied: bool = False
 
     @property
     def searches(self) -> bool:
@@ -53,7 +55,8 @@ class Asked:
         options = ", ".join(f'"{name}": {_quoted(value)}' for name, value in self.options.items())
         on = f" on {', '.join(self.devices)}" if self.devices else ""
         on = f" does{on}" if self.ran else f" would do{on}, by shapes alone: nothing was run, and no code generated"
-        return f'torch.compile(model, backend="{self.backend}", options={{{options}}}){on}'
+        call = "flex_inductor.vary(model, changes" if self.varied else "torch.compile(model"
+        return f'{call}, backend="{self.backend}", options={{{options}}}){on}'
 
     def as_dict(self) -> dict[str, Any]:
         options = {n: v if isinstance(v, (str, int, float)) else repr(v) for n, v in self.options.items()}
@@ -169,9 +172,9 @@ def explain(
     Whatever the model raises is raised here.
     """
     inner = _uncompiled(model)
-    varied = getattr(model, "compiler_for", None)  # of flex_inductor.vary, which rewrites whatever it can
+    varied: Any = model if hasattr(model, "compiler_for") else None  # by vary, which rewrites whatever it can
     given = {**(options or {}), **({} if rewrite is None else {"rewrite": rewrite})}
-    given |= {"rewrite": "always"} if varied else {}
+    given |= {"rewrite": "always"} if varied is not None else {}
     ours, settings = read(None, given)
     other = always(backend, ours, settings)
 
@@ -181,15 +184,17 @@ def explain(
         reports: list[GraphReport] = []
         mode = None if run else _fake_mode(model, args, kwargs)
         if varied is not None:
-            compiler = noted(varied(backend if run else "flex_eager", given), reports, mode=mode)
+            compiler = noted(varied.compiler_for(backend if run else "flex_eager", given), reports, mode=mode)
         else:
             compiler = recording(backend, given, reports, other, mode)
         compiled = torch.compile(inner, backend=compiler, dynamic=dynamic, **isolation)
         unlimited = contextlib.nullcontext() if isolation else torch._dynamo.config.patch(recompile_limit=1 << 20)
         with _shapes_forgotten(), unlimited:
             compiled(*args, **kwargs)
+        if varied is not None:
+            varied.check_names()
         found = with_broken_sites(reports) if ours.rewrite != "never" else reports
-        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports), run)
+        asked = Asked(backend, {**given, "rewrite": ours.rewrite}, _devices(reports), run, varied is not None)
         return Report(tuple(found), _breaks(before, reports), asked, _places(reports))
 
     return report_of

@@ -137,6 +137,8 @@ def look(model: Callable[..., Any], tokens: Sequence[Any] | None = None) -> Call
             compiled = torch.compile(inner, backend=watched, dynamic=False, **_isolation())
             with torch.no_grad(), _shapes_forgotten(), torch._dynamo.config.patch(recompile_limit=1 << 20):
                 compiled(*args, **kwargs)
+            if isinstance(model, Varied):
+                model.check_names()
             return observing
 
         def see(place: Place, attention: Attention) -> None:

@@ -98,13 +98,17 @@ class Varied(nn.Module):
             if isinstance(failure.inner_exception, VaryError):
                 raise failure.inner_exception from None
             raise
+        self.check_names()
+        if self.changes and not self.ran:
+            raise VaryError("the model was not compiled, so that none of its sites was varied")
+        return result
+
+    def check_names(self) -> None:
+        """Raises VaryError if a name fits no site that has been met."""
         unknown = self.places.unmatched(self.changes)
         if unknown:
             names = ", ".join(map(repr, unknown))
             raise VaryError(f"no attention site is named {names}; there are\n{self.places.listing()}")
-        if self.changes and not self.ran:
-            raise VaryError("the model was not compiled, so that none of its sites was varied")
-        return result
 
     def compiler_for(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The backend of a name, which varies each graph that Dynamo gives it."""

@@ -230,6 +230,7 @@ def test_explain_shows_what_each_head_has() -> None:
     """Case distinctions over heads as a table, and no sympy in the text."""
     changed = mods.heads({0: mods.alibi(0.5), 1: mods.window(4), (2,): mods.window(4)})
     report = explain(vary(Model(), {1: changed}))(tokens())
+    assert "This is what flex_inductor.vary(model, changes, backend=" in str(report)
     site = report.sites[1]
     assert site.by_head[0] == ("0", "score - float(abs(q - k)) * 0.5", "k <= q")
     assert site.by_head[1] == ("1, 2", "score", "k <= q and abs(q - k) < 4")
@@ -264,12 +265,14 @@ def test_sites_keep_their_numbers_when_they_are_compiled_again() -> None:
     assert len(varied.places.met) == 3
 
 
-@pytest.mark.parametrize("pattern", ["layer.*", 3])
-def test_a_name_without_a_site_is_an_error_that_lists_them(pattern: Any) -> None:
+@pytest.mark.parametrize(("pattern", "asked"), [("layer.*", None), (3, None), (3, explain), (3, flex_inductor.look)])
+def test_a_name_without_a_site_is_an_error_that_lists_them(pattern: Any, asked: Any) -> None:
+    """Whether it is called, explained or looked at."""
+    varied: Any = vary(Model(), {pattern: mods.window(5), "layers.1": mods.window(5)})
     with pytest.raises(
         VaryError, match=r"no attention site is named .*\n  0: layers.0.attn .*\n  1: .*\n  2: "
     ) as error:
-        vary(Model(), {pattern: mods.window(5), "layers.1": mods.window(5)})(tokens())
+        (asked(varied) if asked else varied)(tokens())
     assert "'layers.1'" not in str(error.value)
 
 
