@@ -198,3 +198,36 @@ def test_what_is_overwritten_without_a_gradient_stays_a_formula() -> None:
 
     (site,) = check(program, (*qkv(), randn(S, S, seed=7)), train=True)
     assert site.mask_mod == "k < q + 1"
+
+
+def everywhere() -> torch.Tensor:
+    return torch.ones(S, S, dtype=torch.bool)
+
+
+UNREAD: dict[str, Callable[..., Any]] = {
+    "where": lambda s, a, b: s + torch.where(everywhere(), a, b),
+    "of the scores": lambda s, a, b: torch.where(torch.arange(S)[:, None] >= 0, s, b) + a,
+    "filled": lambda s, a, b: s + a + b.masked_fill(everywhere(), 0.5),
+    "a number": lambda s, a, b: s + a + torch.where(everywhere(), 0.0, b[0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_tensor_of_which_no_number_is_used(name: str) -> None:
+    """Regression: its gradient was None where eager has zeros. The one beside it has its own."""
+
+    def program(q: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
+        return attend(q, k, v, lambda s: UNREAD[name](s, a, b))
+
+    check(program, (*qkv(), randn(S, S, seed=7), randn(S, S, seed=8)), train=True)
+
+
+def test_nothing_is_added_to_a_result_whose_tensors_are_all_read() -> None:
+    """Near miss, and tensors to which no gradient flows in eager either."""
+
+    def program(q: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
+        hidden = b > 0
+        return attend(q, k, v, lambda s: (s + a + b.detach()).masked_fill(hidden, -1e9))
+
+    (report,) = reports_of(program, (*qkv(), randn(S, S, seed=7), randn(S, S, seed=8)), train=True)
+    assert not report.after.graph.find_nodes(op="call_function", target=torch.ops.aten.sum.default)
