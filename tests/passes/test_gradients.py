@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.exactness import check, decisions_of, declines, reports_of
-from tests.support.programs import H, S, attend, causal, qkv, randn
+from tests.support.programs import B, H, S, attend, causal, qkv, randn
 
 
 def halves(*shape: int, seed: int) -> torch.Tensor:
@@ -163,6 +163,41 @@ def test_a_maximum_with_the_fill_in_rows_of_nothing_else() -> None:
         return torch.softmax(torch.maximum(q @ k.mT + mask, torch.tensor(low)), -1) @ v
 
     check(program, (*qkv(), mask), train=True)
+
+
+LENGTH = 150
+
+
+def kept_above(fill: float) -> Callable[..., Any]:
+    """A causal mask and padding, which rows may lose all keys to, kept above another fill."""
+    low = torch.finfo(torch.float32).min
+
+    def program(q: Any, k: Any, v: Any, keep: Any) -> Any:
+        at = torch.arange(LENGTH)
+        mask = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(at[:, None] < at, low).expand(B, 1, -1, -1)
+        mask = mask + torch.where(keep[:, None, None], 0.0, low)
+        return torch.softmax(torch.maximum(q @ k.mT * 0.3 + mask, torch.tensor(fill)), -1) @ v
+
+    return program
+
+
+@pytest.mark.parametrize("empty", [4, LENGTH])
+def test_a_maximum_with_the_fill_keeps_its_mask_in_training(empty: int) -> None:
+    """Ties with the fill get no gradient in rows that keep a key, and others do not use the mask."""
+    keep = (torch.arange(LENGTH) >= torch.tensor([[empty], [0]])) & (torch.arange(LENGTH) < LENGTH - 3)
+    (site,) = check(kept_above(torch.finfo(torch.float32).min), (*qkv(B, H, LENGTH, 8), keep), train=True)
+    assert "l_keep_[b, k]" in site.mask_mod and "q >= k" in site.mask_mod
+    (site,) = check(kept_above(-5.0), (*qkv(B, H, LENGTH, 8), keep), train=True)
+    assert not site.mask_mod  # keys at -5 have a probability, and half of the gradient
+
+
+def test_a_mask_of_numbers_that_is_kept_above_a_fill() -> None:
+    low = torch.finfo(torch.float32).min
+    mask = torch.zeros(B, 1, LENGTH, LENGTH).masked_fill(torch.arange(LENGTH)[:, None] < torch.arange(LENGTH), low)
+    mask[1, :, :, :20] = low
+    program = lambda q, k, v, m: torch.softmax(torch.maximum(q @ k.mT + m, torch.tensor(low)), -1) @ v  # noqa: E731
+    (site,) = check(program, (*qkv(B, H, LENGTH, 8), mask))
+    assert site.mask_mod.startswith("not l_m_[b, 0, q, k] <= "), site.mask_mod
 
 
 OVERWRITTEN: dict[str, Callable[..., Any]] = {
