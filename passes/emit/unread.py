@@ -1,9 +1,8 @@
 """Gradients of zeros, for tensors that a program reads without using any of their numbers.
 
-    torch.where(torch.ones(S, S, dtype=torch.bool), bias, other)   ->   bias[q, k]
-
-In eager the gradient of `other` is zero. A call that does not read it would give it none, which an optimizer can tell
-from zeros: weight decay goes on with these. So the sum of no elements of it is added to the result.
+In eager the gradient of `other` in `torch.where(all_true, bias, other)` is zero. A call that does not read it would
+give it none, which an optimizer can tell from zeros: weight decay goes on with these. So the sum of no elements of it
+is added to the result.
 """
 
 from __future__ import annotations
