@@ -265,6 +265,15 @@ def graph_break(gm: Any) -> tuple[str, str] | None:
     return why.reason, f"{os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
 
 
+def resumed_after(gm: Any) -> str:
+    """Where in the user's model the graph break is behind which Dynamo began a graph: 'model.py:12'. Empty where the
+    graph begins with its function."""
+    why = getattr(gm, "compile_subgraph_reason", None)
+    frame = why.user_stack[-1] if why is not None and why.user_stack else None
+    line = re.search(r"^torch_dynamo_resume_in_.*_at_(\d+)$", frame.name) if frame is not None else None
+    return f"{os.path.basename(frame.filename)}:{line[1]}" if frame is not None and line is not None else ""
+
+
 @contextlib.contextmanager
 def sdpa_seen_by(see: Any) -> Iterator[None]:
     """Redirects, inside the block and in this thread, SDPA calls that torch's own Python functions make

@@ -105,7 +105,7 @@ def _parts(expr: sympy.Expr, divisor: sympy.Expr) -> tuple[sympy.Expr, sympy.Exp
         ratio = term / divisor  # a product over a product: sympy has shortened it already
         if divisor.is_Add:
             ratio = sympy.cancel(ratio)
-        if ratio.is_integer and not ratio.has(sympy.Pow) and sympy.denom(ratio) == 1:
+        if ratio.is_integer and sympy.denom(ratio) == 1 and all(p.exp.is_Integer for p in ratio.atoms(sympy.Pow)):
             quotient += ratio
         else:
             rest += term
@@ -177,7 +177,7 @@ def reshape(
         i, left = (i + 1, new[i]) if i < len(new) else (i, left)
         j, right = (j + 1, old[j]) if j < len(old) else (j, right)
         while not same(left, right) and (i < len(new) or j < len(old)):
-            grow_new = j == len(old) or (i < len(new) and (left - right).is_negative is True)
+            grow_new = j == len(old) or _smaller(left, right)
             if grow_new and i < len(new):
                 left, i = left * new[i], i + 1
             elif j < len(old):
@@ -187,6 +187,11 @@ def reshape(
         flat = flatten(index[first:i], new[first:i])
         result += unflatten(flat, old[second:j], sizes)
     return result
+
+
+def _smaller(a: sympy.Expr, b: sympy.Expr) -> bool:
+    """Whether a product of sizes is smaller than another one, as far as that is known: one that divides it is."""
+    return (a - b).is_negative is True or bool(a != b and sympy.denom(sympy.cancel(b / a)) == 1)
 
 
 def modulo(e: sympy.Expr, count: int) -> sympy.Expr:

@@ -30,6 +30,7 @@ from flex_inductor.passes.emit.operands import operand_dtype, operands
 from flex_inductor.passes.emit.result import Result, locate, rebuild
 from flex_inductor.passes.emit.row_level import less_level, rounds
 from flex_inductor.passes.emit.sinks import beside
+from flex_inductor.passes.emit.unread import unread, with_zeros
 from flex_inductor.passes.emit.zeroed import column
 from flex_inductor.passes.lift import heads
 from flex_inductor.passes.lift.layout import TRANSPARENT
@@ -68,6 +69,8 @@ class Emitter:
             beside = self.beside(site, result)
             with self.gm.graph.inserting_before(result.dynamo):
                 (value, *rows), note = self.values(site, result, kernel)
+                if result.trains:
+                    value = with_zeros(self.make, value, unread(value, result.dynamo))
         except Exception:
             while result.dynamo.prev is not before:
                 self.gm.graph.erase_node(result.dynamo.prev)

@@ -129,9 +129,12 @@ def use_of(value: fx.Node, reader: fx.Node) -> str:
     attribute = compat.stored_attributes().get(value.meta["origin"].name)
     if attribute is not None:
         return f"stored in {attribute}"
-    ended = compat.graph_break(reader.meta["origin"].graph.owning_module)
+    graph = reader.meta["origin"].graph.owning_module
+    ended = compat.graph_break(graph)
     if ended is None:
-        return "returned, or read after this graph"
+        begun = compat.resumed_after(graph)
+        beyond = f", by a function whose caller is in no graph with it, because of the graph break at {begun}"
+        return "returned" + beyond if begun else "returned, or read after this graph"
     reason, place = ended
     where = ", at ".join(filter(None, (*reason.strip().splitlines()[:1], place)))
     return f"handed on over a graph break ({where}), because a variable holds them there (`del` it before the break)"

@@ -33,6 +33,7 @@ from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_
 
 MAX_EXTRA = 8
 UNNORMALISED = "the exponentials are not divided by their own sum"
+WEIGHTED = "the exponentials are multiplied by numbers that may be negative or zero, and have no logarithm"
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,11 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
     score = _exponent(above, key)
-    if score is None or len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
+    if len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined(UNNORMALISED, anchor)
+    if score is None:
+        weighted = above.op == "mul" and any(_exponent(factor, key) is not None for factor in above.args)
+        raise Declined(WEIGHTED if weighted else UNNORMALISED, anchor)
     return _beside(score, rest, anchor)
 
 

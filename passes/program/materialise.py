@@ -22,13 +22,13 @@ from flex_inductor.compat import dynamic
 from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Declined
-from flex_inductor.scalar.indices import size_expr
+from flex_inductor.scalar.indices import size_expr, writable
 
 aten = torch.ops.aten
 
 
 ARITHMETIC = {Max: torch.sym_max, Min: torch.sym_min, sympy.Add: operator.add, sympy.Mul: operator.mul,
-              FloorDiv: operator.floordiv, Mod: operator.mod}  # fmt: skip
+              FloorDiv: operator.floordiv, Mod: operator.mod, sympy.Pow: operator.pow}  # fmt: skip
 
 
 MOST_NUMBERS = 1 << 12
@@ -127,7 +127,7 @@ class Materialiser:
                 raise Declined(f"the size {expr} is no input of the graph")
             return self.symbols[expr]
         for kind, function in ARITHMETIC.items():
-            if isinstance(expr, kind):
+            if isinstance(expr, kind) and (not expr.is_Pow or writable(expr)):
                 first, *rest = [self.size(a) for a in expr.args]
                 for x in rest:
                     first = self.call(function, first, x)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from flex_inductor import scalar
+from flex_inductor.passes.lift.rules.ties import halfway
 from flex_inductor.passes.split.levels import has_raw
 from flex_inductor.scalar import Expr, logical_and, logical_not
 
@@ -58,6 +59,9 @@ def part(x: Expr) -> Masked:
     """The mask and the arithmetic of a score."""
     if x.op == "where" and not has_raw(x.args[0]):  # a mask_mod is not given the score
         return _part_where(*x.args)
+    if x.op == "where" and (plain := untied(x)) is not None:
+        found = part(plain)
+        return found if found.fills else _unmasked(x)
     if x.op in ("add", "sub"):
         return _part_sum(x)
     for factor, other in (x.args[::-1], x.args) if x.op == "mul" else (x.args[::-1],) if x.op == "div" else ():
@@ -92,6 +96,18 @@ def _clamped(x: Expr, bound: Expr, other: Expr) -> Masked:
         return Masked(found.mask, score, found.hidden, found.fills)
     hidden = scalar.pointwise("maximum", (found.hidden, scalar.const(0, bound.dtype)), x.dtype)
     return Masked(found.mask, score, hidden, tuple(max(f, bound.value) for f in found.fills))
+
+
+def untied(x: Expr) -> Expr | None:
+    """The maximum with a fill of which ties are written out, for their gradients; None for anything else. Softmax gives
+    zero to a score at such a tie, and no gradient, unless all scores of the row are as low. The mask is not used
+    then."""
+    condition, half, greatest = x.args
+    if condition.op != "eq" or greatest.op != "maximum" or set(condition.args) != set(greatest.args):
+        return None
+    score, bound = condition.args
+    at_tie = bound.is_const and is_fill(bound) and half == halfway(score, bound.value)
+    return greatest if at_tie else None
 
 
 def _part_where(condition: Expr, a: Expr, b: Expr) -> Masked:

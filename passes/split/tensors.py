@@ -27,7 +27,7 @@ from flex_inductor.passes.program.walk import above
 from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.split.levels import has_raw, is_of_product
 from flex_inductor.passes.split.low import surely
-from flex_inductor.passes.split.parts import LOW, STILL_LOW, Masked, is_fill
+from flex_inductor.passes.split.parts import LOW, STILL_LOW, Masked, is_fill, untied
 from flex_inductor.passes.split.rows import ABSORBS, stays_low
 from flex_inductor.scalar import FALSE, TRUE, Expr, const, logical_and, logical_not
 
@@ -91,6 +91,11 @@ def apart(x: Expr, at: Coordinates, over: Over) -> Sum:
         if inner.tensors is not None:
             rest, tensors = (scalar.pointwise(x.op, (part, by), x.dtype) for part in (inner.rest, inner.tensors))
             return Sum(rest, tensors, inner.factor * (by.value if x.op == "mul" else 1 / by.value))
+    plain = untied(x) if x.op == "where" else x
+    if plain is not None and plain.op == "maximum":  # what is hidden is at most what it was, or the other argument
+        for bound, inner in (plain.args, plain.args[::-1]):
+            if bound.is_const and bound.value <= ABSORBS and has_raw(inner):
+                return apart(inner, at, over)
     if x.op == "where" and not has_raw(x.args[0]):
         first, second = (apart(a, at, over) for a in x.args[1:])
         if first.tensors is not None or second.tensors is not None:

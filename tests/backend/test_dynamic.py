@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -116,3 +118,26 @@ def test_only_the_number_of_keys_changes() -> None:
             torch._dynamo.mark_dynamic(v, 2)
             torch.testing.assert_close(compiled(q, k, v), program(q, k, v), atol=1e-5, rtol=0)
     assert [(r.rewritten, r.fallback) for r in reports] == [(1, None)]
+
+
+def equal_sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """As many queries as heads: Dynamo gives both one symbol."""
+    return torch.softmax(q @ k.mT * 0.3, -1) @ v
+
+
+def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Groups of heads by einsum, as many as sequences."""
+    groups = q.transpose(1, 2).unflatten(2, (k.shape[0], -1))
+    p = torch.einsum("bskgd,bktd->bkgst", groups, k[:, : k.shape[0]]).softmax(-1)
+    return torch.einsum("bkgst,bktd->bskgd", p, v[:, : k.shape[0]])
+
+
+@pytest.mark.parametrize("program", [equal_sizes, grouped])
+def test_sizes_of_one_symbol(program: Callable[..., torch.Tensor]) -> None:
+    """Regression: products and powers of a symbol were not divided by it."""
+    compiled = torch.compile(program, backend="flex_eager", dynamic=True, options={"rewrite": "always"})
+    with torch.no_grad(), listen() as reports:
+        for n in (4, 7):
+            given = [randn(2, 4, 4 if program is equal_sizes and i == 0 else n, 8, seed=i) for i in range(3)]
+            torch.testing.assert_close(compiled(*given), program(*given), atol=1e-5, rtol=1e-5)
+    assert all(r.rewritten == 1 for r in reports)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.exactness import check, decisions_of, declines, reports_of
-from tests.support.programs import H, S, attend, causal, qkv, randn
+from tests.support.programs import B, H, S, attend, causal, qkv, randn
 
 
 def halves(*shape: int, seed: int) -> torch.Tensor:
@@ -165,6 +165,41 @@ def test_a_maximum_with_the_fill_in_rows_of_nothing_else() -> None:
     check(program, (*qkv(), mask), train=True)
 
 
+LENGTH = 150
+
+
+def kept_above(fill: float) -> Callable[..., Any]:
+    """A causal mask and padding, which rows may lose all keys to, kept above another fill."""
+    low = torch.finfo(torch.float32).min
+
+    def program(q: Any, k: Any, v: Any, keep: Any) -> Any:
+        at = torch.arange(LENGTH)
+        mask = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(at[:, None] < at, low).expand(B, 1, -1, -1)
+        mask = mask + torch.where(keep[:, None, None], 0.0, low)
+        return torch.softmax(torch.maximum(q @ k.mT * 0.3 + mask, torch.tensor(fill)), -1) @ v
+
+    return program
+
+
+@pytest.mark.parametrize("empty", [4, LENGTH])
+def test_a_maximum_with_the_fill_keeps_its_mask_in_training(empty: int) -> None:
+    """Ties with the fill get no gradient in rows that keep a key, and others do not use the mask."""
+    keep = (torch.arange(LENGTH) >= torch.tensor([[empty], [0]])) & (torch.arange(LENGTH) < LENGTH - 3)
+    (site,) = check(kept_above(torch.finfo(torch.float32).min), (*qkv(B, H, LENGTH, 8), keep), train=True)
+    assert "l_keep_[b, k]" in site.mask_mod and "q >= k" in site.mask_mod
+    (site,) = check(kept_above(-5.0), (*qkv(B, H, LENGTH, 8), keep), train=True)
+    assert not site.mask_mod  # keys at -5 have a probability, and half of the gradient
+
+
+def test_a_mask_of_numbers_that_is_kept_above_a_fill() -> None:
+    low = torch.finfo(torch.float32).min
+    mask = torch.zeros(B, 1, LENGTH, LENGTH).masked_fill(torch.arange(LENGTH)[:, None] < torch.arange(LENGTH), low)
+    mask[1, :, :, :20] = low
+    program = lambda q, k, v, m: torch.softmax(torch.maximum(q @ k.mT + m, torch.tensor(low)), -1) @ v  # noqa: E731
+    (site,) = check(program, (*qkv(B, H, LENGTH, 8), mask))
+    assert site.mask_mod.startswith("not l_m_[b, 0, q, k] <= "), site.mask_mod
+
+
 OVERWRITTEN: dict[str, Callable[..., Any]] = {
     "copy": lambda bias, other: bias.copy_(other),
     "assignment": lambda bias, other: bias.__setitem__(slice(None), other),
@@ -198,3 +233,36 @@ def test_what_is_overwritten_without_a_gradient_stays_a_formula() -> None:
 
     (site,) = check(program, (*qkv(), randn(S, S, seed=7)), train=True)
     assert site.mask_mod == "k < q + 1"
+
+
+def everywhere() -> torch.Tensor:
+    return torch.ones(S, S, dtype=torch.bool)
+
+
+UNREAD: dict[str, Callable[..., Any]] = {
+    "where": lambda s, a, b: s + torch.where(everywhere(), a, b),
+    "of the scores": lambda s, a, b: torch.where(torch.arange(S)[:, None] >= 0, s, b) + a,
+    "filled": lambda s, a, b: s + a + b.masked_fill(everywhere(), 0.5),
+    "a number": lambda s, a, b: s + a + torch.where(everywhere(), 0.0, b[0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_tensor_of_which_no_number_is_used(name: str) -> None:
+    """Regression: its gradient was None where eager has zeros. The one beside it has its own."""
+
+    def program(q: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
+        return attend(q, k, v, lambda s: UNREAD[name](s, a, b))
+
+    check(program, (*qkv(), randn(S, S, seed=7), randn(S, S, seed=8)), train=True)
+
+
+def test_nothing_is_added_to_a_result_whose_tensors_are_all_read() -> None:
+    """Near miss, and tensors to which no gradient flows in eager either."""
+
+    def program(q: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
+        hidden = b > 0
+        return attend(q, k, v, lambda s: (s + a + b.detach()).masked_fill(hidden, -1e9))
+
+    (report,) = reports_of(program, (*qkv(), randn(S, S, seed=7), randn(S, S, seed=8)), train=True)
+    assert not report.after.graph.find_nodes(op="call_function", target=torch.ops.aten.sum.default)

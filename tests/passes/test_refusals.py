@@ -115,6 +115,19 @@ def test_probabilities_that_are_alive_at_a_graph_break() -> None:
     assert "`del` it before the break" in decision.reason
 
 
+def breaks_inside(q: Any, k: Any, v: Any) -> Any:
+    torch._dynamo.graph_break()
+    p = softmax(q, k)
+    return p @ v, p
+
+
+def test_probabilities_that_a_function_returns_behind_a_graph_break() -> None:
+    """Its caller would not need them, but Dynamo does not see it together with the function."""
+    (decision,) = declines(lambda q, k, v: breaks_inside(q, k, v)[0] + 1, qkv(), "the probabilities are returned, by")
+    line = breaks_inside.__code__.co_firstlineno + 1
+    assert decision.reason.endswith(f"because of the graph break at test_refusals.py:{line}"), decision.reason
+
+
 def test_probabilities_that_are_dropped_before_a_graph_break() -> None:
     def dropped(q: Any, k: Any, v: Any) -> Any:
         out = softmax(q, k) @ v

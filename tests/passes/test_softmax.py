@@ -142,7 +142,7 @@ NEAR_MISSES = {
     ),
     "weighted_exponentials": (
         lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).cos()),
-        "not divided by their own sum",
+        "the exponentials are multiplied by numbers that may be negative or zero",
     ),
     "eps_beside_masked_ones": (
         lambda s: (lambda e: e / (e.sum(-1, keepdim=True) + 1e-3))(shifted(s) * torch.ones(S, S).tril()),

@@ -1,11 +1,14 @@
 """Operators that put tensors side by side, as case distinctions on the position.
 
 s + cat([s.new_zeros(S, 4), s.new_ones(S, S - 4)], -1)   ->   score + where(k < 4, 0, 1)
+torch.stack(s.chunk(2, 1), 1).flatten(1, 2)              ->   score
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -14,8 +17,9 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule, Rule, number
 from flex_inductor.passes.lift.rules.views import argument, shape_of, source_of
-from flex_inductor.scalar import Expr, clamp, compare, index
-from flex_inductor.scalar.indices import below, size_expr
+from flex_inductor.passes.site import Operand
+from flex_inductor.scalar import Atom, Expr, clamp, compare, index
+from flex_inductor.scalar.indices import Sizes, below, join, position, size_expr
 
 Segment = tuple[sympy.Expr, sympy.Expr, Callable[[sympy.Expr], Expr]]
 """One part of a joined dimension: its start, its length, and its element by position inside the part."""
@@ -80,12 +84,50 @@ def stack(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
     """Tensors side by side along a new dimension."""
     tensors, dim = node.args[0], argument(node, 1, "dim", 0) % len(at_index)
     rest = (*at_index[:dim], *at_index[dim + 1 :])
+    if not at_index[dim].is_Integer:
+        whole = of_number([lifter.lift(t, rest, at) for t in tensors], at_index[dim], lifter.sizes)
+        if whole is not None:
+            return lifter.cast(whole, node.meta["val"].dtype)
 
     def element_of(tensor: fx.Node) -> Callable[[sympy.Expr], Expr]:
         return lambda own: lifter.lift(tensor, rest, at)
 
     parts: list[Segment] = [(sympy.Integer(i), sympy.S.One, element_of(t)) for i, t in enumerate(tensors)]
     return piecewise(lifter, at_index[dim], parts, node.meta["val"].dtype)
+
+
+def of_number(parts: Sequence[Expr], number: sympy.Expr, sizes: Sizes) -> Expr | None:
+    """Elements of parts as one expression of the number of the part, None if there is none: what `s[:, :n]` and
+    `s[:, n:]` have at h is in `s` at `number * n + h`."""
+    inner = position("d")
+    try:
+        found = [_between(a, b, number - i, sizes, inner) for i, (a, b) in enumerate(itertools.pairwise(parts))]
+    except NoRule:
+        return None
+    return found[0] if found and all(x == found[0] for x in found) else None
+
+
+def _between(a: Any, b: Any, number: sympy.Expr, sizes: Sizes, inner: sympy.Symbol) -> Any:
+    """What is a for the number 0, and b for 1, where they differ by constant steps in their indices alone."""
+    if isinstance(a, Expr) and isinstance(b, Expr) and (a.op, a.dtype) == (b.op, b.dtype):
+        first, second = (_over(x, inner) if x.op == "dot" else x.args for x in (a, b))
+        return Expr(a.op, _between(first, second, number, sizes, inner), a.dtype)
+    if isinstance(a, Operand) and isinstance(b, Operand) and a.node is b.node:
+        return Operand(a.node, _between(a.index, b.index, number, sizes, inner))
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return tuple(_between(x, y, number, sizes, inner) for x, y in zip(a, b))
+    if a == b:
+        return a
+    step = sympy.expand(b - a) if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr) else None
+    if step is None or step.atoms(Atom) or step.free_symbols & sizes.keys():
+        raise NoRule
+    return join(sympy.expand(a + number * step))
+
+
+def _over(dot: Expr, inner: sympy.Symbol) -> tuple[Any, ...]:
+    """The arguments of a raw score whose products are summed over a given symbol."""
+    node, *factors, own, size = dot.args
+    return (node, *(Operand(o.node, tuple(e.xreplace({own: inner}) for e in o.index)) for o in factors), inner, size)
 
 
 def pad(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:

@@ -6,7 +6,8 @@
 At such a tie eager gives half of the gradient of `maximum` to each of both, and all of that of `clamp` to the first. In
 a score_mod it depends on whether the bound is a number or a tensor. So ties are written out, but only where gradients
 flow: elsewhere the plain form says more about the bounds of a score. That holds for fills too: in a row of nothing but
-the fill (`maximum(s + mask, finfo.min)`, all keys masked) every score is at a tie, and has a probability.
+the fill (`maximum(s + mask, finfo.min)`, all keys masked) every score is at a tie, and has a probability. In other rows
+a tie with the fill has none, so that the mask is found all the same (`split.parts.untied`).
 """
 
 from __future__ import annotations
