@@ -135,14 +135,21 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
     each graph that Inductor makes of this one, including that of the backward pass, which is compiled later."""
     from torch._inductor import compile_fx
 
+    return compile_fx.compile_fx(gm, inputs, inner_compile=inside(around), config_patches=settings)
+
+
+def inside(around: Any = None) -> Any:
+    """What Inductor compiles each graph by, inside a context manager."""
+    from torch._inductor import compile_fx
+
     if around is None:
-        return compile_fx.compile_fx(gm, inputs, config_patches=settings)
+        return compile_fx.compile_fx_inner
 
     def inner_compile(*args: Any, **kwargs: Any) -> Any:
         with around():
             return compile_fx.compile_fx_inner(*args, **kwargs)
 
-    return compile_fx.compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=settings)
+    return inner_compile
 
 
 def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,13 @@ result = {}
 for step in sys.argv[1:]:
     name, backend = step.split(":")
     torch._dynamo.reset()
+    if backend == "aot":
+        import flex_inductor
+
+        module = torch.nn.Module()
+        module.forward = globals()[name]
+        flex_inductor.aot_compile(torch.export.export(module, tuple(inputs)), "x.pt2", options={"rewrite": "always"})
+        continue
     with torch.no_grad():
         options = {"options": {"rewrite": "always"}} if backend == "flex" else {}
         out, code = run_and_get_code(torch.compile(globals()[name], backend=backend, **options), *inputs)
@@ -75,3 +83,13 @@ def test_inductors_code_is_the_same_before_and_after(tmp_path: Path, name: str) 
     assert with_warm_cache[plain][0] == alone, "a cache that flex warmed"
     assert with_warm_cache[ours][0] == warmed
     assert run(tmp_path / "alone", ours)[ours][0] == warmed, "a cache that Inductor warmed"
+
+
+@pytest.mark.nightly
+def test_inductors_code_is_the_same_after_a_package(tmp_path: Path) -> None:
+    """But for the number of the graph, which torch counts on."""
+    plain = "attention:inductor"
+    codes = run(tmp_path / "alone", plain)[plain][0], run(tmp_path / "after", "attention:aot", plain)[plain][0]
+    alone, after = ([re.sub(r"# AOT ID: .*", "", code) for code in found] for found in codes)
+    assert after == alone
+    assert (tmp_path / "x.pt2").exists()
