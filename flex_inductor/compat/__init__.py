@@ -10,6 +10,7 @@ import operator
 import os
 import re
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -268,8 +269,24 @@ def graph_break(gm: Any) -> tuple[str, str] | None:
     why = getattr(gm, "compile_subgraph_reason", None)
     if why is None or not why.graph_break:
         return None
-    frame = why.user_stack[-1] if why.user_stack else None
+    frame = frame_of_break(gm)
     return why.reason, f"{os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
+
+
+def frame_of_break(gm: Any) -> traceback.FrameSummary | None:
+    """Where in the user's model Dynamo ended a graph, as far as that is known."""
+    stack = getattr(getattr(gm, "compile_subgraph_reason", None), "user_stack", None)
+    return stack[-1] if stack else None
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a value is a nested tensor: sequences of different lengths, in the jagged or in the strided layout."""
+    return isinstance(value, torch.Tensor) and value.is_nested
+
+
+def numbers_of(value: Any) -> Any:
+    """The dense tensor in which a nested tensor of the jagged layout holds its numbers; other values as they are."""
+    return getattr(value, "_values", value) if is_nested(value) else value
 
 
 @contextlib.contextmanager
