@@ -42,6 +42,7 @@ TESTS = (
 """Tests of what hangs on the release: its private names, its graphs, its code generation."""
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "venv*", "build", "dist", "site", "__pycache__", "*.egg-info")
 """What of a checkout is not copied."""
+NOT_AT_HAND = "Python is not at hand"
 AT_MOST = 3600
 """Seconds for one step of a pair."""
 
@@ -80,7 +81,7 @@ def tried(python: str, torch: str, tests: Sequence[str]) -> Row:
     """Tries a pair, in a folder that is thrown away."""
     today, program = date.today().isoformat(), interpreter(python)
     if program is None:
-        return Row(today, python, torch, note="Python is not at hand")
+        return Row(today, python, torch, note=NOT_AT_HAND)
     with tempfile.TemporaryDirectory() as work:
         folder, inside = Path(work), Path(work) / "venv" / "bin" / "python"
         copy = shutil.copytree(ROOT, folder / "copy", symlinks=True, ignore=LEFT_OUT)
@@ -137,8 +138,10 @@ def read(table: Path) -> list[Row]:
 
 
 def write(table: Path, new: Iterable[Row]) -> None:
-    """Puts rows into a table, instead of those about the same versions."""
-    rows = {row.pair: row for row in (*read(table), *new)}
+    """Puts rows into a table, instead of those about the same versions: but a Python that is not at hand now may have
+    been tried before."""
+    rows = {row.pair: row for row in read(table)}
+    rows |= {row.pair: row for row in new if row.note != NOT_AT_HAND or row.pair not in rows}
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()

@@ -45,6 +45,7 @@ def test_a_row_takes_the_place_of_one_about_the_same_versions(tmp_path: Path) ->
     other = Row("2026-01-01", "3.9", "2.13", note="no")
     matrix.write(table, [Row("2026-01-01", "3.11.7", "2.11.0", "5", "1", "0"), other])
     matrix.write(table, [Row("2026-01-02", "3.11.9", "2.11.2", "6", "0", "0")])
+    matrix.write(table, [Row("2026-01-03", "3.11", "2.11", note=matrix.NOT_AT_HAND)])
     assert matrix.read(table) == [other, Row("2026-01-02", "3.11.9", "2.11.2", "6", "0", "0")]
 
 
