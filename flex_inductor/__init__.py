@@ -2,6 +2,7 @@
 it did."""
 
 from flex_inductor import compat, integrations, mods, parallel
+from flex_inductor.aot import aot_compile
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
@@ -21,6 +22,7 @@ __all__ = [
     "Look",
     "VaryError",
     "__version__",
+    "aot_compile",
     "create_block_mask",
     "explain",
     "flex",

@@ -29,6 +29,7 @@ from flex_inductor.options import Options, read
 from flex_inductor.request import Backend, never, torchs
 
 log = logging.getLogger(__name__)
+Around = Callable[[], contextlib.AbstractContextManager[None]]
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
@@ -56,12 +57,19 @@ def flex(
 
 def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Callable[..., Any]:
     """A graph with flex_attention goes to Inductor with our lowerings, and every graph without Inductor's own attention
-    patterns. torch's C++ template cannot take anything fused behind it (torch 2.13), so fusion into templates is off
-    for it on CPU."""
+    patterns."""
+    settings, around = lowered(gm, settings)
+    return compat.inductor(gm, inputs, settings, around=around)
+
+
+def lowered(gm: fx.GraphModule, settings: dict[str, Any]) -> tuple[dict[str, Any], Around | None]:
+    """The settings to compile a graph with, and what puts our lowerings in place meanwhile; None where it has no
+    flex_attention. torch's C++ template cannot take anything fused behind it (torch 2.13), so fusion into templates is
+    off for it on CPU."""
     settings = unfused(settings)
     places = compat.flex_attention_devices(gm)
     if not places:
-        return compat.inductor(gm, inputs, settings)
+        return settings, None
     if "cpu" in places:
         settings = {"epilogue_fusion": False, **settings}
 
@@ -72,7 +80,7 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
                 stack.enter_context(LOWERINGS[place]())
             yield
 
-    return compat.inductor(gm, inputs, compat.with_cache_key(settings, digest()), around=around)
+    return compat.with_cache_key(settings, digest()), around
 
 
 LOWERINGS = {"cpu": cpu_own.own, "cuda": own}

@@ -70,6 +70,21 @@ def _broken(i: int, reports: Sequence[GraphReport], programs: Sequence[AtenGraph
             stage = Ended(Found(anchor, Declined(reason, anchor)), Declined(reason, anchor), None)
             yield records.decision(f"site{count}", stage)
             count += 1
+    yield from _of_nested(reports[i], f"site{count}")
+
+
+def _of_nested(report: GraphReport, name: str) -> Iterator[Decision]:
+    """The record of a call of attention that ended a graph, which hands nested tensors on to it: torch traces their
+    attention only where it has a kernel for them."""
+    ended, frame = break_after(report.before), compat.frame_of_break(report.before)
+    values = (n.meta.get("example_value") for n in report.before.graph.nodes)
+    if ended and frame and "scaled_dot_product_attention" in (frame.line or "") and any(map(compat.is_nested, values)):
+        source = f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}, in {frame.name}: {frame.line}"
+        reason = f"its tensors are nested ones, and torch computes it outside of any graph (graph break: {ended})"
+        yield Decision(
+            site=name, verdict="declined", source=source, matched="scaled_dot_product_attention of nested tensors",
+            reason=reason, file=frame.filename, line=frame.lineno or 0,
+        )  # fmt: skip
 
 
 def _why(anchor: fx.Node, i: int, reports: Sequence[GraphReport], programs: Sequence[AtenGraph | None]) -> str:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from flex_inductor import compat, passes
 from flex_inductor.backend import fallen_back
+from flex_inductor.compat.dynamic import products_traced
 from flex_inductor.decisions import GraphReport, publish
 from flex_inductor.lowering import choose
 from flex_inductor.options import read
@@ -43,7 +44,10 @@ def rewrite(program: ExportedProgram, *, options: Mapping[str, Any] | None = Non
     report, stage = GraphReport((), module, module), "export"
     try:
         report = rewritten(module, choose.answers(ours, settings))
-        result = program if report.after is module else again(report.after, program)
+        result = program
+        if report.after is not module:
+            compat.forget_own_options(report.after)
+            result = again(report.after, program)
         publish(report)
         return result
     except Exception as error:
@@ -69,14 +73,14 @@ def rewritten(module: fx.GraphModule, answers: Backend) -> GraphReport:
 
 
 def again(module: fx.GraphModule, program: ExportedProgram) -> ExportedProgram:
-    """The rewritten module as a program like the one that it was made of."""
-    compat.forget_own_options(module)
+    """The rewritten module as a program like the one that it was made of. Raises torch's errors where it is right for
+    fewer sizes than that."""
     equated(module)
     codegen = unlifted(program).graph._codegen  # which knows the structure of arguments and results
     module.graph.set_codegen(codegen)
     module = fx.GraphModule(module, module.graph)
     args, kwargs = program.example_inputs
-    with torch.no_grad():
+    with torch.no_grad(), products_traced():
         shapes = dynamic_shapes(module, program)
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from flex_inductor import compat
 from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
@@ -52,7 +53,7 @@ def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:
             yield node
         elif name == "exp":
             yield from spelled_out(node)
-        elif node.meta.get("transformed") and called(node) in UNSEEN:
+        elif node.target is opaque and called(node) in UNSEEN and why_unseen(node):
             yield node
 
 
@@ -68,12 +69,21 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
             return
 
 
-def transformed(anchor: fx.Node) -> Declined | None:
-    """The refusal of an attention under a functorch transform; None for a softmax without a product on both sides."""
+def why_unseen(anchor: fx.Node) -> str:
+    """Why no ATen operators are seen of what the model calls softmax or attention; empty if that is not known."""
+    if anchor.meta.get("transformed"):
+        return "it runs under a transform of torch.func (vmap, grad), into which no pass looks"
+    nested = any(map(compat.is_nested, anchor.meta["val"]))
+    return "its tensors are nested ones, whose attention is left to torch's kernels for them" if nested else ""
+
+
+def unseen(anchor: fx.Node) -> Declined | None:
+    """The refusal of an attention that is not seen as ATen operators; None for a softmax without a product on both
+    sides."""
     up, down = reachable([anchor], lambda n: n.all_input_nodes), reachable([anchor], lambda n: n.users)
     if called(anchor) == "softmax" and not all(any(called(n) in PRODUCTS for n in nodes) for nodes in (up, down)):
         return None
-    return Declined("it runs under a transform of torch.func (vmap, grad), into which no pass looks", anchor)
+    return Declined(why_unseen(anchor), anchor)
 
 
 def has_weights(product: fx.Node) -> bool:
@@ -120,7 +130,7 @@ def candidates(anchor: fx.Node, storage: Storage) -> list[Candidate | Declined]:
     if rule_name(anchor) in NATIVE:
         return [Declined("one native operator runs the whole layer", anchor)]
     if anchor.target is opaque:
-        return [why] if (why := transformed(anchor)) is not None else []
+        return [why] if (why := unseen(anchor)) is not None else []
     if is_sdpa(anchor):
         return [Candidate(anchor, anchor, 0)]
     if not any(is_product(n) for n in above(anchor)):

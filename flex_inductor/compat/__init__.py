@@ -10,6 +10,7 @@ import operator
 import os
 import re
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -135,14 +136,21 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
     each graph that Inductor makes of this one, including that of the backward pass, which is compiled later."""
     from torch._inductor import compile_fx
 
+    return compile_fx.compile_fx(gm, inputs, inner_compile=inside(around), config_patches=settings)
+
+
+def inside(around: Any = None) -> Any:
+    """What Inductor compiles each graph by, inside a context manager."""
+    from torch._inductor import compile_fx
+
     if around is None:
-        return compile_fx.compile_fx(gm, inputs, config_patches=settings)
+        return compile_fx.compile_fx_inner
 
     def inner_compile(*args: Any, **kwargs: Any) -> Any:
         with around():
             return compile_fx.compile_fx_inner(*args, **kwargs)
 
-    return compile_fx.compile_fx(gm, inputs, inner_compile=inner_compile, config_patches=settings)
+    return inner_compile
 
 
 def with_cache_key(settings: dict[str, Any], key: str) -> dict[str, Any]:
@@ -261,7 +269,7 @@ def graph_break(gm: Any) -> tuple[str, str] | None:
     why = getattr(gm, "compile_subgraph_reason", None)
     if why is None or not why.graph_break:
         return None
-    frame = why.user_stack[-1] if why.user_stack else None
+    frame = frame_of_break(gm)
     return why.reason, f"{os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
 
 
@@ -272,6 +280,22 @@ def resumed_after(gm: Any) -> str:
     frame = why.user_stack[-1] if why is not None and why.user_stack else None
     line = re.search(r"^torch_dynamo_resume_in_.*_at_(\d+)$", frame.name) if frame is not None else None
     return f"{os.path.basename(frame.filename)}:{line[1]}" if frame is not None and line is not None else ""
+
+
+def frame_of_break(gm: Any) -> traceback.FrameSummary | None:
+    """Where in the user's model Dynamo ended a graph, as far as that is known."""
+    stack = getattr(getattr(gm, "compile_subgraph_reason", None), "user_stack", None)
+    return stack[-1] if stack else None
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a value is a nested tensor: sequences of different lengths, in the jagged or in the strided layout."""
+    return isinstance(value, torch.Tensor) and value.is_nested
+
+
+def numbers_of(value: Any) -> Any:
+    """The dense tensor in which a nested tensor of the jagged layout holds its numbers; other values as they are."""
+    return getattr(value, "_values", value) if is_nested(value) else value
 
 
 @contextlib.contextmanager

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import operator
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import sympy
 import torch
+from torch.fx.experimental import proxy_tensor
 
 
 def own_symbol(size: torch.SymInt) -> Any:
@@ -71,3 +77,12 @@ def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
     """The present value of a symbolic size. The method was renamed in 2.13."""
     hint = getattr(shape_env, "guarding_hint_or_throw", None) or shape_env.size_hint
     return hint(size)
+
+
+@contextlib.contextmanager
+def products_traced() -> Iterator[None]:
+    """Inside the block sizes that are products of three and more are traced, which torch before 2.15 gives to
+    operator.mul all at once. They occur in a mod that torch.export traces, and that reads a tensor of symbolic size."""
+    handlers = {**proxy_tensor._sympy_handlers(), sympy.Mul: lambda *factors: functools.reduce(operator.mul, factors)}
+    with mock.patch.object(proxy_tensor, "_sympy_handlers", lambda: handlers):
+        yield

@@ -8,9 +8,9 @@ Rewrites are made in the Dynamo graph, so everything that is not attention (auto
 vmap, random numbers, metadata) reaches Inductor exactly as it would without this backend.
 
 Opaque nodes stand for Dynamo nodes that are not seen as ATen operators: higher-order operators, what runs under
-functorch transforms, and nodes that cannot be run, which keep the value that Dynamo found for them. The bodies of
-higher-order operators that merely run their body are analysed as graphs of their own (`bodies`). SDPA calls are
-recorded as one operator.
+functorch transforms, what reads nested tensors, and nodes that cannot be run, which keep the value that Dynamo found
+for them. The bodies of higher-order operators that merely run their body are analysed as graphs of their own
+(`bodies`). SDPA calls are recorded as one operator.
 
 Declines: nothing.
 """
@@ -125,6 +125,8 @@ class Normalizer:
         """Runs a node under the recorder."""
         load = lambda n: self.env[n]  # noqa: E731
         args, kwargs = fx.map_arg(node.args, load), fx.map_arg(node.kwargs, load)
+        if any(map(compat.is_nested, tree_leaves((args, kwargs)))):
+            return self.unseen(node)
         if node.target in compat.SDPA:
             return self.whole(node.target, args, kwargs)
         with self.recorder:
@@ -205,6 +207,7 @@ def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
     """The fake mode that Dynamo ran the graph in."""
     for node in gm.graph.nodes:
         for value in tree_leaves(node.meta.get("example_value")):
+            value = compat.numbers_of(value)
             if isinstance(value, FakeTensor):
                 return value.fake_mode
     return None

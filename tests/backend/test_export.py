@@ -88,6 +88,24 @@ def test_numbers_obey_the_rule() -> None:
     compare_all(outcome(found, None, given, False), *expected, 16)
 
 
+def test_a_padding_mask_of_integers_in_a_program_with_both_sizes_dynamic() -> None:
+    """Its mod reads a tensor whose extent is a product of three (torch before 2.15 could not trace that)."""
+
+    class Padded(nn.Module):
+        def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+            low = (1.0 - (keep[:, None, None, :] != 0).float()) * torch.finfo(x.dtype).min
+            return attend(x[:, None], x[:, None], x[:, None], lambda s: s + low)
+
+    given = randn(2, 12, 8), (torch.arange(12) < torch.tensor([[12], [7]])).long()
+    shapes = {"x": {0: Dim("batch"), 1: Dim("length")}, "keep": {0: Dim("batch"), 1: Dim("length")}}
+    with listen() as reports:
+        rewritten = flex_inductor.rewrite(export(Padded(), given, dynamic_shapes=shapes), options=ALWAYS)
+    assert [(r.rewritten, r.fallback) for r in reports] == [(1, None)]
+    more = randn(3, 20, 8), (torch.arange(20) < torch.tensor([[20], [7], [11]])).long()
+    for inputs in (given, more):
+        torch.testing.assert_close(rewritten.module()(*inputs), Padded()(*inputs), atol=1e-5, rtol=1e-5)
+
+
 def test_what_has_no_attention_is_returned_as_it_is() -> None:
     program = export(nn.Linear(4, 4), (torch.randn(2, 4),))
     assert flex_inductor.rewrite(program) is program

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch.nn.attention import flex_attention
 
 import flex_inductor
@@ -176,3 +180,33 @@ WRAPPING: dict[str, Any] = {
 def test_numbers_that_wrap_or_round(name: str) -> None:
     given = (WRAPPING[name], 1, None, 200, 200, "cpu", 32)
     same(*(make(*given) for make in CREATORS))
+
+
+def masked_attention(make: Any, x: torch.Tensor, ids: torch.Tensor) -> Any:
+    """Attention within documents, whose block mask is made in the same function. Also the lists of blocks."""
+    length = x.shape[2]
+    blocks = make(lambda b, h, q, k: (q >= k) & (ids[q] == ids[k]), None, None, length, length, device="cpu")
+    return flex_attention.flex_attention(x, x, x, block_mask=blocks), [getattr(blocks, name) for name in BLOCK_LISTS]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("make", [flex_inductor.create_block_mask, flex_attention.create_block_mask])
+def test_inside_a_compiled_function(make: Any) -> None:
+    """One graph, the same lists of blocks as outside of it, and no tensor of queries x keys."""
+    torch._dynamo.reset()
+    compiled = torch.compile(masked_attention, backend="flex", fullgraph=True, dynamic=True)
+    for length in (1000, 1500):
+        ids = torch.arange(length) // 230
+        x = torch.randn(1, 2, length, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's flex_attention says that it should be compiled
+            if length == 1000:
+                found, (code,) = run_and_get_code(compiled, make, x, ids)
+            else:
+                found = compiled(make, x, ids)
+            expected = masked_attention(flex_inductor.create_block_mask, x, ids)
+        torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+        for ours, theirs in zip(found[1], expected[1], strict=True):
+            assert (ours is None) == (theirs is None) and (ours is None or torch.equal(ours, theirs))
+    sizes = re.findall(r"empty_strided_cpu\(\((.*?),?\), \(", re.sub(r"\bs\d+\b", "1000", code))
+    assert sizes and max(math.prod(eval(f"[{size}]")) for size in sizes) < 1000 * 1000 / 2
