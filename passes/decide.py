@@ -65,12 +65,20 @@ def _ended(stage: Decided, other: fx.Node, sites: Sequence[Stage]) -> Ended:
     """A site that is left because of another. other: the anchor of that, which may be the site's own."""
     what, reader = "scores", other
     if other is stage.found.anchor:
-        what, reader = "probabilities", next(
-            s.found.site.result for s in sites
-            if s.found.anchor is other and isinstance(s, Ended) and isinstance(s.found.site, Candidate)
-        )  # fmt: skip
+        what, reader = "probabilities", _twin(stage, sites)
     why = f"the {what} are also read by {called(reader)}, for an attention that is left"
     return Ended(stage.found, Declined(why, reader), stage.site)
+
+
+def _twin(stage: Decided, sites: Sequence[Stage]) -> fx.Node:
+    """The result of another product that reads a site's probabilities: of one that is left, if there is one, else of
+    one whose scores are those of another product of queries and keys."""
+    results = {
+        s.found.site.result: isinstance(s, Ended)
+        for s in sites
+        if s is not stage and s.found.anchor is stage.found.anchor and isinstance(s.found.site, Candidate)
+    }
+    return max(results, key=lambda r: results[r], default=stage.found.anchor)
 
 
 def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int) -> Request:

@@ -49,7 +49,7 @@ class Columns:
 def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
     """The scores that an anchor normalises, at an index of its result."""
     if rule_name(anchor) in SOFTMAX:
-        return _of_softmax(lifter, anchor, index, key)
+        return _of_softmax(lifter, anchor, index, key, anchor)
     lifter = lifter.changed(store=False)  # sums and shifts must be written out, not loaded
     try:
         value = lifter.apply(anchor, index, anchor.meta["position"])
@@ -62,7 +62,8 @@ def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) ->
     raise Declined("the exponential is normalised in a way that is not understood", anchor)
 
 
-def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
+def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbol, anchor: fx.Node) -> Columns:
+    """The scores that a softmax, or the log-softmax of which an anchor takes the exponential, normalises."""
     if lifter.stops_gradient(softmax):
         raise Declined("the softmax runs in another grad mode than the product with the values", softmax)
     source: fx.Node = softmax.args[0]
@@ -71,7 +72,7 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     offset = sympy.expand(entry - key) if key in entry.free_symbols else entry
     others = [d for d, i in enumerate(index) if d != dim and key in i.free_symbols]
     if others and dim == len(index) - 1:
-        raise Declined(_mixed(softmax, others[0]), softmax)
+        raise Declined(_mixed(lifter, anchor, others[0]), softmax)
     if others or offset.free_symbols & lifter.sizes.keys():
         raise Declined("the softmax runs over another dimension than the keys", softmax)
     size = size_expr(source.meta["val"].shape[dim])
@@ -84,10 +85,10 @@ def _of_softmax(lifter: Lifter, softmax: fx.Node, index: Index, key: sympy.Symbo
     return Columns(score, tuple(whole.lift(source, (*index[:dim], p, *index[dim + 1 :])) for p in places))
 
 
-def _mixed(softmax: fx.Node, dim: int) -> str:
+def _mixed(lifter: Lifter, anchor: fx.Node, dim: int) -> str:
     """What happens to probabilities that a product sums over another dimension than the keys."""
-    across = {3: "heads", 2: "queries"}.get(len(softmax.meta["val"].shape) - dim, f"dimension {dim}")
-    readers = [called(product) for product, _ in value_products(softmax)]
+    across = {3: "heads", 2: "queries"}.get(len(anchor.meta["val"].shape) - dim, f"dimension {dim}")
+    readers = [called(product) for product, _ in value_products(anchor, lifter.storage)]
     return f"the probabilities are mixed across {across} by {article(readers[0])}"
 
 
@@ -118,7 +119,7 @@ def reordered(entry: sympy.Expr, key: sympy.Symbol, sizes: Sizes) -> sympy.Expr 
 def _of_log(lifter: Lifter, logarithm: Expr, anchor: fx.Node, key: sympy.Symbol) -> Columns:
     """The scores of exp(log_softmax(x)) and of exp(x - logsumexp(x))."""
     if logarithm.op == "load" and rule_name(logarithm.args[0]) == "_log_softmax":
-        return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key)
+        return _of_softmax(lifter, logarithm.args[0], logarithm.args[1], key, anchor)
     if logarithm.op == "sub" and logarithm.args[1].op == "load":
         score, (total, at) = logarithm.args[0], logarithm.args[1].args
         if rule_name(total) == "logsumexp" and reduced(lifter, total, at, key) == score:

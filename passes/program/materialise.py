@@ -104,13 +104,16 @@ class Materialiser:
         return self.graph.call_function(target, args, kwargs)
 
     def real(self, number: sympy.Expr) -> fx.Node:
-        """A dynamic floating-point number as a scalar tensor."""
+        """A dynamic floating-point number as a scalar tensor. It is made by a product, because torch gives a graph a
+        number that changes from call to call only where operators that it knows read the number; for any other, and
+        `scalar_tensor` is one, it compiles the graph anew for each value."""
         if number not in self.numbers:
             raise Declined(f"the number {number} is no input of the graph")
         device = next(
             n.meta["val"].device for n in self.aten_graph.graph.nodes if isinstance(n.meta["val"], torch.Tensor)
         )
-        return self.call(aten.scalar_tensor.default, self.numbers[number], dtype=torch.float32, device=device)
+        one = self.call(aten.full.default, [], 1.0, dtype=torch.float32, device=device)
+        return self.call(aten.mul.Tensor, one, self.numbers[number])
 
     def size(self, expr: sympy.Expr) -> Any:
         """A size as a number, or as a node if it is dynamic."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from flex_inductor import listen
 from tests.models import zoo
 from tests.support.exactness import compare_all, outcome, reference
-from tests.support.programs import randn
+from tests.support.programs import attend, qkv, randn
 
 LENGTHS = (20, 28, 24, 17)
 
@@ -141,3 +142,41 @@ def test_sizes_of_one_symbol(program: Callable[..., torch.Tensor]) -> None:
             given = [randn(2, 4, 4 if program is equal_sizes and i == 0 else n, 8, seed=i) for i in range(3)]
             torch.testing.assert_close(compiled(*given), program(*given), atol=1e-5, rtol=1e-5)
     assert all(r.rewritten == 1 for r in reports)
+
+
+def gap(s: torch.Tensor) -> torch.Tensor:
+    return torch.arange(s.shape[-2])[:, None] - torch.arange(s.shape[-1])
+
+
+NUMBERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "temperature": lambda s, t: s / t,
+    "derived": lambda s, t: s * (2 * t + 1) - t,
+    "soft cap": lambda s, t: torch.tanh(s / t) * t,
+    "slope": lambda s, t: s - t * gap(s).abs(),
+    "threshold": lambda s, t: s.masked_fill(torch.cos(gap(s)) > t, float("-inf")),
+    "fill": lambda s, t: s.masked_fill(gap(s) < 0, -t),
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_changes_from_call_to_call(name: str, train: bool) -> None:
+    """A Python float is a number of the graph from its second value on, and that is the last time it is compiled. A
+    fill costs aot_eager a compilation for each value, because masked_fill has to know it."""
+    change, compiles = NUMBERS[name], {}
+
+    def program(q: Any, k: Any, v: Any, t: float) -> Any:
+        return attend(q, k, v, lambda s: change(s, t))
+
+    for backend in ("aot_eager", "flex_eager"):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+        compiled = torch.compile(program, backend=counter)
+        with listen() as reports:
+            for t in (0.5, 0.6, 0.7, 0.8):
+                given = (*qkv(), t)
+                got = outcome(compiled, program, given, train)
+                compare_all(got, outcome(program, program, given, train), reference(program, given, train), 16)
+        assert all(r.rewritten == 1 for r in reports)
+        compiles[backend] = counter.frame_count
+    assert compiles["flex_eager"] == 2 <= compiles["aot_eager"]

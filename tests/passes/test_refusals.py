@@ -52,6 +52,11 @@ class Stores(nn.Module):
         return self.attn @ v
 
 
+def written_back(s: Any) -> Any:
+    s[:] = torch.softmax(s, -1)
+    return s
+
+
 REFUSALS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "returned": (returned, "the probabilities are returned", "the output of the graph"),
     "scores": (returned_scores, "the scores are returned", "the output of the graph"),
@@ -80,6 +85,21 @@ REFUSALS: dict[str, tuple[Callable[..., Any], str, str]] = {
         lambda q, k, v: torch.softmax((q @ k.mT).cumsum(-1), -1) @ v,
         "the scores are no product of queries and keys: they go through cumsum",
         "cumsum (",
+    ),
+    "over_queries": (
+        lambda q, k, v: softmax(q, k).mT @ v,
+        "the probabilities are mixed across queries by a matmul",
+        "_softmax (",
+    ),
+    "over_queries_by_log_softmax": (
+        lambda q, k, v: (q @ k.mT).log_softmax(-1).exp().mT @ v,
+        "the probabilities are mixed across queries by a matmul",
+        "_log_softmax (",
+    ),
+    "over_queries_written_back": (
+        lambda q, k, v: written_back(q @ k.mT).mT @ v,
+        "the probabilities are mixed across queries by a matmul",
+        "_softmax (",
     ),
     "queries": (
         lambda q, k, v: torch.softmax(q @ k.mT, -2) @ v,

@@ -108,9 +108,25 @@ def watched(q: Any, k: Any, v: Any, w: Any) -> Any:
     return p @ v, p @ w, s.logsumexp(-1)
 
 
+def relative_to_the_clipped_gap(q: Any, k: Any, v: Any, w: Any) -> Any:
+    """Relative scores and values in one-hot form: seen from the queries, the scores are those of another product."""
+    gap = (torch.arange(S) - torch.arange(S)[:, None]).clamp(-3, 3) + 3
+    table = torch.nn.functional.one_hot(gap, 7).to(q.dtype) @ w[0, 0, :7, :1].expand(7, q.shape[-1])
+    p = torch.softmax(q @ k.mT + torch.einsum("bhid,ijd->bhij", q, table), -1)
+    return p @ v + torch.einsum("bhij,ijd->bhid", p, table)
+
+
+def two_memories(q: Any, k: Any, v: Any, w: Any) -> Any:
+    """One softmax over the scores of two tensors of keys: each part of the values sees one of the products."""
+    p = torch.softmax(torch.cat([q @ k[:, :, :5].mT, causal(q @ k[:, :, 5:].mT)], -1), -1)
+    return p[..., :5] @ v[:, :, :5] + p[..., 5:] @ v[:, :, 5:]
+
+
 REFUSALS: dict[str, tuple[Callable[..., Any], str]] = {
     "relative values": (relative, "every query has values of its own, and flex_attention shares them"),
     "and the other product": (relative, "the probabilities are also read by einsum, for an attention that is left"),
+    "relative scores and values": (relative_to_the_clipped_gap, "the probabilities are also read by"),
+    "two memories": (two_memories, "the probabilities are also read by matmul, for an attention that is left"),
     "returned": (returned, "the probabilities are returned"),
     "dropped": (dropped, "several products read the probabilities, whose dropout is drawn once"),
     "by themselves": (squared, "the probabilities are multiplied by themselves"),
@@ -118,6 +134,16 @@ REFUSALS: dict[str, tuple[Callable[..., Any], str]] = {
     "masked after the softmax": (masked_otherwise, "the probabilities are masked after the softmax"),
     "beside a statistic": (watched, "several products read the probabilities beside a statistic of the scores"),
 }
+
+
+def test_one_of_two_memories_has_values() -> None:
+    """The second product is loaded: its columns have no values."""
+
+    def program(q: Any, k: Any, v: Any, w: Any) -> Any:
+        p = torch.softmax(torch.cat([q @ k[:, :, :5].mT, causal(q @ k[:, :, 5:].mT)], -1), -1)
+        return p[..., :5] @ v[:, :, :5]
+
+    check(program, given(), train=True)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
