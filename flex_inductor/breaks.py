@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
+from flex_inductor.compat import dynamo
 from flex_inductor.decisions import Decision, GraphReport
 from flex_inductor.passes import records
 from flex_inductor.passes.find import Found, anchors, candidates
@@ -44,7 +45,7 @@ class Break:
 
 def break_after(gm: fx.GraphModule) -> Break | None:
     """The graph break that ended a graph; None where the program ended there."""
-    found = compat.graph_break(gm)
+    found = dynamo.graph_break(gm)
     return Break(*found) if found is not None else None
 
 
@@ -76,7 +77,7 @@ def _broken(i: int, reports: Sequence[GraphReport], programs: Sequence[AtenGraph
 def _of_nested(report: GraphReport, name: str) -> Iterator[Decision]:
     """The record of a call of attention that ended a graph, which hands nested tensors on to it: torch traces their
     attention only where it has a kernel for them."""
-    ended, frame = break_after(report.before), compat.frame_of_break(report.before)
+    ended, frame = break_after(report.before), dynamo.frame_of_break(report.before)
     values = (n.meta.get("example_value") for n in report.before.graph.nodes)
     if ended and frame and "scaled_dot_product_attention" in (frame.line or "") and any(map(compat.is_nested, values)):
         source = f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}, in {frame.name}: {frame.line}"

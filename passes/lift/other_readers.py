@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import fx
 
-from flex_inductor import compat
+from flex_inductor.compat import dynamo
 from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.operators import FACTORS, called, is_product, rule_name
@@ -126,13 +126,13 @@ def use_of(value: fx.Node, reader: fx.Node) -> str:
     """What a reader does with a value, in words."""
     if reader.target is not opaque or reader.meta["origin"].op != "output":
         return f"also read by {called(reader)}"
-    attribute = compat.stored_attributes().get(value.meta["origin"].name)
+    attribute = dynamo.stored_attributes().get(value.meta["origin"].name)
     if attribute is not None:
         return f"stored in {attribute}"
     graph = reader.meta["origin"].graph.owning_module
-    ended = compat.graph_break(graph)
+    ended = dynamo.graph_break(graph)
     if ended is None:
-        begun = compat.resumed_after(graph)
+        begun = dynamo.resumed_after(graph)
         beyond = f", by a function whose caller is in no graph with it, because of the graph break at {begun}"
         return "returned" + beyond if begun else "returned, or read after this graph"
     reason, place = ended

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flex_inductor import explain
-from flex_inductor.compat import stored_attributes
+from flex_inductor.compat.dynamo import stored_attributes
 from tests.support.exactness import check, declines
 from tests.support.programs import H, qkv
 
