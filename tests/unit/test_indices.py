@@ -175,6 +175,17 @@ def test_views_of_symbolic_sizes(length: int, heads: int, transposed: bool) -> N
     assert element_map([e.subs(known) for e in source], sizes, [2, length, heads * 4]) == want
 
 
+def test_powers_of_sizes() -> None:
+    """A size may be the square of another. Regression: such sites were declined under dynamic shapes."""
+    n, d = sympy.Symbol("n", integer=True, positive=True), position("d")
+    sizes = {a: n, b: n, c: n, d: n}
+    flat = a * n**3 + b * n**2 + c * n + d
+    assert unflatten(flat, (n, n, n, n), sizes) == [a, b, c, d]
+    assert reshape((a, b, c, d), (n, n, n, n), (n**2, n**2), sizes) == [a * n + b, c * n + d]
+    root = sympy.sqrt(n)  # is no integer
+    assert floordiv(a * n, root, sizes).has(FloorDiv)
+
+
 def test_positions_are_numbered_anew_for_every_site():
     fresh = position("q")
     with numbered():
