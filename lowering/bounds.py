@@ -35,8 +35,8 @@ WIDE = {s: sympy.Symbol(f"wide_{s.name.lower()}", integer=True, nonnegative=True
 @dataclass(frozen=True)
 class Bounds:
     """Statements, and the loops "start : stop : masked : block", or "full" for masked, with the block of a step; in
-    both, ";" between them. lists: whether the blocks are those of lists. wide: whether numbers take 64 bits. For both,
-    see templates/common.jinja."""
+    both, ";" between them. lists: whether the blocks are those of lists, or of runs. wide: whether numbers take 64
+    bits. For both, see templates/common.jinja."""
 
     statements: str
     loops: str
@@ -107,6 +107,14 @@ def listed(columns: int, width: int) -> Bounds:
     parts = ((f"{name}_count * {times}", kind, f"tl.load({name}_list + step // {times}) * {times} + step % {times}")
              for name, kind in (("partial", "masked"), ("full", "full")))  # fmt: skip
     return Bounds("", "; ".join(f"0 : {count} : {kind} : {block}" for count, kind, block in parts), lists=True)
+
+
+def in_runs(columns: int, width: int) -> Bounds:
+    """The loops over the blocks of runs, as listed."""
+    times = width // columns
+    ends = [f"run_{name} * {times}" for name in ("start", "begin", "end", "stop")]
+    parts = zip(ends, ends[1:], ("masked", "full", "masked"))
+    return Bounds("", "; ".join(f"{start} : {stop} : {kind} : step" for start, stop, kind in parts), lists=True)
 
 
 def everywhere(length: str, columns: int) -> Bounds:

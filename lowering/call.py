@@ -144,13 +144,20 @@ class Call:
         """Whether the block mask is a single block that covers everything."""
         return int(self.listed["q_width"]) >= compat.ONE_BLOCK
 
+    @property
+    def runs(self) -> bool:
+        """Whether the block mask has runs of blocks in place of lists."""
+        return compat.has_runs(self.blocks)
+
     def plan(self, kind: str, rows: int | None = None) -> list[Variant]:
         """The variants of a kernel that are to be compared: one, unless max_autotune is on."""
         mask = self.mask or (None if self.one_block else int(self.listed["q_width"]))
         dims = self.qk_dim, self.v_dim
         loaded = bytes_per_score(self.score_graph, (3, 4)) + bytes_per_score(self.blocks[-1], (2, 3))
         memory = torch.cuda.get_device_properties(self.query.get_device()).shared_memory_per_block_optin
-        problem = Problem(self.lengths, self.dtype, dims, self.capability, mask, bool(self.dropout), loaded, memory)
+        problem = Problem(
+            self.lengths, self.dtype, dims, self.capability, mask, bool(self.dropout), loaded, memory, self.runs
+        )
         variants = plan(kind, problem, rows)
         return variants if inductor.max_autotune() else variants[:1]
 
@@ -159,6 +166,8 @@ class Call:
         if not variants[0].bounds.lists:
             return []
         axis = "q" if by_key else "kv"
+        if self.runs:
+            return list(inductor.in_memory([self.listed[f"{axis}_indices"]]))
         names = (f"{prefix}{axis}_{what}" for prefix in ("", "full_") for what in ("num_blocks", "indices"))
         found: list[Any] = inductor.in_memory([self.listed[name] for name in names])
         return found
@@ -175,7 +184,8 @@ class Call:
         for variant in variants:
             self.append(choices, text, variant, given, layout, mods, mutated, size, constants)
         tensors = [*given, *(x for x in (*self.captured, *mutated) if not any(x is y for y in given))]
-        return inductor.choose(text.name, choices, tensors, layout, self.captured, mods, lists)
+        blocks = min(map(inductor.hint, self.lengths)) // int(self.listed["q_width"]) if lists else 0
+        return inductor.choose(text.name, choices, tensors, layout, self.captured, mods, lists, blocks)
 
     def append(
         self, choices: list[Any], text: Any, variant: Variant, inputs: list[Any], layout: Any, mods: list[Any],
@@ -189,7 +199,7 @@ class Call:
             **self.constants(), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
             "EVEN_M": self.divides(width or config.block_m, queries),
             "EVEN_N": self.divides(width or config.block_n, keys), "LISTS": loops.lists, "WIDTH": width,
-            "WIDE": loops.wide,
+            "RUNS": self.runs, "WIDE": loops.wide,
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
             "num_warps": config.warps, "num_stages": config.stages,
         }  # fmt: skip

@@ -156,6 +156,8 @@ class Call:
         """The lists of blocks that are visited, by their names in the templates."""
         if self.loops is not None:
             return {}
+        if compat.has_runs(self.blocks):
+            return {"RUNS": inductor.in_memory(self.listed["kv_indices"])}
         names = {f"{full}{what}": f"{full.lower()}kv_{entry}" for full in ("", "FULL_")
                  for what, entry in (("COUNTS", "num_blocks"), ("PLACES", "indices"))}  # fmt: skip
         return {

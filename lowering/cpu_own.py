@@ -58,7 +58,7 @@ def _forward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, score_mod, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs, dropout)
+        return ours_or_theirs(ours, theirs, cuda.only_ours(blocks, dropout))
 
     return flex_attention
 
@@ -81,6 +81,6 @@ def _backward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs, dropout)
+        return ours_or_theirs(ours, theirs, cuda.only_ours(blocks, dropout))
 
     return flex_attention_backward

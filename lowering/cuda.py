@@ -65,7 +65,7 @@ def _forward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, score_mod, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs, dropout)
+        return ours_or_theirs(ours, theirs, only_ours(blocks, dropout))
 
     return flex_attention
 
@@ -90,7 +90,7 @@ def _backward(stock: Lowering) -> Lowering:
         def theirs() -> Any:
             return stock(query, key, value, *rows, score_mod, joint, blocks, scale, options, *reads)
 
-        return ours_or_theirs(ours, theirs, dropout)
+        return ours_or_theirs(ours, theirs, only_ours(blocks, dropout))
 
     return flex_attention_backward
 
@@ -100,3 +100,8 @@ def parted(options: dict[str, Any]) -> tuple[dict[str, Any], Any, float]:
     and the share of probabilities that are dropped."""
     rest = {name: option for name, option in options.items() if name != compat.OWN_OPTION}
     return rest, rest.pop(compat.MASK_OPTION, None), rest.pop(compat.DROPOUT_OPTION, 0.0)
+
+
+def only_ours(blocks: Any, dropout: float) -> str:
+    """What torch's kernels do not know of a call; empty for nothing."""
+    return "dropout" if dropout else "runs of blocks" if compat.has_runs(blocks) else ""

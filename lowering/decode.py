@@ -23,7 +23,7 @@ LEAST = 64
 
 def takes(call: Call) -> bool:
     queries, _ = call.lengths
-    if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_num_blocks"].get_size()[1]):
+    if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_indices"].get_size()[1]):
         return False  # lists of blocks that heads of a group do not share
     plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
     return bool(plenty <= MOST_ROWS and not call.dropout and number_of_shares(call) > 1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from flex_inductor.lowering import configs as tables
-from flex_inductor.lowering.bounds import Bounds, bounds, everywhere, listed
+from flex_inductor.lowering.bounds import Bounds, bounds, everywhere, in_runs, listed
 from flex_inductor.lowering.configs import Config
 from flex_inductor.lowering.shared_memory import expected
 from flex_inductor.lowering.unsupported import Unsupported
@@ -36,7 +36,7 @@ class Problem:
     """What decides about a kernel. lengths: numbers of queries and keys. dims: of heads, of queries and of values.
     mask: the text of its formula, or the width of the blocks that are listed; None for no lists. dropout: whether there
     is any. loaded: the bytes that mods load for every score. memory: the bytes of shared memory that a program may
-    have; None where that is not known."""
+    have; None where that is not known. runs: whether blocks are listed as runs."""
 
     lengths: tuple[Any, Any]
     dtype: torch.dtype
@@ -46,6 +46,7 @@ class Problem:
     dropout: bool = False
     loaded: int = 0
     memory: int | None = None
+    runs: bool = False
 
 
 def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
@@ -77,4 +78,4 @@ def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:
         return everywhere("Q_LEN" if by_key else "KV_LEN", columns)
     if problem.mask % tile[0] or problem.mask % tile[1]:
         raise Unsupported(f"tiles of {tile[0]} x {tile[1]} in blocks of {problem.mask}")
-    return listed(columns, problem.mask)
+    return (in_runs if problem.runs else listed)(columns, problem.mask)

@@ -17,7 +17,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     for what torch's kernel must do."""
     variants = call.plan("prefill")
     wanted = inductor.is_read(1), inductor.is_read(2)
-    if call.dropout and wanted[0]:
+    if (call.dropout or call.runs) and wanted[0]:
         plans(call, captured=bool(call.score_reads))  # must be ours too, and is asked only when gradients are
     query, key, value = call.operands()
     batch, heads, length, _ = query.get_size()

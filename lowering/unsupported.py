@@ -15,14 +15,14 @@ class Unsupported(Exception):
     """No kernel of ours does this; the message says why."""
 
 
-def ours_or_theirs(ours: Callable[[], Any], theirs: Callable[[], Any], dropout: float = 0.0) -> Any:
-    """What our kernel computes, or torch's, which drops nothing. A counter and the log say which, and why. Raises
-    RuntimeError for dropout that ours cannot do."""
+def ours_or_theirs(ours: Callable[[], Any], theirs: Callable[[], Any], only_ours: str = "") -> Any:
+    """What our kernel computes, or torch's. A counter and the log say which, and why. only_ours: what torch's does not
+    know of the call, if anything. Raises RuntimeError where ours cannot do such a call."""
     try:
         result = ours()
     except Unsupported as why:
-        if dropout:
-            raise RuntimeError(f"flex_attention with dropout has no kernel: {why}") from why
+        if only_ours:
+            raise RuntimeError(f"flex_attention with {only_ours} has no kernel: {why}") from why
         counters["flex_inductor"][f"torch's kernel: {why}"] += 1
         log.info("flex_attention is lowered to torch's kernel: %s", why)
         return theirs()

@@ -30,6 +30,8 @@ from flex_inductor.compat.block_masks import (
     block_mask,
     block_mask_argument,
     block_mask_entries,
+    block_runs,
+    has_runs,
     one_block,
 )
 from flex_inductor.compat.cpu import (
@@ -49,6 +51,7 @@ __all__ = [
     "block_mask",
     "block_mask_argument",
     "block_mask_entries",
+    "block_runs",
     "compute_alone",
     "cpu_has_template",
     "cpu_kernels_lack",
@@ -57,6 +60,7 @@ __all__ = [
     "flex_attention_backward_hop",
     "flex_attention_hop",
     "getitem",
+    "has_runs",
     "kernel_options",
     "no_autocast_cache",
     "one_block",

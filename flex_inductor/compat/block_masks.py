@@ -41,6 +41,17 @@ def block_lists(by_query: Any, partial: Any, full: Any, by_key: Any = None) -> d
     return found
 
 
+def block_runs(by_query: Any, by_key: Any) -> dict[str, Any]:
+    """The same for runs of blocks (..., rows, 4), which stand where the lists stand, without numbers of blocks. Only
+    our own kernels take them. by_key: None where there is no training."""
+    return {**dict.fromkeys(BLOCK_LISTS), "kv_indices": by_query, "q_indices": by_key}
+
+
+def has_runs(argument: Any) -> bool:
+    """Whether a block-mask argument has runs in place of lists."""
+    return block_mask_entries(argument)["kv_num_blocks"] is None
+
+
 def block_mask_argument(lists: dict[str, Any], widths: Any, lengths: Any, mask_mod: Any) -> tuple[Any, ...]:
     """The HOP's block-mask argument, of nodes: entries in the order in which this release wants them, which is that of
     a BlockMask's attributes in `as_tuple`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import operator
@@ -137,12 +138,22 @@ def contiguous_layout(size: Sequence[Any], dtype: torch.dtype, device: Any) -> A
 
 
 def choose(
-    name: str, choices: list[Any], inputs: Sequence[Any], layout: Any, reads: Any, mods: Any, lists: Sequence[Any]
+    name: str,
+    choices: list[Any],
+    inputs: Sequence[Any],
+    layout: Any,
+    reads: Any,
+    mods: Any,
+    lists: Sequence[Any],
+    blocks: int,
 ) -> Any:
     """The output of the fastest of several kernels. reads, mods: what subgraphs capture, and they themselves: Inductor
-    looks for sizes in them. lists: numbers and places of blocks, in turn, which are made up to measure with."""
+    looks for sizes in them. lists: numbers and places of blocks, in turn, or runs alone, which are made up to measure
+    with. blocks: how many each row has at least."""
     tensors = [x for x in inputs if isinstance(x, IRNode)]
     made: dict[int, Any] = {}
+    if len(lists) == 1:
+        made[position(lists[0], tensors)] = functools.partial(made_up_runs, blocks)
     for counts, places in zip(lists[::2], lists[1::2]):
         made[position(counts, tensors)] = common.create_num_blocks_fake_generator(places)
         made[position(places, tensors)] = common.create_indices_fake
@@ -150,6 +161,12 @@ def choose(
     out = result[0] if isinstance(result, tuple) else result  # 2.11 and 2.12 give the output alone
     out.data.data.subgraph_inps, out.data.data.subgraph_outs = list(reads), tree_leaves(list(mods))
     return out
+
+
+def made_up_runs(blocks: int, runs: Any) -> torch.Tensor:
+    """Rows that attend all blocks, half of them full."""
+    made: torch.Tensor = common.create_indices_fake(runs)
+    return made.copy_(torch.tensor([0, blocks // 2, blocks, blocks]))
 
 
 FIRST_BUFFER_GRADIENT = 5

@@ -25,6 +25,7 @@ from flex_inductor.mask.formula import (
 )
 from flex_inductor.mask.interval import COLUMN, ROW, Axis, Every, Least, Most, Some
 from flex_inductor.mask.loops import Loop, loops
+from flex_inductor.mask.one_run import is_one_run
 from flex_inductor.mask.ranges import Ranges, Span, ranges
 from flex_inductor.mask.rows import keeps_a_key
 
@@ -54,6 +55,7 @@ __all__ = [
     "analyse",
     "axes",
     "holds",
+    "is_one_run",
     "keeps_a_key",
     "load",
     "loops",

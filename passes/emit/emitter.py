@@ -168,7 +168,8 @@ class Emitter:
         if kernel.mask:  # the kernel works the blocks out itself
             blocks = self.maps.one_block(mask_mod, device)
         else:
-            blocks = self.maps.block_mask(mask, at, mask_mod, device, training)
+            fake = site.candidate.result.meta["val"] if own else None
+            blocks = self.maps.block_mask(mask, at, mask_mod, device, training, fake)
         return self.make.call(
             compat.flex_attention_hop,
             query,

@@ -19,8 +19,10 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, devices, mask, scalar
+from flex_inductor.compat.dynamic import number_now
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.tensors.lists import list_blocks_by
+from flex_inductor.mask.tensors.runs import runs_by
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Coordinates, Declined
@@ -33,6 +35,9 @@ from flex_inductor.passes.writers.inline import function_of, inlined
 from flex_inductor.scalar import TRUE, Expr
 
 aten = torch.ops.aten
+MANY = 1 << 20
+"""The number of blocks, attended or not, from which rows that are expected to be runs are not listed: lists take time
+and memory of all of them, and are exact also where the data are not sorted."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,18 @@ class BlockMaps:
     made: dict[Any, Known] = field(default_factory=dict)
 
     def block_mask(
-        self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool
-    ) -> tuple[Any, ...]:
-        """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included."""
+        self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool,
+        fake: torch.Tensor | None = None,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The block-mask argument of a call. expr: its mask; at: its positions, columns beyond the keys included.
+        fake: any fake tensor of the program, where the kernel takes runs of blocks; None where it wants lists."""
         rows, cols = self.axes(at, device, expr != TRUE)
         if not leaves_out(expr, at, device):
             return self.one_block(mask_mod, device)
-        compute = functools.partial(self.lists, expr, at, device, training)
+        runs = fake is not None and self.in_runs(expr, at, device, training, fake)
+        compute = functools.partial(self.runs if runs else self.lists, expr, at, device, training)
         try:
-            lists = self.shared(("lists", training), expr, at, compute, device)
+            lists = self.shared(("lists", training, runs), expr, at, compute, device)
         except Declined:  # a value that cannot be computed again: no sparsity
             return self.one_block(mask_mod, device)
         lengths = [self.make.size(axis.length) for axis in (rows, cols)]
@@ -148,28 +156,55 @@ class BlockMaps:
         width = devices.of(device).width(masked)
         return mask.axes(at.size(at.q), at.size(at.k), (width, width))
 
-    def grid(self, former: Former, at: Coordinates, device: torch.device, masked: bool) -> Evaluator:
-        """An evaluator that writes formulas as nodes of the graph."""
+    def grid(
+        self, former: Former, at: Coordinates, device: torch.device, masked: bool, turned: bool = False
+    ) -> Evaluator:
+        """An evaluator that writes formulas as nodes of the graph. turned: whether a row is a block of keys."""
         buffers: dict[str, Any] = {name: self.make.value(node) for name, node in former.buffers.items()}
         buffers |= {name: function_of(x, at, self.reads) for name, x in former.computed.items()}
-        grid = Evaluator(self.make.call, self.make.size, buffers, *self.axes(at, device, masked), device)
+        rows, cols = self.axes(at, device, masked)
+        rows, cols = (cols, rows) if turned else (rows, cols)
+        grid = Evaluator(self.make.call, self.make.size, buffers, rows, cols, device)
         return grid.with_blocks(at.size(at.b), at.size(at.h))
 
-    def lists(self, expr: Expr, at: Coordinates, device: torch.device, training: bool) -> dict[str, Any]:
-        """The lists of blocks of a mask."""
-        former = Former(at)
-        formula, grid = former.formula(expr), self.grid(former, at, device, expr != TRUE)
-        call, size = self.make.call, self.make.size
-        found = mask.analyse(formula, grid.rows, grid.cols, wide=former.wide)
+    def in_runs(self, expr: Expr, at: Coordinates, device: torch.device, training: bool, fake: torch.Tensor) -> bool:
+        """Whether the blocks of a mask are given as runs: there are many, and each row is expected to be one run."""
+        formula = Former(at).formula(expr)
+        counts = [number_now(fake, axis.count) for axis in self.axes(at, device, expr != TRUE)]
+        turns = (mask.K, mask.Q) if training else (mask.K,)
+        return math.prod(counts) >= MANY and all(mask.is_one_run(formula, x) for x in turns)
+
+    def tables(
+        self, expr: Expr, at: Coordinates, device: torch.device, turned: bool = False
+    ) -> tuple[fx.Node, fx.Node, list[Any]]:
+        """The tables of attended and of full blocks (b, h, rows, columns) of a mask, and the numbers of both."""
+        former, call, size = Former(at), self.make.call, self.make.size
+        formula, masked = former.formula(expr), expr != TRUE
+        grid = self.grid(former, at, device, masked, turned)
+        found = mask.analyse(formula, *self.axes(at, device, masked), wide=former.wide)
         batch = [size(at.size(s)) if formula.has(p) else 1 for s, p in self.row_positions(at)[:2]]
         counts = [size(axis.count) for axis in (grid.rows, grid.cols)]
         some, full = (call(aten.expand.default, grid.tensor(f), [*batch, *counts]) for f in (found.some, found.full))
+        return some, full, counts
+
+    def runs(self, expr: Expr, at: Coordinates, device: torch.device, training: bool) -> dict[str, Any]:
+        """The runs of blocks of a mask. Those by key have tables of their own, or both would be stored."""
+        found: list[Any] = [None, None]
+        for turned in range(1 + training):
+            some, full, counts = self.tables(expr, at, device, bool(turned))
+            found[turned] = runs_by(self.make.call, some, full, counts[1], device)
+        return compat.block_runs(*found)
+
+    def lists(self, expr: Expr, at: Coordinates, device: torch.device, training: bool) -> dict[str, Any]:
+        """The lists of blocks of a mask."""
+        call = self.make.call
+        some, full, counts = self.tables(expr, at, device)
         partial = call(operator.and_, some, call(torch.logical_not, full))
 
         def by_query(table: fx.Node) -> Any:
-            return list_blocks_by(call, table, counts[1], grid.device)
+            return list_blocks_by(call, table, counts[1], device)
 
         def by_key(table: fx.Node) -> Any:
-            return list_blocks_by(call, call(torch.transpose, table, -2, -1), counts[0], grid.device)
+            return list_blocks_by(call, call(torch.transpose, table, -2, -1), counts[0], device)
 
         return compat.block_lists(by_query, partial, full, by_key if training else None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+from flex_inductor.passes.sparsity import block_masks
 
 PARAMETER = 4
 """The place of the parameter's gradient among the results."""
@@ -27,13 +31,15 @@ MASKS: dict[str, Mask] = {
     "documents": lambda q, k, t: (t[q] == t[k]) & (k <= q),
     "mixed documents": lambda q, k, t: t[q] % 3 == t[k] % 3,
     "padding": lambda q, k, t: (t[k] != 1) & (k <= q),
+    "padding before": lambda q, k, t: t[k] >= 2,
+    "length": lambda q, k, t: (k <= q) & (k < t[-1:] * 9 + 20),
     "large integers": lambda q, k, t: q * 100_000_001 >= k * 100_000_000,
     "rows without keys": lambda q, k, t: k > q + 130,
     "all rows empty": lambda q, k, t: k > q + 1000,
 }
 EMPTY = {"some rows empty", "all rows empty"}
 """Masks under which some rows attend nothing."""
-LISTED = {"documents", "mixed documents", "padding"}
+LISTED = {"documents", "mixed documents", "padding", "padding before", "length"}
 """Masks that read a table."""
 
 
@@ -43,7 +49,7 @@ class Case:
     fill: the score of keys that are not attended. sink: whether the parameter is one more column of the scores.
     dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
     the values are the identity, so that the result is the weights. recomputed: whether the backward pass computes the
-    forward pass again."""
+    forward pass again. unsorted: whether documents come back after others."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -63,6 +69,7 @@ class Case:
     kept: torch.Tensor | None = None
     identity: bool = False
     recomputed: bool = False
+    unsorted: bool = False
 
     def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
         """Query, key and value, with NaN around them in memory, and the parameter."""
@@ -76,6 +83,7 @@ class Case:
             found[2] = torch.eye(keys, dtype=self.dtype, device=device).expand(self.batch, kv_heads, keys, keys)
         found.append(torch.rand(self.heads, 1, 1).to(device) + 0.5)
         documents = torch.rand(max(self.queries, keys)).mul(60).long().eq(0).cumsum(0).to(device)
+        documents = documents % 3 if self.unsorted else documents
         return [*(x.requires_grad_(self.training) for x in found), documents]
 
     def program(self, *inputs: Any) -> Any:
@@ -171,6 +179,19 @@ GROUPS: dict[str, dict[str, Case]] = {
         "gradients, mixed": Case("mixed documents", queries=200, heads=4, kv_heads=2, training=True, dtype=BRAIN),
         "gradients, padding": Case("padding", queries=100, training=True, score=alibi, dtype=FULL),
     },
+    "runs": {
+        "documents": Case("documents", queries=300),
+        "documents in no order": Case("documents", queries=400, unsorted=True),
+        "padding": Case("padding", queries=300, score=softcap, dtype=BRAIN),
+        "padding before": Case("padding before", queries=300, heads=4, kv_heads=2),
+        "length": Case("length", queries=270, dynamic=True),
+        "fewer queries": Case("documents", queries=130, keys=500),
+        "decoding": Case("padding before", queries=3, keys=500, heads=4, kv_heads=2),
+        "gradients": Case("documents", queries=270, training=True),
+        "gradients, no order": Case("documents", queries=400, training=True, unsorted=True, dtype=FULL),
+        "gradients, padding": Case("padding before", queries=200, heads=4, kv_heads=2, training=True, score=alibi),
+        "gradients, dynamic": Case("documents", queries=200, batch=2, dynamic=True, training=True),
+    },
     "decoding": {
         "one query": Case(None, queries=1, keys=300),
         "window": Case("near the end", queries=1, keys=1000, score=alibi),
@@ -217,6 +238,11 @@ GROUPS: dict[str, dict[str, Case]] = {
         "recomputed": Case(queries=100, dropout=0.3, recomputed=True, training=True),
     },
 }
+
+
+def few_are_many(group: str) -> contextlib.AbstractContextManager[Any]:
+    """Runs of blocks instead of lists, however short the sequences are, for the group of that name."""
+    return mock.patch.object(block_masks, "MANY", 1) if group == "runs" else contextlib.nullcontext()
 
 
 def results(

@@ -43,6 +43,7 @@ FAULTS = {
     "gradients": (("causal", "a block short"), ("softcap", "the diagonal called full")),
     "decoding": (("one query", "a block late"), ("window", "the diagonal called full")),
     "lists": (("documents", "a block short"), ("gradients", "the diagonal called full")),
+    "runs": (("documents", "a block short"), ("gradients", "the diagonal called full"), ("padding", "a block late")),
     "dropout": (("causal", "a block short"),),
 }
 
