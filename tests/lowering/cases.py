@@ -49,7 +49,8 @@ class Case:
     fill: the score of keys that are not attended. sink: whether the parameter is one more column of the scores.
     dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
     the values are the identity, so that the result is the weights. recomputed: whether the backward pass computes the
-    forward pass again. unsorted: whether documents come back after others."""
+    forward pass again. unsorted: whether documents come back after others. runs: whether blocks are
+    given as runs."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -70,6 +71,7 @@ class Case:
     identity: bool = False
     recomputed: bool = False
     unsorted: bool = False
+    runs: bool = False
 
     def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
         """Query, key and value, with NaN around them in memory, and the parameter."""
@@ -240,9 +242,12 @@ GROUPS: dict[str, dict[str, Case]] = {
 }
 
 
-def few_are_many(group: str) -> contextlib.AbstractContextManager[Any]:
-    """Runs of blocks instead of lists, however short the sequences are, for the group of that name."""
-    return mock.patch.object(block_masks, "MANY", 1) if group == "runs" else contextlib.nullcontext()
+def in_runs(case: Case) -> contextlib.AbstractContextManager[Any]:
+    """Runs of blocks instead of lists, however short the sequences are, for a case that wants them."""
+    return mock.patch.object(block_masks, "MANY", 1) if case.runs else contextlib.nullcontext()
+
+
+GROUPS["runs"] = {name: replace(case, runs=True) for name, case in GROUPS["runs"].items()}
 
 
 def results(

@@ -24,7 +24,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from flex_inductor.lowering import bounds, plan
-from tests.lowering.cases import GROUPS, Case, few_are_many, kept, results, shares
+from tests.lowering.cases import GROUPS, Case, in_runs, kept, results, shares
 from tests.support.gpuless.rendering import render
 
 FAULTS: dict[str, Callable[[str], str]] = {
@@ -58,7 +58,7 @@ def main() -> None:
     for name, fault in zip_longest(args.only or GROUPS[args.group], args.faults):
         case = GROUPS[args.group][name]
         counters.clear()
-        with torch.set_grad_enabled(case.training), faulty(fault), few_are_many(args.group):
+        with torch.set_grad_enabled(case.training), faulty(fault), in_runs(case):
             ours = results(case, interpreted(case), None)
             kernels = dict(counters["flex_inductor"])
             exact = replace(case, kept=kept(case, interpreted)) if case.dropout else case

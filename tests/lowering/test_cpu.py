@@ -17,8 +17,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from flex_inductor import compat
 from flex_inductor.lowering import cpu_bounds
 from flex_inductor.lowering.cpu_bounds import Loop, Loops
+from flex_inductor.mask.tensors import runs
 from flex_inductor.passes.emit.emitter import RANDOM
-from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, choice, kept, results, shares
+from flex_inductor.passes.sparsity import block_masks
+from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, choice, in_runs, kept, results, shares
 from tests.support.exactness import check
 
 OPTIONS = {"rewrite": "always", "on_failure": "raise"}
@@ -46,7 +48,7 @@ def kernels(case: Case) -> Callable[..., Any]:
 
 
 def own(case: Case) -> list[torch.Tensor]:
-    with torch.set_grad_enabled(case.training):
+    with torch.set_grad_enabled(case.training), in_runs(case):
         return results(case, kernels(case), None)
 
 
@@ -134,6 +136,17 @@ def test_faults_are_seen(group: str, name: str, fault: str) -> None:
 
     with mock.patch.object(cpu_bounds, "loops", wrong):
         assert max(shares(GROUPS[group][name], own(GROUPS[group][name]))) > 5
+
+
+@pytest.mark.compile
+def test_a_fault_of_runs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*given: Any) -> Any:
+        call = given[0]
+        return call(torch.clamp, call(torch.add, runs.runs_by(*given), 1), max=given[3])
+
+    monkeypatch.setattr(block_masks, "runs_by", late)
+    case = GROUPS["runs"]["documents"]
+    assert max(shares(case, own(case))) > 5
 
 
 @pytest.mark.compile
