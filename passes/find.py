@@ -22,10 +22,10 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
+from flex_inductor.passes.lift.layers import has_weights
 from flex_inductor.passes.lift.other_readers import value_products
-from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
-from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, called, is_product, is_sdpa, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.program.walk import above, below, reachable
 from flex_inductor.passes.site import Candidate, Declined
@@ -84,20 +84,6 @@ def unseen(anchor: fx.Node) -> Declined | None:
     if called(anchor) == "softmax" and not all(any(called(n) in PRODUCTS for n in nodes) for nodes in (up, down)):
         return None
     return Declined(why_unseen(anchor), anchor)
-
-
-def has_weights(product: fx.Node) -> bool:
-    """Whether a product is that of a layer with its weights, a parameter."""
-    first = FACTORS[rule_name(product)]
-    return any(is_parameter(x) for x in product.args[first : first + 2] if isinstance(x, fx.Node))
-
-
-def is_parameter(node: fx.Node) -> bool:
-    """Whether a value is a parameter of the model, or a view or a cast of one."""
-    while rule_name(node) in INDEX_MAPS or rule_name(node) == "_to_copy":
-        node = node.args[0]
-    value = (node.meta.get("origin") or node).meta.get("example_value")
-    return node.op == "placeholder" and isinstance(value, torch.nn.Parameter)
 
 
 def _first_step(anchor: fx.Node) -> str:

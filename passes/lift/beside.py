@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from flex_inductor.passes.lift.layers import has_weights
 from flex_inductor.passes.lift.other_readers import chain, is_dead, readers, use_of
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.statistics import is_statistic
@@ -58,8 +59,10 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
         elif all(map(is_statistic, ends)) and not made:
             statistics.update(dict.fromkeys(ends))
         else:
-            what = "probabilities" if made else "scores"
-            return Beside(needed=Declined(f"the {what} are {use_of(value, reader)}", reader))
+            linear = "the scores, a layer's output as in linear attention,"
+            scores = linear if products and all(map(has_weights, products)) else "the scores"
+            what = "the probabilities" if made else scores
+            return Beside(needed=Declined(f"{what} are {use_of(value, reader)}", reader))
     return Beside(tuple(statistics), tuple(attentions))
 
 
