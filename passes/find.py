@@ -27,7 +27,7 @@ from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
 from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.program.walk import above, below, reachable
+from flex_inductor.passes.program.walk import above, below, reachable, scores_of
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
@@ -49,7 +49,9 @@ def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:
     """The operators that make probabilities, in program order."""
     for node in aten_graph.graph.nodes:
         name = rule_name(node)
-        if name in SOFTMAX or is_sdpa(node) or name in NATIVE:
+        if name in SOFTMAX:
+            yield renormalised(node) or node
+        elif is_sdpa(node) or name in NATIVE:
             yield node
         elif name == "exp":
             yield from spelled_out(node)
@@ -67,6 +69,17 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
         if rule_name(node) in ("div", "mul") and any(rule_name(n) == "sum" and exp in above(n) for n in above(node)):
             yield node
             return
+
+
+def renormalised(softmax: fx.Node) -> fx.Node | None:
+    """The quotient of what a softmax's probabilities became and its sum, if values are weighed by it."""
+    for node in below(softmax):
+        if rule_name(node) == "div" and all(isinstance(x, fx.Node) for x in node.args[:2]):
+            part, whole = ({x, *above(x)} for x in node.args[:2])
+            sums = (n for n in whole if rule_name(n) == "sum" and softmax in above(n))
+            if softmax in part and any(sums) and value_products(node):
+                return node
+    return None
 
 
 def why_unseen(anchor: fx.Node) -> str:
@@ -119,12 +132,12 @@ def candidates(anchor: fx.Node, storage: Storage) -> list[Candidate | Declined]:
         return [why] if (why := unseen(anchor)) is not None else []
     if is_sdpa(anchor):
         return [Candidate(anchor, anchor, 0)]
-    if not any(is_product(n) for n in above(anchor)):
+    if not any(is_product(n) for n in scores_of(anchor)):
         return []
     products = value_products(anchor, storage)
     if not products and not any(is_product(n) for n in below(anchor)):
         return []
-    if not products and all(map(has_weights, filter(is_product, above(anchor)))):
+    if not products and all(map(has_weights, filter(is_product, scores_of(anchor)))):
         return []  # a linear layer makes the scores: a router
     if not products:
         return [Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)]

@@ -23,7 +23,7 @@ from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.statistics import is_statistic
 from flex_inductor.passes.program.operators import is_product, rule_name
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.program.walk import above
+from flex_inductor.passes.program.walk import scores_of
 from flex_inductor.passes.site import Candidate, Declined
 
 
@@ -49,7 +49,9 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
         attentions[candidate.anchor] = None
     for value, reader in readers(products, candidate, storage):
         made = value.meta["position"] >= candidate.anchor.meta["position"]
-        inside = inside or {c.anchor: above(c.anchor) | {c.anchor} for c in others if c.anchor is not candidate.anchor}
+        inside = inside or {
+            c.anchor: scores_of(c.anchor) | {c.anchor} for c in others if c.anchor is not candidate.anchor
+        }
         shared = [anchor for anchor, nodes in inside.items() if reader in nodes]
         ends = [value] if is_statistic(value) else list(_reductions(reader))
         if made and reader in weighing:
