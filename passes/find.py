@@ -73,11 +73,11 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
 
 def renormalised(softmax: fx.Node) -> fx.Node | None:
     """The quotient of what a softmax's probabilities became and its sum, if values are weighed by it."""
-    for node in below(softmax):
-        if rule_name(node) == "div" and all(isinstance(x, fx.Node) for x in node.args[:2]):
-            part, whole = ({x, *above(x)} for x in node.args[:2])
-            sums = (n for n in whole if rule_name(n) == "sum" and softmax in above(n))
-            if softmax in part and any(sums) and value_products(node):
+    for node in sorted(below(softmax), key=lambda n: n.meta["position"]):
+        if rule_name(node) in ("div", "mul") and all(isinstance(x, fx.Node) for x in node.args[:2]):
+            first, second = ({x, *above(x)} for x in node.args[:2])
+            summed = any(rule_name(n) == "sum" and softmax in above(n) for n in first | second)
+            if summed and softmax in first & second and value_products(node):
                 return node
     return None
 

@@ -49,11 +49,14 @@ def never_negative(x: Expr, bounds: Bounds) -> bool:
         return bool(x.value >= 0)
     if x.op == "float":
         return bounds.of(scalar.integer(x.args[0]))[0] >= 0
+    if x.op == "mul" and x.args[0] == x.args[1]:
+        return True
     if x.op in ("add", "mul", "where"):
         return all(never_negative(a, bounds) for a in x.args[-2:])
     if x.op == "div":
         return never_negative(x.args[0], bounds) and positive(x.args[1], bounds)
-    return x.op in FLAT or positive(x, bounds)
+    even = x.op == "pow" and x.args[1].is_const and x.args[1].value > 0 and x.args[1].value % 2 == 0
+    return even or x.op in FLAT or positive(x, bounds)
 
 
 def positive(x: Expr, bounds: Bounds) -> bool:

@@ -41,7 +41,8 @@ WEIGHTS: dict[str, tuple[Callable[..., Any], str]] = {
     "masked and weighted": (lambda p, t: p * t.sigmoid() * KEEP, "log("),
     "a bell": (lambda p, t: p * torch.exp(-((distance() / t[:, :1, :1].exp()) ** 2)), "** 2"),
     "a quotient": (lambda p, t: p / (1 + distance()), "log("),
-    "of squares": (lambda p, t: p * (1 + t.abs()), "log("),
+    "one and more": (lambda p, t: p * (1 + t.abs()), "log("),
+    "squares": (lambda p, t: p * t.square(), "log("),
 }
 
 
@@ -80,6 +81,14 @@ def test_zeros_hide_keys_without_gradients_that_are_not_numbers() -> None:
 
 def test_normalised_twice() -> None:
     check(lambda q, k, v: normalised(probabilities(q @ k.mT * 0.3)) @ v, qkv(), train=True)
+
+
+def test_a_reciprocal_of_the_sum() -> None:
+    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
+        p = probabilities(q @ k.mT * 0.3) * t.sigmoid()
+        return (p * p.sum(-1, keepdim=True).reciprocal()) @ v
+
+    check(program, (*qkv(), TABLE), train=True)
 
 
 def test_keys_hidden_before_and_after() -> None:
