@@ -12,11 +12,17 @@ from unittest import mock
 import sympy
 import torch
 from torch.fx.experimental import proxy_tensor
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 
 def own_symbol(size: torch.SymInt) -> Any:
     """The symbol that a size was created with, before it was found equal to another."""
     return size.node._expr
+
+
+def expr_of(size: int | torch.SymInt) -> sympy.Expr:
+    """A size as torch writes it."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
 def specialise(symbols: Any, value: torch.Tensor) -> bool:
@@ -31,10 +37,25 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
     return True
 
 
+def guards(shape_env: Any) -> tuple[sympy.Basic, ...]:
+    """What holds for symbolic sizes in every call: the same tuple, as long as nothing new is known."""
+    known: tuple[sympy.Basic, ...] = shape_env.get_axioms()
+    return known
+
+
+def rounded_equalities(shape_env: Any) -> Iterator[sympy.Basic]:
+    """The equalities among what holds for symbolic sizes that the expressions of sizes do not show. Sizes that depend
+    on data are left out: a size may be written by them only where they are known already."""
+    for fact in guards(shape_env):
+        if isinstance(fact, sympy.Eq) and fact.has(FloorDiv, Mod):
+            if not any(map(shape_env.is_unbacked_symint, fact.free_symbols)):
+                yield shape_env.replace(fact)
+
+
 def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
     """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
     shape_env = value.fake_mode.shape_env
-    exprs = [n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n) for n in (first, second)]
+    exprs = [expr_of(n) for n in (first, second)]
     if shape_env is None or exprs[0] == exprs[1]:
         return
     if any(shape_env.is_unbacked_symint(s) for e in exprs for s in e.free_symbols):
