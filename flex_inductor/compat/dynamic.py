@@ -12,7 +12,6 @@ from unittest import mock
 import sympy
 import torch
 from torch.fx.experimental import proxy_tensor
-from torch.utils._sympy.functions import FloorDiv, Mod
 
 
 def own_symbol(size: torch.SymInt) -> Any:
@@ -35,21 +34,6 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
             continue
         shape_env.evaluate_expr(sympy.Eq(symbol, hint_of(shape_env, symbol)))
     return True
-
-
-def guards(shape_env: Any) -> tuple[sympy.Basic, ...]:
-    """What holds for symbolic sizes in every call: the same tuple, as long as nothing new is known."""
-    known: tuple[sympy.Basic, ...] = shape_env.get_axioms()
-    return known
-
-
-def rounded_equalities(shape_env: Any) -> Iterator[sympy.Basic]:
-    """The equalities among what holds for symbolic sizes that the expressions of sizes do not show. Sizes that depend
-    on data are left out: a size may be written by them only where they are known already."""
-    for fact in guards(shape_env):
-        if isinstance(fact, sympy.Eq) and fact.has(FloorDiv, Mod):
-            if not any(map(shape_env.is_unbacked_symint, fact.free_symbols)):
-                yield shape_env.replace(fact)
 
 
 def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:

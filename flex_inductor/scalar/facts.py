@@ -11,23 +11,24 @@ torch writes equal sizes alike where it can solve their equation for a symbol. I
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from flex_inductor.compat import dynamic
-
 Known = dict[sympy.Expr, sympy.Expr]
 """A size, or a rounded part of one -> what it is."""
 
 
 class Facts:
-    """What is known at one time, and the sizes that were written by it."""
+    """What is known at one time, and the sizes that were written by it. guards: what a ShapeEnv ensures in every call;
+    it returns the same tuple as long as nothing new is known."""
 
-    def __init__(self, guards: tuple[sympy.Basic, ...], facts: Iterable[sympy.Basic]) -> None:
-        self.guards, self.known = guards, solve(facts)
+    def __init__(self, shape_env: Any) -> None:
+        self.guards: tuple[sympy.Basic, ...] = shape_env.get_axioms()
+        self.known = solve(rounded_equalities(shape_env, self.guards))
         self.written: Known = {}
 
     def write(self, size: sympy.Expr) -> sympy.Expr:
@@ -39,7 +40,7 @@ class Facts:
         return self.written[size]
 
 
-_facts: WeakKeyDictionary[object, Facts] = WeakKeyDictionary()
+_facts: WeakKeyDictionary[Any, Facts] = WeakKeyDictionary()
 
 
 def written(size: torch.SymInt) -> sympy.Expr:
@@ -47,11 +48,19 @@ def written(size: torch.SymInt) -> sympy.Expr:
     shape_env = size.node.shape_env
     if shape_env is None:
         return size.node.expr
-    guards = dynamic.guards(shape_env)
     facts = _facts.get(shape_env)
-    if facts is None or facts.guards is not guards:
-        facts = _facts[shape_env] = Facts(guards, dynamic.rounded_equalities(shape_env))
+    if facts is None or facts.guards is not shape_env.get_axioms():
+        facts = _facts[shape_env] = Facts(shape_env)
     return facts.write(size.node.expr)
+
+
+def rounded_equalities(shape_env: Any, guards: Iterable[sympy.Basic]) -> Iterator[sympy.Eq]:
+    """The equalities among guards that the expressions of sizes do not show. Sizes that depend on data are left out: a
+    size may be written by them only where they are known already."""
+    for fact in guards:
+        if isinstance(fact, sympy.Eq) and fact.has(FloorDiv, Mod):
+            if not any(map(shape_env.is_unbacked_symint, fact.free_symbols)):
+                yield shape_env.replace(fact)
 
 
 def solve(facts: Iterable[sympy.Basic]) -> Known:
