@@ -13,7 +13,7 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
-from flex_inductor.lowering.configs import float32_precision
+from flex_inductor.lowering.configs import computed, float32_precision
 from flex_inductor.lowering.mods import bytes_per_score, is_identity
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.unsupported import Unsupported
@@ -207,7 +207,7 @@ class Call:
     def constants(self) -> dict[str, Any]:
         """What all templates are told. The kernel works on head dimensions that are powers of two: tensor cores want at
         least 16."""
-        qk, v = (max(16, power_of_two(n)) for n in (self.qk_dim, self.v_dim))
+        qk, v = (computed(n) for n in (self.qk_dim, self.v_dim))
         precision = float32_precision(inductor.float32_precision(), self.capability, max(qk, v))
         return {
             "PLAIN": self.plain,

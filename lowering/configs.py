@@ -96,6 +96,13 @@ DECODE = (
 """Of decoding, the number of rows follows from the call."""
 
 
+def computed(dim: int) -> int:
+    """The dimensions that kernels compute for a head of so many: a power of two of at least 16, or two of them."""
+    whole = max(16, 1 << (dim - 1).bit_length())
+    half = whole // 2
+    return min(whole, half + max(16, 1 << (dim - half - 1).bit_length())) if dim > half >= 16 else whole
+
+
 def float32_precision(wanted: str, capability: int, dims: int) -> str:
     """The precision of float32 products in Triton's words, for what the program wants: with tensor cores in three
     parts, which keep 22 bits, where the tile sizes are made for that: on an H100 the faster way, and exact by the rule

@@ -64,7 +64,7 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
 
 def shared(kind: str, problem: Problem, variant: Variant) -> int:
     """Bytes of shared memory that a variant is expected to take."""
-    qk, v = (max(16, 1 << (n - 1).bit_length()) for n in problem.dims)
+    qk, v = (tables.computed(n) for n in problem.dims)
     loops = variant.bounds.loops.count(";") + 1
     return expected(kind, variant.config, (qk, v), problem.dtype.itemsize, problem.loaded, loops)
 
