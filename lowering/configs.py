@@ -24,7 +24,7 @@ class Config:
 @dataclass(frozen=True)
 class Row:
     """Configs for devices from a compute capability on, for numbers of at most some bytes and heads of at most some
-    dimensions (rounded up to a power of two). dropout: those of calls with dropout, where they are others."""
+    dimensions. dropout: those of calls with dropout, where they are others."""
 
     capability: int
     bytes: int
@@ -96,11 +96,28 @@ DECODE = (
 """Of decoding, the number of rows follows from the call."""
 
 
-def computed(dim: int) -> int:
-    """The dimensions that kernels compute for a head of so many: a power of two of at least 16, or two of them."""
-    whole = max(16, 1 << (dim - 1).bit_length())
+LEAST_PARTS = {
+    80: {"prefill": 16, "dq": 64, "dkdv": 64, "decode": 32},
+    90: {"prefill": 16, "dq": 16, "dkdv": 16, "decode": 32},
+}
+"""Of heads of so many dimensions more than a power of two, the least that are computed as a part of their own, by
+generation. Where a warp uses tensor cores by itself, several warps compute the same in parts that are few columns."""
+
+
+def computed(dim: int, kind: str, capability: int, bytes: int) -> int:
+    """The dimensions that a kernel computes for a head of so many: a power of two, or the sum of two, the greater one
+    at least 64. Numbers of more than 16 bits have no parts: with them kernels spill."""
+    whole = max(16, power_of_two(dim))
     half = whole // 2
-    return min(whole, half + max(16, 1 << (dim - half - 1).bit_length())) if dim > half >= 16 else whole
+    if bytes > 2 or half < 64:
+        return whole
+    least = LEAST_PARTS[90 if generation(capability) >= 90 else 80][kind]
+    return min(whole, half + max(least, power_of_two(dim - half)))
+
+
+def power_of_two(n: int) -> int:
+    """The least that is no less than n."""
+    return 1 << (n - 1).bit_length()
 
 
 def float32_precision(wanted: str, capability: int, dims: int) -> str:
@@ -112,8 +129,12 @@ def float32_precision(wanted: str, capability: int, dims: int) -> str:
 
 def configs(table: Iterable[Row], capability: int, bytes: int, dims: int, dropout: bool = False) -> tuple[Config, ...]:
     """The configs for a device and a head; none where the table has none."""
-    if capability >= 120:  # smaller chips again, with the tensor cores and the shared memory of those of 8.x
-        capability = 80
+    capability = generation(capability)
     rows = (r for r in table if capability >= r.capability and bytes <= r.bytes and dims <= r.dims)
     row = next(rows, Row(0, 0, 0, ()))
     return (row.dropout if dropout else ()) or row.configs
+
+
+def generation(capability: int) -> int:
+    """Devices of 12.0 are smaller chips again, with the tensor cores and the shared memory of those of 8.x."""
+    return 80 if capability >= 120 else capability
