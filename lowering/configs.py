@@ -96,23 +96,23 @@ DECODE = (
 """Of decoding, the number of rows follows from the call."""
 
 
-LEAST_PARTS = {
-    80: {"prefill": 16, "dq": 64, "dkdv": 64, "decode": 32},
-    90: {"prefill": 16, "dq": 16, "dkdv": 16, "decode": 32},
-}
-"""Of heads of so many dimensions more than a power of two, the least that are computed as a part of their own, by
-generation. Where a warp uses tensor cores by itself, several warps compute the same in parts that are few columns."""
+WARP_GROUP = 64
+"""Rows of the tiles that several warps multiply together, from devices of 9.0 on."""
+LEAST_PARTS = {"prefill": 16, "dq": 64, "dkdv": 64, "decode": 32}
+"""Of heads of so many dimensions more than a power of two, the least that are a part of their own where each warp
+multiplies by itself: in parts of few columns several warps compute the same. Elsewhere 16."""
 
 
-def computed(dim: int, kind: str, capability: int, bytes: int) -> int:
+def computed(dim: int, kind: str, capability: int, bytes: int, config: Config) -> int:
     """The dimensions that a kernel computes for a head of so many: a power of two, or the sum of two, the greater one
     at least 64. Numbers of more than 16 bits have no parts: with them kernels spill."""
     whole = max(16, power_of_two(dim))
     half = whole // 2
     if bytes > 2 or half < 64:
         return whole
-    least = LEAST_PARTS[90 if generation(capability) >= 90 else 80][kind]
-    return min(whole, half + max(least, power_of_two(dim - half)))
+    rows = config.block_n if kind == "dkdv" else config.block_m
+    together = generation(capability) >= 90 and rows >= WARP_GROUP
+    return min(whole, half + max(16 if together else LEAST_PARTS[kind], power_of_two(dim - half)))
 
 
 def power_of_two(n: int) -> int:

@@ -57,8 +57,8 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     configs = tables.configs(table, *given)
     if not configs:
         raise Unsupported(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
-    dims = computed(kind, problem)
-    variants = [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key), dims) for c in configs]
+    dims = (computed(kind, problem, c) for c in configs)
+    variants = [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key), d) for c, d in zip(configs, dims)]
     sizes = [shared(kind, problem, v) for v in variants]
     fitting = [v for v, size in zip(variants, sizes) if problem.memory is None or size <= problem.memory]
     return fitting or [variants[sizes.index(min(sizes))]]
@@ -70,9 +70,9 @@ def shared(kind: str, problem: Problem, variant: Variant) -> int:
     return expected(kind, variant.config, variant.dims, problem.dtype.itemsize, problem.loaded, loops)
 
 
-def computed(kind: str, problem: Problem) -> tuple[int, int]:
+def computed(kind: str, problem: Problem, config: Config) -> tuple[int, int]:
     """The dimensions of heads that a kernel computes, of queries and of values."""
-    qk, v = (tables.computed(n, kind, problem.capability, problem.dtype.itemsize) for n in problem.dims)
+    qk, v = (tables.computed(n, kind, problem.capability, problem.dtype.itemsize, config) for n in problem.dims)
     return qk, v
 
 
