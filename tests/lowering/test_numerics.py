@@ -44,7 +44,7 @@ FAULTS = {
     "decoding": (("one query", "a block late"), ("window", "the diagonal called full")),
     "lists": (("documents", "a block short"), ("gradients", "the diagonal called full")),
     "dropout": (("causal", "a block short"),),
-    "parts of a head": (("96, gradients", "a block short"),),
+    "parts of a head": (("80, gradients", "a block short"),),
 }
 
 
