@@ -1,9 +1,9 @@
 """What is known of dynamic sizes: equalities that the program's own guards ensure in every call, solved for sizes.
 
-    2 * (s // 2) == s         ->   s is 2 * (s // 2)
-    s % 12 == 0               ->   s is 12 * (s // 12)
-    (t + 1) // 2 == s         ->   (t + 1) // 2 is s
-    s % 6 == 0, s // 6 == 9   ->   s is 54
+    2 * (s // 2) == s         =>   s is 2 * (s // 2)
+    s % 12 == 0               =>   s is 12 * (s // 12)
+    (t + 1) // 2 == s         =>   (t + 1) // 2 is s
+    s % 6 == 0, s // 6 == 9   =>   s is 54
 
 torch writes equal sizes alike where it can solve their equation for a symbol. It does not where they are rounded.
 """

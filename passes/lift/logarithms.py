@@ -1,7 +1,7 @@
 """The logarithms of numbers that exponentials or probabilities are multiplied with.
 
-    exp(s) * sigmoid(g) / sum(exp(s) * sigmoid(g))   ->   score + log(sigmoid(g))
-    exp(s) / (1 + d) / sum(...)                      ->   score + log(1 / (1 + d))
+    exp(s) * sigmoid(g) / sum(exp(s) * sigmoid(g))   =>   score + log(sigmoid(g))
+    exp(s) / (1 + d) / sum(...)                      =>   score + log(1 / (1 + d))
 
 Only of numbers that are never negative by the way they are made. Zero hides its key. A product with zero has a
 gradient, and a hidden key has none, so such numbers must have no slope where they become zero, like an exponential that

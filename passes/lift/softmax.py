@@ -6,7 +6,7 @@
     (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
     (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
     softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
-    (p * w / (p * w).sum(-1, keepdim=True)) @ v                  ->   score + log(w), where p is a softmax of the scores
+    (p * w / (p * w).sum(-1, keepdim=True)) @ v                  =>   score + log(w), where p is a softmax of the scores
 
 Exponentials that are set to zero before their sum have scores of -inf. Columns that have no values, as in the last two,
 are `extra`: keys with a score of their own, and values of zero.
