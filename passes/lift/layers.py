@@ -1,7 +1,9 @@
 """Is a product that of a layer with its weights?
 
-logits = x @ w.mT                                   a router, if no product with values reads its softmax
-q @ (softmax(x @ w.mT, -2).mT @ v)                  linear attention: the rows of w are its queries, x its keys
+    logits = x @ w.mT                        a router, if no product with values reads its softmax
+    q @ (softmax(x @ w.mT, -2).mT @ v)       linear attention: the rows of w are its queries, x its keys
+
+Such scores are what a layer makes of its input, and are computed for whatever else reads the layer.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def weighted(score: Expr, weight: Expr, bounds: Bounds) -> Expr | None:
     score, weight = scalar.cast(score, torch.float32), scalar.cast(weight, torch.float32)
     if positive(weight, bounds):
         return _sum(score, logarithm(weight))
-    shown = scalar.compare("gt", weight, const(0.0, torch.float32))
+    shown = scalar.compare("ne", weight, const(0.0, torch.float32))  # of NaN too, which spoils the row
     some = scalar.where(shown, weight, const(1.0, torch.float32))  # at zero the logarithm has an infinite slope
     total = _sum(score, weight.args[0] if weight.op == "exp" else logarithm(some))
     return scalar.where(shown, total, const(-math.inf, torch.float32))

@@ -76,7 +76,19 @@ def test_zeros_hide_keys_without_gradients_that_are_not_numbers() -> None:
         return normalised(probabilities(q @ k.mT * 0.3) * t.relu()) @ v
 
     (decision,) = check(program, (*qkv(), table), train=True)
-    assert "> 0" in decision.mask_mod
+    assert "!= 0" in decision.mask_mod
+
+
+def test_a_weight_that_is_no_number_spoils_its_rows() -> None:
+    table = TABLE.clone()
+    table[1, 3, 2] = float("nan")
+
+    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
+        return normalised(probabilities(q @ k.mT * 0.3) * t.sigmoid()) @ v
+
+    q, k, v = qkv()
+    got = torch.compile(program, backend="flex_eager")(q, k, v, table)
+    assert torch.equal(got.isnan(), program(q, k, v, table).isnan()) and got.isnan().any()
 
 
 def test_normalised_twice() -> None:
