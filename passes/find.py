@@ -76,7 +76,8 @@ def renormalised(softmax: fx.Node) -> fx.Node | None:
     for node in sorted(below(softmax), key=lambda n: n.meta["position"]):
         if rule_name(node) in ("div", "mul") and all(isinstance(x, fx.Node) for x in node.args[:2]):
             first, second = ({x, *above(x)} for x in node.args[:2])
-            summed = any(rule_name(n) == "sum" and softmax in above(n) for n in first | second)
+            # of one side alone: a norm's factors both come from sums over what a router chose
+            summed = any(rule_name(n) == "sum" and softmax in above(n) for n in first ^ second)
             if summed and softmax in first & second and value_products(node):
                 return node
     return None

@@ -183,6 +183,16 @@ class Router(nn.Module):
         return self.expert(x * best)
 
 
+class NormedRouter(Router):
+    """Dense experts, whose sum is divided by its norm before the next layer. No division is that by the probabilities'
+    own sum."""
+
+    def forward(self, x: Any) -> Any:
+        chosen = torch.softmax(self.gate(x).topk(2, -1).values, -1)
+        hidden = (torch.stack((x, self.expert(x)), -1) * chosen.unsqueeze(-2)).sum(-1)
+        return self.expert(hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True)))
+
+
 class LinearAttention(nn.Module):
     """The softmax is over the tokens of a layer's output: the layer's weights are the queries."""
 
@@ -215,8 +225,9 @@ def test_linear_attention_with_layers_of_its_own_is_rewritten() -> None:
     check(LinearAttention(joined=False, both=False), (torch.randn(2, 11, 8),))
 
 
-def test_a_router_is_no_site() -> None:
-    declines(Router(), qkv()[:1], None)
+@pytest.mark.parametrize("router", [Router, NormedRouter])
+def test_a_router_is_no_site(router: type[nn.Module]) -> None:
+    declines(router(), qkv()[:1], None)
 
 
 def test_what_is_stored_is_told_of_one_compilation_only() -> None:
