@@ -13,7 +13,7 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
-from flex_inductor.lowering.configs import float32_precision
+from flex_inductor.lowering.configs import float32_precision, power_of_two
 from flex_inductor.lowering.mods import bytes_per_score, is_identity
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.unsupported import Unsupported
@@ -196,7 +196,7 @@ class Call:
         queries, keys = self.lengths
         width = int(self.listed["q_width"]) if loops.lists else 0
         known = {
-            **self.constants(), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
+            **self.constants(*variant.dims), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
             "EVEN_M": self.divides(width or config.block_m, queries),
             "EVEN_N": self.divides(width or config.block_n, keys), "LISTS": loops.lists, "WIDTH": width,
             "RUNS": self.runs, "WIDE": loops.wide,
@@ -214,11 +214,10 @@ class Call:
         """Whether a length is known to be a number of whole tiles."""
         return bool(inductor.sizes().statically_known_multiple_of(length, width))
 
-    def constants(self) -> dict[str, Any]:
-        """What all templates are told. The kernel works on head dimensions that are powers of two: tensor cores want at
-        least 16."""
-        qk, v = (max(16, power_of_two(n)) for n in (self.qk_dim, self.v_dim))
-        precision = float32_precision(inductor.float32_precision(), self.capability, max(qk, v))
+    def constants(self, qk: int, v: int) -> dict[str, Any]:
+        """What all templates are told. qk, v: the dimensions of a head that are computed, of queries and of values."""
+        widest = power_of_two(max(qk, v))
+        precision = float32_precision(inductor.float32_precision(), self.capability, widest)
         return {
             "PLAIN": self.plain,
             "DROPOUT": self.dropout,
@@ -234,8 +233,3 @@ class Call:
             "EVEN_QK": qk == self.qk_dim,
             "EVEN_V": v == self.v_dim,
         }
-
-
-def power_of_two(n: int) -> int:
-    """The least that is no less than n."""
-    return 1 << (n - 1).bit_length()

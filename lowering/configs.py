@@ -24,7 +24,7 @@ class Config:
 @dataclass(frozen=True)
 class Row:
     """Configs for devices from a compute capability on, for numbers of at most some bytes and heads of at most some
-    dimensions (rounded up to a power of two). dropout: those of calls with dropout, where they are others."""
+    dimensions. dropout: those of calls with dropout, where they are others."""
 
     capability: int
     bytes: int
@@ -96,6 +96,30 @@ DECODE = (
 """Of decoding, the number of rows follows from the call."""
 
 
+WARP_GROUP = 64
+"""Rows of the tiles that several warps multiply together, from devices of 9.0 on."""
+LEAST_PARTS = {"prefill": 16, "dq": 64, "dkdv": 64, "decode": 32}
+"""Of heads of so many dimensions more than a power of two, the least that are a part of their own where each warp
+multiplies by itself: in parts of few columns several warps compute the same. Elsewhere 16."""
+
+
+def computed(dim: int, kind: str, capability: int, bytes: int, config: Config) -> int:
+    """The dimensions that a kernel computes for a head of so many: a power of two, or the sum of two, the greater one
+    at least 64. Numbers of more than 16 bits have no parts: with them kernels spill."""
+    whole = max(16, power_of_two(dim))
+    half = whole // 2
+    if bytes > 2 or half < 64:
+        return whole
+    rows = config.block_n if kind == "dkdv" else config.block_m
+    together = generation(capability) >= 90 and rows >= WARP_GROUP
+    return min(whole, half + max(16 if together else LEAST_PARTS[kind], power_of_two(dim - half)))
+
+
+def power_of_two(n: int) -> int:
+    """The least that is no less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def float32_precision(wanted: str, capability: int, dims: int) -> str:
     """The precision of float32 products in Triton's words, for what the program wants: with tensor cores in three
     parts, which keep 22 bits, where the tile sizes are made for that: on an H100 the faster way, and exact by the rule
@@ -105,8 +129,12 @@ def float32_precision(wanted: str, capability: int, dims: int) -> str:
 
 def configs(table: Iterable[Row], capability: int, bytes: int, dims: int, dropout: bool = False) -> tuple[Config, ...]:
     """The configs for a device and a head; none where the table has none."""
-    if capability >= 120:  # smaller chips again, with the tensor cores and the shared memory of those of 8.x
-        capability = 80
+    capability = generation(capability)
     rows = (r for r in table if capability >= r.capability and bytes <= r.bytes and dims <= r.dims)
     row = next(rows, Row(0, 0, 0, ()))
     return (row.dropout if dropout else ()) or row.configs
+
+
+def generation(capability: int) -> int:
+    """Devices of 12.0 are smaller chips again, with the tensor cores and the shared memory of those of 8.x."""
+    return 80 if capability >= 120 else capability

@@ -25,7 +25,8 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
     joint = rows.joint(joint_graph, [traced.scaled, *traced.positions, change, *call.reads[0]], GIVEN)
     names = [f"grad{number}" for number in range(len(joint.mutated_grads))]
     grad_key, grad_value = inductor.empty_like(key), inductor.empty_like(value)
-    delta = buffers.contiguous(triton.delta(out, grad_out, grad_logsumexp, besides=bool(names)))
+    exact = bool(names) or any(x.get_stride()[2] == 0 for x in (key, value))
+    delta = buffers.contiguous(triton.delta(out, grad_out, grad_logsumexp, besides=exact))
     template = inductor.Template(
         "flex_inductor_backward",
         source("cpu_backward"),
@@ -35,7 +36,7 @@ def lower(call: Call, out: Any, logsumexp: Any, grad_out: Any, grad_logsumexp: A
         call.captured,
         inductor.dense_layout(query, query.get_size()),
         {**traced.scores(to=rows.WEIGHTS), **changes(traced, joint, names)},
-        {**constants, "BLOCK_N": BLOCK_N, "GRADS": names, "APART": apart(call, joint_graph, names)},
+        {**constants, "BLOCK_N": BLOCK_N, "GRADS": names, "APART": apart(call, joint_graph, names), "EXACT": exact},
         lists,
     )  # fmt: skip
     return template.result(), grad_key, grad_value, triton.gradients(joint, call.score_reads)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from flex_inductor.compat import triton as inductor
-from flex_inductor.lowering.call import Call, power_of_two
+from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.configs import power_of_two
 from flex_inductor.lowering.templates import template
 
 aten = torch.ops.aten

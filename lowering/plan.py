@@ -25,10 +25,11 @@ KINDS = {"prefill": (tables.PREFILL, False), "dq": (tables.DQ, False), "dkdv": (
 
 @dataclass(frozen=True)
 class Variant:
-    """A tile size, and the loops for it."""
+    """A tile size, and the loops for it. dims: of heads, of queries and of values, that are computed."""
 
     config: Config
     bounds: Bounds
+    dims: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
     configs = tables.configs(table, *given)
     if not configs:
         raise Unsupported(f"no tile size for heads of {max(problem.dims)} dimensions on this device")
-    variants = [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key)) for c in configs]
+    dims = (computed(kind, problem, c) for c in configs)
+    variants = [Variant(c, loops(problem, (rows or c.block_m, c.block_n), by_key), d) for c, d in zip(configs, dims)]
     sizes = [shared(kind, problem, v) for v in variants]
     fitting = [v for v, size in zip(variants, sizes) if problem.memory is None or size <= problem.memory]
     return fitting or [variants[sizes.index(min(sizes))]]
@@ -65,9 +67,14 @@ def plan(kind: str, problem: Problem, rows: int | None = None) -> list[Variant]:
 
 def shared(kind: str, problem: Problem, variant: Variant) -> int:
     """Bytes of shared memory that a variant is expected to take."""
-    qk, v = (max(16, 1 << (n - 1).bit_length()) for n in problem.dims)
     loops = variant.bounds.loops.count(";") + 1
-    return expected(kind, variant.config, (qk, v), problem.dtype.itemsize, problem.loaded, loops)
+    return expected(kind, variant.config, variant.dims, problem.dtype.itemsize, problem.loaded, loops)
+
+
+def computed(kind: str, problem: Problem, config: Config) -> tuple[int, int]:
+    """The dimensions of heads that a kernel computes, of queries and of values."""
+    qk, v = (tables.computed(n, kind, problem.capability, problem.dtype.itemsize, config) for n in problem.dims)
+    return qk, v
 
 
 def loops(problem: Problem, tile: tuple[int, int], by_key: bool) -> Bounds:

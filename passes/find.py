@@ -22,12 +22,12 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
+from flex_inductor.passes.lift.layers import has_weights
 from flex_inductor.passes.lift.other_readers import value_products
-from flex_inductor.passes.lift.rules.views import INDEX_MAPS
 from flex_inductor.passes.program.aten_graph import AtenGraph, opaque
-from flex_inductor.passes.program.operators import FACTORS, SOFTMAX, called, is_product, is_sdpa, rule_name
+from flex_inductor.passes.program.operators import SOFTMAX, called, is_product, is_sdpa, rule_name
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.program.walk import above, below, reachable
+from flex_inductor.passes.program.walk import above, below, reachable, scores_of
 from flex_inductor.passes.site import Candidate, Declined
 
 aten = torch.ops.aten
@@ -49,7 +49,9 @@ def anchors(aten_graph: AtenGraph) -> Iterator[fx.Node]:
     """The operators that make probabilities, in program order."""
     for node in aten_graph.graph.nodes:
         name = rule_name(node)
-        if name in SOFTMAX or is_sdpa(node) or name in NATIVE:
+        if name in SOFTMAX:
+            yield renormalised(node) or node
+        elif is_sdpa(node) or name in NATIVE:
             yield node
         elif name == "exp":
             yield from spelled_out(node)
@@ -69,6 +71,18 @@ def spelled_out(exp: fx.Node) -> Iterator[fx.Node]:
             return
 
 
+def renormalised(softmax: fx.Node) -> fx.Node | None:
+    """The quotient of what a softmax's probabilities became and its sum, if values are weighed by it."""
+    for node in sorted(below(softmax), key=lambda n: n.meta["position"]):
+        if rule_name(node) in ("div", "mul") and all(isinstance(x, fx.Node) for x in node.args[:2]):
+            first, second = ({x, *above(x)} for x in node.args[:2])
+            # of one side alone: a norm's factors both come from sums over what a router chose
+            summed = any(rule_name(n) == "sum" and softmax in above(n) for n in first ^ second)
+            if summed and softmax in first & second and value_products(node):
+                return node
+    return None
+
+
 def why_unseen(anchor: fx.Node) -> str:
     """Why no ATen operators are seen of what the model calls softmax or attention; empty if that is not known."""
     if anchor.meta.get("transformed"):
@@ -84,20 +98,6 @@ def unseen(anchor: fx.Node) -> Declined | None:
     if called(anchor) == "softmax" and not all(any(called(n) in PRODUCTS for n in nodes) for nodes in (up, down)):
         return None
     return Declined(why_unseen(anchor), anchor)
-
-
-def has_weights(product: fx.Node) -> bool:
-    """Whether a product is that of a layer with its weights, a parameter."""
-    first = FACTORS[rule_name(product)]
-    return any(is_parameter(x) for x in product.args[first : first + 2] if isinstance(x, fx.Node))
-
-
-def is_parameter(node: fx.Node) -> bool:
-    """Whether a value is a parameter of the model, or a view or a cast of one."""
-    while rule_name(node) in INDEX_MAPS or rule_name(node) == "_to_copy":
-        node = node.args[0]
-    value = (node.meta.get("origin") or node).meta.get("example_value")
-    return node.op == "placeholder" and isinstance(value, torch.nn.Parameter)
 
 
 def _first_step(anchor: fx.Node) -> str:
@@ -133,12 +133,12 @@ def candidates(anchor: fx.Node, storage: Storage) -> list[Candidate | Declined]:
         return [why] if (why := unseen(anchor)) is not None else []
     if is_sdpa(anchor):
         return [Candidate(anchor, anchor, 0)]
-    if not any(is_product(n) for n in above(anchor)):
+    if not any(is_product(n) for n in scores_of(anchor)):
         return []
     products = value_products(anchor, storage)
     if not products and not any(is_product(n) for n in below(anchor)):
         return []
-    if not products and all(map(has_weights, filter(is_product, above(anchor)))):
+    if not products and all(map(has_weights, filter(is_product, scores_of(anchor)))):
         return []  # a linear layer makes the scores: a router
     if not products:
         return [Declined(f"the probabilities reach no product with values directly{_first_step(anchor)}", anchor)]

@@ -124,6 +124,7 @@ class Site:
         row was the more significant part.
     extra: scores of columns beyond the keys, which have no values (attention sinks).
     unshifted: whether the program takes exponentials of the scores without subtracting the maximum of the row.
+    before: the scores of an earlier softmax, whose probabilities were masked or weighted, and normalised anew.
     safe: whether the program gives 0, and not NaN, for a row whose scores are all -inf.
     mask: which keys may be attended; None for all.
     keep: a condition on keys. The mask holds for rows in which some key fulfils it; other rows attend to all keys. None
@@ -156,6 +157,7 @@ class Site:
     row_first: bool = False
     extra: tuple[Expr, ...] = ()
     unshifted: bool = False
+    before: Expr | None = None
     safe: bool = False
     mask: Expr | None = None
     keep: Expr | None = None

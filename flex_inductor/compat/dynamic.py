@@ -19,6 +19,11 @@ def own_symbol(size: torch.SymInt) -> Any:
     return size.node._expr
 
 
+def expr_of(size: int | torch.SymInt) -> sympy.Expr:
+    """A size as torch writes it."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
 def specialise(symbols: Any, value: torch.Tensor) -> bool:
     """Fixes symbolic sizes at their present values, by guards."""
     shape_env = value.fake_mode.shape_env
@@ -34,7 +39,7 @@ def specialise(symbols: Any, value: torch.Tensor) -> bool:
 def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.Tensor) -> None:
     """Makes two sizes one, by a guard, if they are equal now. value: a tensor with them."""
     shape_env = value.fake_mode.shape_env
-    exprs = [n.node.expr if isinstance(n, torch.SymInt) else sympy.Integer(n) for n in (first, second)]
+    exprs = [expr_of(n) for n in (first, second)]
     if shape_env is None or exprs[0] == exprs[1]:
         return
     if any(shape_env.is_unbacked_symint(s) for e in exprs for s in e.free_symbols):

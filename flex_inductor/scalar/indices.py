@@ -15,6 +15,8 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
+from flex_inductor.scalar import facts
+
 Sizes = Mapping[sympy.Symbol, sympy.Expr]
 """The number of values of each position symbol."""
 
@@ -44,7 +46,7 @@ def size_expr(size: int | torch.SymInt) -> sympy.Expr:
     """A tensor's size or stride as a sympy expression."""
     if not isinstance(size, torch.SymInt):
         return sympy.Integer(size)
-    expr = size.node.expr
+    expr = facts.written(size)
     return expr.replace(FloorDiv, _exact) if expr.has(FloorDiv) else expr
 
 

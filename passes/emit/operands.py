@@ -18,10 +18,12 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
-from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural
+from flex_inductor.passes.lift.layers import is_parameter
+from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural, slices
 from flex_inductor.passes.program.materialise import Materialiser
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined, Operand, Site
+from flex_inductor.scalar.indices import Sizes
 
 aten = torch.ops.aten
 
@@ -104,9 +106,16 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
     for wanted in parts:
         source, how = arrangement(wanted, site, storage)
         if how is None:
-            raise Declined("an operand of the attention is no view of a tensor", source.node)
+            raise Declined(_unarranged(source, {**site.at.sizes, wanted.channel: wanted.channels}), source.node)
         node = apply_arrangement(make, make.value(source.node), how)
         if source.node.meta["val"].dtype != operand_dtype(site):
             node = make.call(aten.to.dtype, node, operand_dtype(site))
         nodes.append(node)
     return nodes[0] if len(nodes) == 1 else make.call(torch.cat, nodes, -1)
+
+
+def _unarranged(operand: Operand, sizes: Sizes) -> str:
+    """Why there is no view of an operand."""
+    if is_parameter(operand.node) and slices(operand, sizes):
+        return "the scores are a part of a layer's output, as in linear attention, and a part of weights is no operand"
+    return "an operand of the attention is no view of a tensor"

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from flex_inductor.passes.lift.layers import has_weights
 from flex_inductor.passes.lift.other_readers import chain, is_dead, readers, use_of
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.lift.statistics import is_statistic
 from flex_inductor.passes.program.operators import is_product, rule_name
 from flex_inductor.passes.program.storage import Storage
-from flex_inductor.passes.program.walk import above
+from flex_inductor.passes.program.walk import scores_of
 from flex_inductor.passes.site import Candidate, Declined
 
 
@@ -48,7 +49,9 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
         attentions[candidate.anchor] = None
     for value, reader in readers(products, candidate, storage):
         made = value.meta["position"] >= candidate.anchor.meta["position"]
-        inside = inside or {c.anchor: above(c.anchor) | {c.anchor} for c in others if c.anchor is not candidate.anchor}
+        inside = inside or {
+            c.anchor: scores_of(c.anchor) | {c.anchor} for c in others if c.anchor is not candidate.anchor
+        }
         shared = [anchor for anchor, nodes in inside.items() if reader in nodes]
         ends = [value] if is_statistic(value) else list(_reductions(reader))
         if made and reader in weighing:
@@ -58,8 +61,10 @@ def beside(products: list[fx.Node], candidate: Candidate, others: Iterable[Candi
         elif all(map(is_statistic, ends)) and not made:
             statistics.update(dict.fromkeys(ends))
         else:
-            what = "probabilities" if made else "scores"
-            return Beside(needed=Declined(f"the {what} are {use_of(value, reader)}", reader))
+            linear = "the scores, a layer's output as in linear attention,"
+            scores = linear if products and all(map(has_weights, products)) else "the scores"
+            what = "the probabilities" if made else scores
+            return Beside(needed=Declined(f"{what} are {use_of(value, reader)}", reader))
     return Beside(tuple(statistics), tuple(attentions))
 
 

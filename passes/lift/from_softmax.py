@@ -55,7 +55,7 @@ class View:
 @dataclass(frozen=True)
 class Round:
     """What one round of lifting finds. extra: the scores of columns without values. dots: the raw scores in `score`.
-    lifter: what lifted the score."""
+    before: the scores of an earlier softmax. lifter: what lifted the score."""
 
     value: Operand
     score: Expr
@@ -63,6 +63,7 @@ class Round:
     weights: Weights
     dots: tuple[Expr, ...]
     unshifted: bool
+    before: Expr | None
     lifter: Lifter
 
 
@@ -108,6 +109,7 @@ def site_from_softmax(
         score=exact.score,
         extra=exact.extra,
         unshifted=exact.unshifted,
+        before=exact.before,
         merged=split.merged,
         row_first=split.row_first,
         safe=exact.weights.safe or rule_name(candidate.anchor) == "_safe_softmax",
@@ -196,7 +198,7 @@ def lift_round(candidate: Candidate, view: View, storage: Storage, until: int) -
     downstream = other_readers.downstream([d.args[0] for d in dots], candidate.result)
     score, extra = drop_statistics(merged, found.extra, view.key, downstream)
     lifter = lifter if rule_name(candidate.anchor) in SOFTMAX else lifter.changed(store=False)  # as `columns` does
-    return Round(value, score, extra, probabilities, dots, found.quotient and score == merged, lifter)
+    return Round(value, score, extra, probabilities, dots, found.quotient and score == merged, found.before, lifter)
 
 
 def normalised(lifter: Lifter, candidate: Candidate, found: Weights, operand: Operand, key: sympy.Symbol) -> Columns:

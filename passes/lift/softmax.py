@@ -6,6 +6,7 @@
     (s.exp() / s.exp().sum(-1, keepdim=True)) @ v                ->   score
     (s.exp() / (1 + s.exp().sum(-1, keepdim=True))) @ v          ->   score, column 0 beyond the keys: 0
     softmax(cat([s, sinks], -1), -1)[..., :-1] @ v               ->   score, column 0 beyond the keys: sinks[b, h, q, 0]
+    (p * w / (p * w).sum(-1, keepdim=True)) @ v                  =>   score + log(w), where p is a softmax of the scores
 
 Exponentials that are set to zero before their sum have scores of -inf. Columns that have no values, as in the last two,
 are `extra`: keys with a score of their own, and values of zero.
@@ -14,7 +15,9 @@ are `extra`: keys with a score of their own, and values of zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import sympy
 from torch import fx
@@ -22,6 +25,7 @@ from torch import fx
 from flex_inductor import scalar
 from flex_inductor.passes.lift.layout import digits_of_entry
 from flex_inductor.passes.lift.lifter import Index, Lifter, NoRule
+from flex_inductor.passes.lift.logarithms import weighted
 from flex_inductor.passes.lift.other_readers import value_products
 from flex_inductor.passes.lift.rules.views import argument
 from flex_inductor.passes.lift.weights import zeroed
@@ -33,17 +37,19 @@ from flex_inductor.scalar.indices import Sizes, floordiv, join, mod, same, size_
 
 MAX_EXTRA = 8
 UNNORMALISED = "the exponentials are not divided by their own sum"
-WEIGHTED = "the exponentials are multiplied by numbers that may be negative or zero, and have no logarithm"
+WEIGHTED = "the exponentials are multiplied by numbers that may be negative, and have no logarithm"
 
 
 @dataclass(frozen=True)
 class Columns:
     """The scores that a softmax normalises. score: of the keys. extra: of columns beyond the keys. quotient: whether
-    exponentials of the scores are divided by their sum without subtracting a maximum, so that a row may underflow."""
+    exponentials of the scores are divided by their sum without subtracting a maximum, so that a row may underflow.
+    before: the scores of an earlier softmax, whose probabilities are normalised anew."""
 
     score: Expr
     extra: tuple[Expr, ...] = ()
     quotient: bool = False
+    before: Expr | None = None
 
 
 def columns(lifter: Lifter, anchor: fx.Node, index: Index, key: sympy.Symbol) -> Columns:
@@ -139,34 +145,57 @@ def _of_quotient(lifter: Lifter, quotient: Expr, anchor: fx.Node, key: sympy.Sym
     terms = list(under.args) if under.op == "add" else [under]
     totals = [t for t in terms if t.op == "load" and rule_name(t.args[0]) == "sum"]
     rest = [t for t in terms if t not in totals]
-    score = _exponent(above, key)
+    score = _exponent(lifter, above, anchor, key)
     if len(totals) != 1 or reduced(lifter, totals[0].args[0], totals[0].args[1], key) != above:
         raise Declined(UNNORMALISED, anchor)
     if score is None:
-        weighted = above.op == "mul" and any(_exponent(factor, key) is not None for factor in above.args)
-        raise Declined(WEIGHTED if weighted else UNNORMALISED, anchor)
-    return _beside(score, rest, anchor)
+        weighs = above.op in ("mul", "div") and any(_exponent(lifter, x, anchor, key) is not None for x in above.args)
+        raise Declined(WEIGHTED if weighs else UNNORMALISED, anchor)
+    again = next((x for x in scalar.walk(above) if _is_softmax(x)), None)
+    if again is None:
+        return _beside(score, rest, anchor)
+    if rest:
+        raise Declined("a number is added to the sum of the probabilities, which are normalised anew", anchor)
+    return Columns(score, before=_of_softmax(lifter, again.args[0], again.args[1], key, anchor).score)
 
 
-def _exponent(x: Expr, key: sympy.Symbol) -> Expr | None:
-    """The logarithm of exponentials, some of which may be set to zero; None for anything else."""
+def _is_softmax(x: Expr) -> bool:
+    return x.op == "load" and rule_name(x.args[0]) in SOFTMAX
+
+
+def _exponent(lifter: Lifter, x: Expr, anchor: fx.Node, key: sympy.Symbol) -> Expr | None:
+    """The logarithm of exponentials or probabilities, but for a number of the row; None for anything else. Some may be
+    set to zero, or multiplied with numbers that have a logarithm."""
     if x.op == "exp":
         return x.args[0]
+    if _is_softmax(x):
+        return _of_softmax(lifter, x.args[0], x.args[1], key, anchor).score
     without = zeroed(x)
     if without is not None:
         inner, condition = without
-        return _shown(condition, _exponent(inner, key), key)
+        return _shown(condition, _exponent(lifter, inner, anchor, key), key)
+    if x.op == "div":
+        x = Expr("mul", (x.args[0], Expr("reciprocal", (x.args[1],), x.dtype)), x.dtype)
+    for inner, weight in (x.args, x.args[::-1]) if x.op == "mul" else ():
+        score = _exponent(lifter, inner, anchor, key)
+        if score is not None:
+            return _within_shift(score, key, partial(weighted, weight=weight, bounds=lifter.bounds))
     return None
 
 
 def _shown(condition: Expr, score: Expr | None, key: sympy.Symbol) -> Expr | None:
-    """A score of -inf where a condition does not hold. What is subtracted from the whole row stays the last step."""
+    """A score of -inf where a condition does not hold."""
     if score is None:
         return None
+    return _within_shift(score, key, lambda x: scalar.where(condition, x, const(-math.inf, x.dtype)))
+
+
+def _within_shift(score: Expr, key: sympy.Symbol, change: Callable[[Expr], Expr | None]) -> Expr | None:
+    """A changed score. What is subtracted from the whole row stays the last step."""
     if score.op == "sub" and key not in scalar.positions(score.args[1]) and score.args[1].op == "load":
-        inner = _shown(condition, score.args[0], key)
-        return Expr("sub", (inner, score.args[1]), score.dtype)
-    return scalar.where(condition, score, const(-math.inf, score.dtype))
+        inner = _within_shift(score.args[0], key, change)
+        return inner and Expr("sub", (inner, score.args[1]), inner.dtype)
+    return change(score)
 
 
 def reduced(

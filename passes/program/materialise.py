@@ -167,9 +167,9 @@ def symbol_nodes(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.SymInt):
             size = node.meta["example_value"]
-            expr = size_expr(size)
+            expr = dynamic.expr_of(size)
             if expr.is_Symbol and (expr not in found or dynamic.own_symbol(size) == expr):
                 found[expr] = node
         elif node.target is aten.sym_size.int and node.args[0].op == "placeholder":
-            found.setdefault(size_expr(node.meta["example_value"]), node)
+            found.setdefault(dynamic.expr_of(node.meta["example_value"]), node)
     return found

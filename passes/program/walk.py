@@ -35,6 +35,13 @@ def above(node: fx.Node) -> set[fx.Node]:
     return reachable(floating(node.all_input_nodes), lambda n: () if ends(n) else floating(n.all_input_nodes))
 
 
+def scores_of(anchor: fx.Node) -> set[fx.Node]:
+    """The float values that the scores of an anchor come from: where probabilities are normalised anew, those of their
+    softmax."""
+    nodes = above(anchor)
+    return nodes.union(*(above(n) for n in nodes if rule_name(n) in SOFTMAX))
+
+
 def below(node: fx.Node) -> set[fx.Node]:
     """The float values that come from a node, up to the nearest products and softmaxes."""
     return reachable(floating(node.users), lambda n: () if ends(n) else floating(n.users))

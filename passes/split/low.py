@@ -22,6 +22,7 @@ WHOLE, NEAR = 0.5, 1e-6
 """A factor that makes numbers low is one of integers, from WHOLE on. Rounding changes numbers by less than NEAR."""
 COUNTED = 1 << 53
 """Integers below this are exact in float64."""
+GREATEST = torch.finfo(torch.float32).max
 
 
 def surely(op: str, x: Expr, limit: float) -> Expr:
@@ -39,6 +40,7 @@ def surely(op: str, x: Expr, limit: float) -> Expr:
             return moved(op, x.op, first, second.value, limit)
         if first.is_const and math.isfinite(first.value) and x.op != "div":
             return moved(op, "from" if x.op == "sub" else x.op, second, first.value, limit)
+    limit = min(limit, GREATEST) if op == "le" else max(limit, -GREATEST)  # infinity is not within a finite limit
     return compare(op, scalar.cast(x, torch.float32), const(limit, torch.float32))
 
 

@@ -16,7 +16,7 @@ import torch
 from flex_inductor import mask, scalar
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.split.levels import BLURS, RAW, Limits, level, steepness
-from flex_inductor.passes.split.parts import Masked
+from flex_inductor.passes.split.parts import Masked, part
 from flex_inductor.passes.writers.formula import Former
 from flex_inductor.scalar import Expr, compare, logical_and, logical_or
 
@@ -102,6 +102,17 @@ def apply_floor(site: Site) -> Site:
     gone = compare("le", scalar.cast(site.score, torch.float32), scalar.const(floor, torch.float32))
     score = scalar.where(gone, scalar.const(-math.inf, site.score.dtype), site.score)
     return replace(site, score=score, notes=tuple(dict.fromkeys((*site.notes, EMPTY_ROWS))))
+
+
+def check_before(site: Site) -> None:
+    """Raises Declined where probabilities that are normalised anew may be zero in a whole row, which then is NaN: where
+    their scores may be low in some places."""
+    if site.before is None:
+        return
+    found = part(site.before)
+    finite = any(f > -math.inf for f in found.fills)
+    if finite or Limits(site.at).at_least(level(found.score), -BLURS) != scalar.TRUE:
+        raise Declined("the probabilities are normalised anew, and may all be zero before", site.candidate.anchor)
 
 
 def may_absorb(level: Expr | None) -> bool:

@@ -14,7 +14,7 @@ from flex_inductor.passes.lift.softmax import subtracts_logsumexp
 from flex_inductor.passes.program.aten_graph import AtenGraph
 from flex_inductor.passes.site import Coordinates, Declined, Site
 from flex_inductor.passes.split.parts import part, replacements
-from flex_inductor.passes.split.rows import apply_floor, apply_mask, keep_level, may_absorb
+from flex_inductor.passes.split.rows import apply_floor, apply_mask, check_before, keep_level, may_absorb
 from flex_inductor.passes.split.scale import move_scale
 from flex_inductor.passes.split.tensors import with_tensors
 from flex_inductor.passes.split.whole_sums import check_statistics, count_zeroed
@@ -29,6 +29,7 @@ def part_site(site: Site, zeroed: Expr | None, aten_graph: AtenGraph, training: 
     anchor = site.candidate.anchor
     if zeroed == scalar.FALSE:
         raise Declined("every probability is set to zero", site.candidate.result)
+    check_before(site)
     found, rows = part(site.score), scalar.TRUE
     if zeroed is not None and zeroed != found.mask:
         site, found = count_zeroed(site, zeroed, found)

@@ -33,6 +33,7 @@ TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
 DROPOUT = 0.1
 CAPABILITIES = (80, 90, 100)
 SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (64, 128, 256)]
+SHAPES += [(torch.bfloat16, dim) for dim in (80, 96)]  # in parts
 
 
 def distance(q: Any, k: Any) -> Any:

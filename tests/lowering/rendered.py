@@ -47,7 +47,9 @@ def golden() -> dict[str, str]:
         few = torch.empty(2, 8, 1, 64, dtype=torch.bfloat16)
         kv = torch.empty(2, 2, 1000, 64, dtype=torch.bfloat16)
         (decode,) = texts(render(grouped, few, kv, kv, torch.empty(8, 1, 1)).forward.wrappers[0])
-    return {"prefill": prefill, "dq": dq, "dkdv": dkdv, "decode": decode}
+        odd = torch.empty(2, 4, 1000, 72, dtype=torch.bfloat16)
+        (parts,) = texts(render(causal, odd, odd, odd, torch.empty(4, 1, 1)).forward.wrappers[0])
+    return {"prefill": prefill, "dq": dq, "dkdv": dkdv, "decode": decode, "parts": parts}
 
 
 def isolation() -> dict[str, Any]:

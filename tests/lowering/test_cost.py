@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import triton
 
 from flex_inductor.compat import triton as triton_compat
 from flex_inductor.lowering import backward, decode, plan, prefill
-from flex_inductor.lowering.configs import Config
+from flex_inductor.lowering.configs import Config, computed
 from flex_inductor.lowering.shared_memory import expected
 from tests.lowering.kernels import CAPABILITIES, SHAPES, TABLE
 
@@ -56,10 +57,40 @@ def test_shared_memory_is_as_expected() -> None:
         if row["kernel"] == "decode":  # whose rows are few
             continue
         size = Config(*(int(row[name]) for name in ("block_m", "block_n", "warps", "stages")))
-        dtype, dim = getattr(torch, row["dtype"]), int(row["dim"])
-        guess = expected(row["kernel"].partition(",")[0], size, (dim, dim), dtype.itemsize, 0, 2)
+        kind, capability, dtype = row["kernel"].partition(",")[0], int(row["capability"]), getattr(torch, row["dtype"])
+        dim = computed(int(row["dim"]), kind, capability, dtype.itemsize, size)
+        guess = expected(kind, size, (dim, dim), dtype.itemsize, 0, 2)
         exact = (row["capability"], dtype.itemsize) == ("90", 2)
         assert int(row["shared"]) <= guess * (1 if exact else 2), row
+
+
+HEADS = [(1, 16), (40, 64), (64, 64), (72, 80), (80, 80), (96, 96), (97, 128), (130, 144), (192, 192), (200, 256)]
+
+
+def sizes(kind: str, dim: int, dtype: torch.dtype = torch.bfloat16) -> list[int]:
+    """What is computed for a head of queries, by device, in the tile size that is taken without measuring."""
+    problems = [plan.Problem((1024, 1024), dtype, (dim, 64), device, None) for device in (80, 90, 100, 120)]
+    return [plan.plan(kind, problem)[0].dims[0] for problem in problems]
+
+
+@pytest.mark.parametrize(("dim", "size"), HEADS)
+def test_a_head_is_a_power_of_two_or_two_of_them(dim: int, size: int) -> None:
+    assert sizes("prefill", dim) == [size] * 4
+    assert dim > 128 or set(sizes("dkdv", dim, torch.float32)) == {max(16, 1 << (dim - 1).bit_length())}
+
+
+def test_where_a_small_part_costs_more_a_head_is_rounded_up() -> None:
+    assert sizes("decode", 80) == [96] * 4
+    assert sizes("dq", 80) == sizes("dkdv", 80) == [128, 80, 80, 128]
+    assert sizes("dq", 160) == [192, 160, 160, 192]
+    assert sizes("dkdv", 160) == [192, 160, 192, 192]  # regression: 21 KB of spills in 32 rows on 10.0
+
+
+def test_a_head_is_covered_and_never_larger_than_a_power_of_two() -> None:
+    for kind, device, dim in itertools.product(plan.KINDS, CAPABILITIES, range(1, 257)):
+        for config in plan.tables.configs(plan.KINDS[kind][0], device, 2, dim):
+            size = computed(dim, kind, device, 2, config)
+            assert dim <= size <= max(16, 1 << (dim - 1).bit_length()) and size.bit_count() <= 2, (kind, device, dim)
 
 
 def test_a_smaller_tile_is_taken_where_mods_load_much() -> None:

@@ -99,9 +99,10 @@ def test_bfloat16_without_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_bfloat16_wants_instructions_and_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, there in (("avx512_bf16", True), ("amx_tile", False)):
-        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda there=there: there)
-    assert compat.cpu_multiplies_bfloat16() == torch.backends.mkldnn.is_available()
+    for name, has in (("avx512_bf16", True), ("amx_tile", False)):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has)
+    there = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert compat.cpu_multiplies_bfloat16() == there
     with torch.backends.mkldnn.flags(enabled=False):
         assert not compat.cpu_multiplies_bfloat16()
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)

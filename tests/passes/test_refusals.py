@@ -183,8 +183,51 @@ class Router(nn.Module):
         return self.expert(x * best)
 
 
-def test_a_router_is_no_site() -> None:
-    declines(Router(), qkv()[:1], None)
+class NormedRouter(Router):
+    """Dense experts, whose sum is divided by its norm before the next layer. No division is that by the probabilities'
+    own sum."""
+
+    def forward(self, x: Any) -> Any:
+        chosen = torch.softmax(self.gate(x).topk(2, -1).values, -1)
+        hidden = (torch.stack((x, self.expert(x)), -1) * chosen.unsqueeze(-2)).sum(-1)
+        return self.expert(hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True)))
+
+
+class LinearAttention(nn.Module):
+    """The softmax is over the tokens of a layer's output: the layer's weights are the queries."""
+
+    def __init__(self, joined: bool, both: bool) -> None:
+        super().__init__()
+        self.joined, self.both = joined, both
+        self.qkv = nn.Linear(8, 24) if joined else nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Any) -> Any:
+        parts = self.qkv(x).chunk(3, -1) if self.joined else [layer(x) for layer in self.qkv]
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in parts)
+        return (q.softmax(-1) if self.both else q) @ (k.softmax(-2).mT @ v)
+
+
+@pytest.mark.parametrize(
+    ("both", "why"),
+    [
+        (False, "the scores, a layer's output as in linear attention, are also read by chunk"),
+        (
+            True,
+            "the scores are a part of a layer's output, as in linear attention, and a part of weights is no operand",
+        ),
+    ],
+)
+def test_linear_attention_is_called_so(both: bool, why: str) -> None:
+    declines(LinearAttention(joined=True, both=both), (torch.randn(2, 11, 8),), why)
+
+
+def test_linear_attention_with_layers_of_its_own_is_rewritten() -> None:
+    check(LinearAttention(joined=False, both=False), (torch.randn(2, 11, 8),))
+
+
+@pytest.mark.parametrize("router", [Router, NormedRouter])
+def test_a_router_is_no_site(router: type[nn.Module]) -> None:
+    declines(router(), qkv()[:1], None)
 
 
 def test_what_is_stored_is_told_of_one_compilation_only() -> None:

@@ -141,8 +141,8 @@ NEAR_MISSES = {
         "not divided by their own sum",
     ),
     "weighted_exponentials": (
-        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.ones(S, S).cos()),
-        "the exponentials are multiplied by numbers that may be negative or zero",
+        lambda s: (lambda e: e / e.sum(-1, keepdim=True))(shifted(s) * torch.arange(S).cos()),
+        "the exponentials are multiplied by numbers that may be negative",
     ),
     "eps_beside_masked_ones": (
         lambda s: (lambda e: e / (e.sum(-1, keepdim=True) + 1e-3))(shifted(s) * torch.ones(S, S).tril()),
@@ -155,7 +155,7 @@ NEAR_MISSES = {
     "one_column": (lambda s: torch.softmax(s, -1)[..., :1].expand(s.shape), None),
     "renormalised": (
         lambda s: (lambda p: p / (p.sum(-1, keepdim=True) + 1))(torch.softmax(s, -1)),
-        "the probabilities are also read by add",
+        "a number is added to the sum of the probabilities",
     ),
     "scaled_by_pairs": (lambda s: torch.softmax(s, -1) * s.sin(), "between the softmax and the values"),
     "many_columns": (lambda s: torch.softmax(F.pad(s, (0, 9)), -1)[..., :-9], "columns of the scores are cut off"),

@@ -53,6 +53,16 @@ def test_what_is_said_to_be_low_is(limit: float, x: Term) -> None:
     check(limit, x)
 
 
+def test_an_infinite_number_is_not_low() -> None:
+    """Regression: the limit for what is added to two of the lowest numbers is none of float32, and became infinity."""
+    rows, keys = (
+        Term(ROWS.float(), scalar.cast(index(Q), torch.float32)),
+        Term(COLS.float(), scalar.cast(index(K), torch.float32)),
+    )
+    huge = of("div", rows, keys)
+    assert not check(-1e30, of("add", LOWEST, of("add", LOWEST, huge)))[1:, 0].any()
+
+
 KEEP = chosen(PADDING, ONE, ZERO)
 BOTH = chosen(CAUSAL, KEEP, ZERO)
 WRITTEN: dict[str, Term] = {
