@@ -35,7 +35,7 @@ def rewrite(program: ExportedProgram, *, options: Mapping[str, Any] | None = Non
     program before, and rewrite it when it was loaded.
     Raises ValueError for unknown options, and for a program without example inputs.
     """
-    ours, settings = read(None, {"kernels": "torch", **(options or {})})
+    ours, settings = read(None, {**(options or {}), "kernels": "torch"})
     if program.example_inputs is None:
         raise ValueError("the program has no example inputs, so it cannot be traced again")
     if ours.rewrite == "never":

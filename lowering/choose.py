@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 
 from flex_inductor import compat, devices
 from flex_inductor.lowering import cpu_own, profit, rates, support
 from flex_inductor.lowering.cuda import covers
+from flex_inductor.mask.text import format_formula
 from flex_inductor.options import Options
 from flex_inductor.request import Backend, Instead, Kernel, Request, torchs
+
+EVERYTHING = format_formula(sympy.true)
+"""The formula of no mask, as text."""
 
 
 def answers(options: Options, settings: Mapping[str, Any]) -> Backend:
@@ -51,10 +56,10 @@ def kernel_on_cuda(request: Request, options: Options, capability: int) -> Kerne
     given = request.dtype, request.training, request.head_dims, request.lengths
     open_form = "the mask reads tensors" if request.mask is None else covers(*given, request.mask, capability)
     if open_form is None:
-        return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
+        return in_closed_form(request.mask)
     lacking = covers(*given, devices.of(torch.device("cuda")).width(True), capability)
     if lacking is None:
-        return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+        return Kernel("", f"own kernel, with blocks computed in the graph: {open_form}")
     return torchs_on_cuda(request, lacking)
 
 
@@ -66,8 +71,13 @@ def kernel_on_cpu(request: Request, options: Options) -> Kernel:
         return theirs if theirs.lacking else replace(theirs, lacking=torch_lacks_on_cpu(request))
     open_form = no_closed_form(request)
     if open_form is None:
-        return Kernel(request.mask, "own kernel, which works out the blocks of the mask")
-    return Kernel("", f"own kernel, with lists of blocks: {open_form}")
+        return in_closed_form(request.mask)
+    return Kernel("", f"own kernel, with blocks computed in the graph: {open_form}")
+
+
+def in_closed_form(mask: str | None) -> Kernel:
+    """Our kernel, to which the formula of a mask says all about its blocks."""
+    return Kernel(mask, "own kernel" if mask == EVERYTHING else "own kernel, which works out the blocks of the mask")
 
 
 def torch_lacks_on_cpu(request: Request) -> str:

@@ -31,7 +31,7 @@ MASKS: dict[str, Mask] = {
     "documents": lambda q, k, t: (t[q] == t[k]) & (k <= q),
     "mixed documents": lambda q, k, t: t[q] % 3 == t[k] % 3,
     "padding": lambda q, k, t: (t[k] != 1) & (k <= q),
-    "padding before": lambda q, k, t: t[k] >= 2,
+    "padding before": lambda q, k, t: t[k] >= 1,
     "length": lambda q, k, t: (k <= q) & (k < t[-1:] * 9 + 20),
     "large integers": lambda q, k, t: q * 100_000_001 >= k * 100_000_000,
     "rows without keys": lambda q, k, t: k > q + 130,
@@ -85,7 +85,7 @@ class Case:
             found[2] = torch.eye(keys, dtype=self.dtype, device=device).expand(self.batch, kv_heads, keys, keys)
         found.append(torch.rand(self.heads, 1, 1).to(device) + 0.5)
         documents = torch.rand(max(self.queries, keys)).mul(60).long().eq(0).cumsum(0).to(device)
-        documents = documents % 3 if self.unsorted else documents
+        documents = documents % 2 if self.unsorted else documents
         return [*(x.requires_grad_(self.training) for x in found), documents]
 
     def program(self, *inputs: Any) -> Any:

@@ -49,7 +49,7 @@ def test_who_computes_is_said() -> None:
         "notes": [note], "counted": ["own kernel"], "formula": "(k <= q) & (-k + q < 100)", "others": 0
     }  # fmt: skip
     padding = found["padding"]
-    assert padding["notes"][-1] == "own kernel, with lists of blocks: the mask reads tensors"
+    assert padding["notes"][-1] == "own kernel, with blocks computed in the graph: the mask reads tensors"
     assert padding["formula"] == "" and padding["counted"] == ["own kernel"] and padding["others"] > 0
     large = found["large heads"]
     assert large["notes"][-1] == "torch's kernel: no tile size for heads of 512 dimensions on this device"
