@@ -12,7 +12,7 @@ import torch._inductor.config
 
 import flex_inductor
 from flex_inductor.lowering import call
-from tests.lowering.cases import GROUPS, Case, kept, results, shares
+from tests.lowering.cases import GROUPS, Case, in_runs, kept, results, shares
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +40,7 @@ def compiled(case: Case, **options: Any) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_right(name: str) -> None:
     case = larger(CASES[name])
-    with torch.set_grad_enabled(case.training), flex_inductor.listen() as reports:
+    with torch.set_grad_enabled(case.training), in_runs(case), flex_inductor.listen() as reports:
         ours = results(case, compiled(case), None, "cuda")
         case = replace(case, kept=kept(case, compiled, "cuda")) if case.dropout else case
         found = shares(case, ours, "cuda")
@@ -58,10 +58,10 @@ def test_torchs_kernels_give_the_same(name: str) -> None:
         torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["masks: window", "gradients: causal"])
+@pytest.mark.parametrize("name", ["masks: window", "gradients: causal", "runs: documents", "runs: gradients"])
 def test_the_fastest_tile_size_is_right(name: str) -> None:
     case = larger(CASES[name])
-    with torch.set_grad_enabled(case.training):
+    with torch.set_grad_enabled(case.training), in_runs(case):
         ours = results(case, compiled(case, max_autotune=True), None, "cuda")
         assert max(shares(case, ours, "cuda")) <= 1
 
@@ -71,7 +71,7 @@ def test_the_fastest_tile_size_is_right(name: str) -> None:
 def test_products_of_float32_are_exact_enough(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call, "float32_precision", lambda *_: precision)
     case = larger(CASES[name])
-    with torch.set_grad_enabled(case.training), torch._inductor.config.patch(force_disable_caches=True):
+    with torch.set_grad_enabled(case.training), in_runs(case), torch._inductor.config.patch(force_disable_caches=True):
         ours = results(case, compiled(case), None, "cuda")
         case = replace(case, kept=kept(case, compiled, "cuda")) if case.dropout else case
         found = shares(case, ours, "cuda")
