@@ -17,12 +17,15 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from flex_inductor import mask
 from flex_inductor.mask import B, H, K, Q
+from flex_inductor.passes.describe.heads import about_heads
 from flex_inductor.passes.describe.terms import Term, terms_of, visible
-from flex_inductor.passes.site import Site
+from flex_inductor.passes.site import Coordinates, Site
 from flex_inductor.passes.writers.formula import Former
+from flex_inductor.scalar import Expr
 
 ORDER = ("causal", "window", "keys", "chunks", "dilated", "documents", "padding")
 """The order in which conditions are named; others come last."""
+SOME = " in some heads"
 
 
 def kind_of(site: Site) -> str:
@@ -41,9 +44,16 @@ def score_words(site: Site) -> Iterator[str]:
     """The words for the arithmetic."""
     if len(site.products) > 1:
         yield f"sum of {len(site.products)} products"
-    for term in terms_of(visible(site.score), site.at):
-        word = next((word for test in SCORES if (word := test(term)) is not None), "")
-        if word:
+    yield from words_of(visible(site.score), site.at)
+
+
+def words_of(score: Expr, at: Coordinates) -> Iterator[str]:
+    """The words for the summands of a score; for those that only some heads have, with these."""
+    for term in terms_of(score, at):
+        if term.expr.op == "where" and about_heads(term.expr.args[0], at.h):
+            cases = [list(words_of(x, at)) for x in term.expr.args[1:]]
+            yield from (w if all(w in words for words in cases) else f"{w}{SOME}" for words in cases for w in words)
+        elif word := next((word for test in SCORES if (word := test(term)) is not None), ""):
             yield word
 
 
@@ -105,7 +115,7 @@ def formula_words(formula: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) 
         words = [w for w in words if w not in (ahead, behind)]
         words.append(f"window {behind.removeprefix('behind ')} back and {ahead.removeprefix('ahead ')} ahead")
     named = [re.sub(r"^behind ", "window ", re.sub(r"^ahead (.*)", r"keys up to \1 ahead", word)) for word in words]
-    by_head = ["mask by head"] if normal.has(H) else []
+    by_head = ["mask by head"] if normal.has(H) and not any(word.endswith(SOME) for word in words) else []
     return (*sorted(named, key=rank_of), *by_head)
 
 
@@ -124,6 +134,8 @@ def causal(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> st
         return None
     for distance, side in ((Q - K, "ahead"), (K - Q, "behind")):
         rest = sympy.expand(condition.lhs - distance)
+        if rest.has(H) and not rest.free_symbols & {B, Q, K} and side == "behind":
+            return "window"
         if not rest.free_symbols & mask.POSITIONS and not rest.has(AppliedUndef):
             if side == "behind":
                 return f"behind {rest + 1}"
@@ -133,9 +145,9 @@ def causal(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> st
                 "causal, aligned at the end" if sympy.expand(rest - lengths[1] + lengths[0]) == 0 else f"ahead {rest}"
             )
     width = sympy.expand(condition.lhs + sympy.Abs(Q - K))
-    return (
-        f"window {width} on both sides" if not width.free_symbols & mask.POSITIONS and width != condition.lhs else None
-    )
+    if width == condition.lhs or width.free_symbols & {B, Q, K}:
+        return None
+    return "window on both sides" if width.has(H) else f"window {width} on both sides"
 
 
 def same(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> str | None:
@@ -155,6 +167,10 @@ def union(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> str
     """A prefix beside the rest, or global tokens."""
     if not isinstance(condition, sympy.Or):
         return None
+    others = [p for p in condition.args if p.free_symbols & mask.POSITIONS == {H} and not p.has(AppliedUndef)]
+    if others:  # heads that attend everything
+        rest = sympy.Or(*(p for p in condition.args if p not in others))
+        return part_word(rest, lengths) + SOME
     words = [part_word(p, lengths) for p in condition.args]
     prefix = any(p.free_symbols & {Q, K} == {K} for p in condition.args)
     words = ["prefix" if p.free_symbols & {Q, K} == {K} else w for p, w in zip(condition.args, words)]

@@ -113,6 +113,27 @@ def sinks(q, k, v, sink):
     return scores.softmax(-1)[..., :-1] @ v
 
 
+def heads() -> torch.Tensor:
+    return torch.arange(H)[:, None, None]
+
+
+def local_in_two_heads(q, k, v):
+    return softmax(hide(q @ k.mT / 4, (heads() >= 2) | (distance().abs() <= 4)), v)
+
+
+def windows_by_head(q, k, v):
+    return softmax(hide(q @ k.mT / 4, (distance() <= 0) & (distance() > -4 * (heads() + 1))), v)
+
+
+def capped_in_two_heads(q, k, v):
+    scores = q @ k.mT / 4
+    return softmax(torch.where(heads() < 2, torch.tanh(scores / 50) * 50, scores), v)
+
+
+def biased_in_a_head(q, k, v):
+    return softmax(q @ k.mT / 4 + torch.where(heads() == 1, -0.5 * distance().abs(), 0.0), v)
+
+
 def right_padding() -> torch.Tensor:
     return torch.arange(S) < torch.tensor([[S], [20]])
 
@@ -141,6 +162,10 @@ PROGRAMS: dict[str, tuple[Callable[..., torch.Tensor], dict[str, torch.Tensor], 
     "tensor": (tensor, {"allowed": KEEP}, "mask tensor"),
     "relative": (relative, {"table": torch.randn(H, 2 * S - 1)}, "relative bias"),
     "grouped": (grouped, {}, "2 query heads to a key head"),
+    "two local heads": (local_in_two_heads, {}, "window 4 on both sides in some heads"),
+    "windows by head": (windows_by_head, {}, "causal, window, mask by head"),
+    "two capped heads": (capped_in_two_heads, {}, "soft cap 50 in some heads, scaled in some heads"),
+    "a biased head": (biased_in_a_head, {}, "ALiBi in some heads"),
     "sinks": (sinks, {"sink": torch.randn(H)}, "causal, attention sink"),
 }
 
