@@ -168,7 +168,7 @@ def union(condition: sympy.Basic, lengths: tuple[sympy.Expr, sympy.Expr]) -> str
     if not isinstance(condition, sympy.Or):
         return None
     others = [p for p in condition.args if p.free_symbols & mask.POSITIONS == {H} and not p.has(AppliedUndef)]
-    if others:  # heads that attend everything
+    if 0 < len(others) < len(condition.args):  # heads that attend everything
         rest = sympy.Or(*(p for p in condition.args if p not in others))
         return part_word(rest, lengths) + SOME
     words = [part_word(p, lengths) for p in condition.args]
