@@ -1,7 +1,10 @@
 """Does every row attend one run of neighbouring keys, if the numbers in tensors are sorted?
 
-    Eq(doc(q), doc(k)) & (q >= k), keep(k) & (q >= k), k < length(b)   ->   yes
-    Ne(doc(q), doc(k)), chosen(q // 64, k // 64), (q >= k) | (k < 4)   ->   no
+    Eq(load('ids', q), load('ids', k)) & (q >= k)    ->   True
+    holds('keep', k) & (q >= k)                      ->   True
+    load('length', b) > k                            ->   True
+    holds('chosen', FloorDiv(q, 64), FloorDiv(k, 64))   ->   False
+    (q >= k) | (k < 4)                               ->   False
 
 Packed documents and padding at one end are sorted, but nothing guarantees it. So this tells what to expect, and no
 result may hang on it.

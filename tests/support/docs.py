@@ -20,6 +20,7 @@ from torch.utils._sympy.functions import FloorDiv
 from flex_inductor import explain, mask
 from flex_inductor.mask.interval import Intervals
 from flex_inductor.mask.tensors.lists import list_blocks
+from flex_inductor.mask.tensors.runs import runs_by
 from flex_inductor.mask.text import format_formula
 from flex_inductor.passes.program.aten_graph import opaque
 from flex_inductor.passes.program.normalize import normalize
@@ -35,7 +36,8 @@ FUNCTIONS = {"torch": torch, "inf": torch.inf, "softmax": torch.softmax, "where"
              "arange": torch.arange, "exp": torch.exp, "uint8": torch.uint8, "sdpa": F.scaled_dot_product_attention,
              "lerp": torch.lerp, "addcmul": torch.addcmul, "maximum": torch.maximum, "clamp": torch.clamp,
              "S": S}  # fmt: skip
-FORMULAS = {"q": mask.Q, "k": mask.K, "b": mask.B, "holds": mask.holds, "Eq": sympy.Eq, "FloorDiv": FloorDiv}
+FORMULAS = {"q": mask.Q, "k": mask.K, "b": mask.B, "holds": mask.holds, "load": mask.load, "Eq": sympy.Eq,
+            "FloorDiv": FloorDiv}  # fmt: skip
 ROWS, COLS = mask.axes(sympy.Integer(1024), sympy.Integer(1024), (128, 128))
 
 
@@ -130,6 +132,12 @@ def lists(code: str) -> str:
     return ", ".join(str(x.tolist()) for x in list_blocks(torch.tensor(formula(code), dtype=torch.bool)))
 
 
+def runs(code: str) -> str:
+    some, full = torch.tensor(formula(code), dtype=torch.bool)
+    run = lambda f, *args, **options: f(*args, **options)  # noqa: E731
+    return str(runs_by(run, some, full, len(some), some.device).tolist())
+
+
 RUNNERS: dict[str, Callable[[str], str]] = {
     "mask": blocks,
     "mask.blocks": blocks,
@@ -138,7 +146,9 @@ RUNNERS: dict[str, Callable[[str], str]] = {
     "mask.interval": interval,
     "mask.rows": lambda code: str(mask.keeps_a_key(formula(code), ROWS, COLS)),
     "mask.text": lambda code: str(format_formula(formula(code))),
+    "mask.one_run": lambda code: str(mask.is_one_run(formula(code), mask.K)),
     "mask.tensors.lists": lists,
+    "mask.tensors.runs": runs,
     "scalar.bounds": bounds,
     "passes.program.normalize": operators,
     "passes.lift.rules.ties": lambda code: explained(code, train=True),

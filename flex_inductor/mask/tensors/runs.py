@@ -1,7 +1,8 @@
 """Runs of blocks from tables of Booleans: the blocks of every row as four numbers, in place of lists of them.
 
-    some: [0, 1, 1, 1, 0], full: [0, 0, 1, 0, 0]   ->   start 1, begin 2, end 3, stop 4
+    [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]   ->   [1, 2, 3, 4]
 
+The tables of a row say which blocks are attended, and which are full; the numbers are start, begin, end and stop.
 A kernel asks the mask in the blocks start <= x < begin and end <= x < stop, and not in those between begin and end,
 which are full. This holds for every table: blocks between attended ones are visited too, and full ones that are not one
 run are asked like the others. Where the code is generated the tables are never stored: the memory is that of a row.
