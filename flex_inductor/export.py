@@ -30,9 +30,9 @@ def rewrite(program: ExportedProgram, *, options: Mapping[str, Any] | None = Non
         program = flex_inductor.rewrite(torch.export.export(model, args))
 
     options: those of the backend "flex". Nothing of this project is needed to run the result: calls are left to torch's
-    own kernels (`kernels="torch"`). Dynamic sizes are 2 or more in it, because it is traced with such. What was decided
-    goes to `flex_inductor.listen` and to the log. torch.export.save knows no flex_attention (torch 2.13): save the
-    program before, and rewrite it when it was loaded.
+    own kernels, as by `kernels="torch"`, whatever the options say. Dynamic sizes are 2 or more in it, because it is
+    traced with such. What was decided goes to `flex_inductor.listen` and to the log. torch.export.save knows no
+    flex_attention (torch 2.13): save the program before, and rewrite it when it was loaded.
     Raises ValueError for unknown options, and for a program without example inputs.
     """
     ours, settings = read(None, {**(options or {}), "kernels": "torch"})
