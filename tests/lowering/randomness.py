@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.lowering.cases import Case, kept
 from tests.lowering.numerics import interpreted
