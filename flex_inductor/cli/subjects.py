@@ -70,27 +70,7 @@ def gemma2(length: int = 1024) -> Subject:
         vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, sliding_window=128, use_cache=False, attn_implementation="eager",
     )  # fmt: skip
-    model, ids = _random(Gemma2Model, config, length, batch=1)
+    torch.manual_seed(0)
+    model, ids = Gemma2Model(config).eval(), torch.randint(8, config.vocab_size, (1, length))
     name = f"Gemma-2-shaped, random weights, length {length}"
     return Subject(name, model, lambda m: m(input_ids=ids).last_hidden_state)
-
-
-def t5(length: int = 256) -> Subject:
-    """Relative position biases in buckets, and cross attention."""
-    from transformers import T5Config, T5Model
-
-    config = T5Config(
-        vocab_size=512, d_model=256, d_kv=32, d_ff=512, num_layers=2, num_decoder_layers=1, num_heads=8,
-        use_cache=False, attn_implementation="eager",
-    )  # fmt: skip
-    model, ids = _random(T5Model, config, length)
-    return Subject(
-        f"T5-shaped, random weights, length {length}",
-        model,
-        lambda m: m(input_ids=ids, decoder_input_ids=ids[:, : length // 2]).last_hidden_state,
-    )
-
-
-def _random(cls: Any, config: Any, length: int, batch: int = 2) -> tuple[torch.nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    return cls(config).eval(), torch.randint(8, config.vocab_size, (batch, length))
