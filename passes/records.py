@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import fx
 
@@ -15,7 +14,7 @@ from flex_inductor.decisions import Decision, describe
 from flex_inductor.passes.describe.code import code_of
 from flex_inductor.passes.describe.heads import by_head
 from flex_inductor.passes.describe.kinds import kind_of
-from flex_inductor.passes.describe.source import frame_of, source_line
+from flex_inductor.passes.describe.source import frame_of, source_line, variable
 from flex_inductor.passes.describe.terms import texts_of
 from flex_inductor.passes.find import Found
 from flex_inductor.passes.program.aten_graph import opaque
@@ -54,27 +53,36 @@ def decision(name: str, stage: Stage) -> Decision:
     """The decision record of a site at the end of the pipeline."""
     anchor, frame = stage.found.anchor, frame_of(stage.found.anchor)
     site: Site | None = getattr(stage, "site", None)
-    found = functools.partial(
-        Decision, site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=captured(stage),
+    read = captured(site)
+    more = _declined(stage) if isinstance(stage, Ended) else _rewritten(stage)
+    found = Decision(
+        site=name, source=source_line(anchor), matched=describe_anchor(stage.found), captured=tuple(read),
         file=frame["file"] if frame else "", line=int(frame["line"]) if frame else 0,
         kind=unless_it_fails(kind_of, site) or "", terms=unless_it_fails(texts_of, site) or (),
         lengths=unless_it_fails(lengths_of, site) or (), written=unless_it_fails(code_of, site),
-        by_head=unless_it_fails(by_head, site) or (),
+        by_head=unless_it_fails(by_head, site) or (), **more,
     )  # fmt: skip
-    if isinstance(stage, Ended):
-        score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
-        return found(
-            verdict="declined", reason=stage.why.reason, node=node_text(stage.why.node), score_mod=score_mod,
-            mask_mod=mask_mod, before=(anchor.meta.get("origin") or anchor).name,
-        )  # fmt: skip
+    return found.renamed(read)
+
+
+def _declined(stage: Ended) -> dict[str, Any]:
+    anchor = stage.found.anchor
+    score_mod, mask_mod = mods(stage.site) if stage.site is not None else ("", "")
+    return {
+        "verdict": "declined", "reason": stage.why.reason, "node": node_text(stage.why.node), "score_mod": score_mod,
+        "mask_mod": mask_mod, "before": (anchor.meta.get("origin") or anchor).name,
+    }  # fmt: skip
+
+
+def _rewritten(stage: Stage) -> dict[str, Any]:
     assert isinstance(stage, Emitted), f"a site ended as {stage}"
     score_mod, mask_mod = mods(stage.site)
     shown = stage.operator == "flex_attention"  # SDPA leaves no block out
-    return found(
-        verdict="rewritten", operator=stage.operator, score_mod=score_mod, mask_mod=mask_mod,
-        sparsity=stage.sparsity.describe() if shown else "", block_map=picture(stage.sparsity) if shown else (),
-        notes=stage.notes, kernel=kernel_of(stage), before=stage.result.dynamo.name, after=stage.value.name,
-    )  # fmt: skip
+    return {
+        "verdict": "rewritten", "operator": stage.operator, "score_mod": score_mod, "mask_mod": mask_mod,
+        "sparsity": stage.sparsity.describe() if shown else "", "block_map": picture(stage.sparsity) if shown else (),
+        "notes": stage.notes, "kernel": kernel_of(stage), "before": stage.result.dynamo.name, "after": stage.value.name,
+    }  # fmt: skip
 
 
 def kernel_of(stage: Emitted) -> str:
@@ -101,20 +109,17 @@ def unless_it_fails(describe_site: Callable[[Site], T], site: Site | None) -> T 
         return None
 
 
-def captured(stage: Stage) -> tuple[str, ...]:
-    """The names of the tensors that the two functions of a site read, in the order of their text."""
-    site = getattr(stage, "site", None)
+def captured(site: Site | None) -> dict[str, str]:
+    """The tensors that the two functions of a site read, in the order of their text: their names there, and those that
+    the record gives them."""
     if site is None:
-        return ()
-    text = " ".join(mods(site))
-    read = {
-        x.args[0].name
-        for e in (site.score, site.mask, *site.extra, *site.factors)
-        if e
-        for x in walk(e)
-        if x.op == "load"
-    }
-    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", text) if word in read))
+        return {}
+    found = [x for e in (site.score, site.mask, *site.extra, *site.factors) if e for x in walk(e)]
+    read = {x.args[0].name: x.args[0] for x in found if x.op == "load"}
+    words = dict.fromkeys(re.findall(r"\w+", " ".join(mods(site))))
+    names = {word: variable(read[word]) for word in words if word in read}
+    taken = {"", "score", *"bhqk", *words}
+    return {word: word if name in taken else name for word, name in names.items()}
 
 
 def paths(graph: fx.Graph) -> dict[str, str]:

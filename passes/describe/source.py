@@ -20,6 +20,16 @@ def frame_of(node: fx.Node) -> re.Match[str] | None:
     return own[-1] if own else None
 
 
+def variable(node: fx.Node) -> str:
+    """The variable that the user's model keeps the value of a node in, empty if there is none: Dynamo names its node
+    after that, and any other after its operator."""
+    origin = node.meta.get("origin")
+    if origin is None or any(user.meta.get("origin") is origin for user in node.users):
+        return ""
+    by_operator = origin.target if isinstance(origin.target, str) else getattr(origin.target, "__name__", "")
+    return "" if re.sub(r"_\d+$", "", origin.name) == by_operator.strip("_") else origin.name
+
+
 def source_line(node: fx.Node) -> str:
     """Where the user's model computes a node, in one line."""
     frame = frame_of(node)

@@ -313,6 +313,20 @@ def test_tensors_of_the_model_have_their_paths(qkv) -> None:
     assert "layers.*.keep[k] and " in text
 
 
+def test_tensors_have_the_names_of_variables(qkv) -> None:
+    """But not one that the formula uses itself, or that is the name of an operator."""
+
+    def documents(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        document = starts.cumsum(-1)
+        b = starts.flip(-1).cumsum(-1)
+        scores = (q @ k.mT).masked_fill(document[:, None] != document, float("-inf"))
+        return (scores + b).softmax(-1) @ v
+
+    (site,) = explain(documents, rewrite="always")(*qkv, torch.ones(16, dtype=torch.long)).sites
+    assert site.mask_mod == "document[q] == document[k]" and "document" in site.sparsity
+    assert site.score_mod == "score + float(cumsum_default_1[k])" and "document" in site.code()
+
+
 def test_a_report_of_a_run_can_be_pickled(qkv, tmp_path) -> None:
     report = explain(broken, rewrite="always")(*qkv)
     loaded = pickle.loads(pickle.dumps(report))
