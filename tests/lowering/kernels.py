@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
 DROPOUT = 0.1
 CAPABILITIES = (80, 90, 100)
 SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (64, 128, 256)]
-SHAPES += [(torch.bfloat16, dim) for dim in (80, 96)]  # in parts
+SHAPES += [(torch.bfloat16, dim) for dim in (80, 96, 192)]  # in parts
 
 
 def distance(q: Any, k: Any) -> Any:
@@ -45,6 +46,13 @@ def causal(q: Any, k: Any, v: Any, slopes: Any, p: float = 0.0) -> Any:
     scores = q @ k.mT * q.shape[3] ** -0.5 + (slopes * distance(q, k)).to(q.dtype)
     weights = torch.softmax(torch.where(distance(q, k) <= 0, scores, float("-inf")).float(), -1)
     return torch.dropout(weights.to(v.dtype), p, True) @ v
+
+
+def window(q: Any, k: Any, v: Any) -> Any:
+    """Attention within a window, without a score_mod."""
+    scores = q @ k.mT * q.shape[3] ** -0.5
+    near = distance(q, k).abs() < 200
+    return torch.softmax(torch.where(near, scores, float("-inf")).float(), -1).to(v.dtype) @ v
 
 
 def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
@@ -62,14 +70,14 @@ def grouped(q: Any, k: Any, v: Any, slopes: Any) -> Any:
 def rows(
     capability: int, dtype: torch.dtype, dim: int, ours: bool = True, all_sizes: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension; of ours, those of
-    training with dropout besides, in the tile sizes that are taken without measuring."""
+    """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension; of ours, what is in
+    VARIANTS besides, in the tile sizes that are taken without measuring."""
     found = {name: configs.configs(table, capability, dtype.itemsize, dim) for name, table in TABLES.items()}
-    if ours:
-        for name, kernel in training(capability, dtype, dim, ours, DROPOUT):
-            size = configs.configs(TABLES[name], capability, dtype.itemsize, dim, dropout=True)[0]
-            about = described(kernel, size, capability)
-            yield {"kernel": f"{name}, dropout", "capability": capability, "dtype": str(dtype)[6:], "dim": dim,
+    for variant, compiled in VARIANTS.items() if ours else ():
+        for name, kernel in compiled(capability, dtype, dim):
+            options = configs.configs(TABLES[name], capability, dtype.itemsize, dim, dropout=variant == "dropout")
+            about = described(kernel, taken(kernel, options), capability)
+            yield {"kernel": f"{name}, {variant}", "capability": capability, "dtype": str(dtype)[6:], "dim": dim,
                    "default": True, **about}  # fmt: skip
     for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
         chosen = {name: options[number] for name, options in found.items() if number < len(options)}
@@ -92,12 +100,21 @@ def forced(chosen: dict[str, Config]) -> Any:
     return mock.patch.object(configs, "configs", configs_of)
 
 
-def training(capability: int, dtype: torch.dtype, dim: int, ours: bool, p: float = 0.0) -> list[tuple[str, Any]]:
+def training(capability: int, dtype: torch.dtype, dim: int, ours: bool = True, p: float = 0.0) -> list[tuple[str, Any]]:
     """Compiled kernels by name, of forward and backward."""
     q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype, requires_grad=True) for _ in range(3))
     rendered = render(causal, q, k, v, torch.empty(4, 1, 1), p, capability=capability, ours=ours)
     names = ("dq", "dkdv") if ours else ("backward",)
     return [*templates(rendered.forward, "prefill"), *templates(rendered.backward, *names)]
+
+
+def inference(
+    capability: int, dtype: torch.dtype, dim: int, program: Any, more: tuple[torch.Tensor, ...] = ()
+) -> list[tuple[str, Any]]:
+    q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype) for _ in range(3))
+    with torch.no_grad():
+        rendered = render(program, q, k, v, *more, capability=capability)
+    return templates(rendered.forward, "prefill")
 
 
 def decoding(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, Any]]:
@@ -107,9 +124,22 @@ def decoding(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, A
     return templates(rendered.forward, "decode")
 
 
+VARIANTS: dict[str, Any] = {
+    "dropout": functools.partial(training, p=DROPOUT),
+    "inference": functools.partial(inference, program=causal, more=(torch.empty(4, 1, 1),)),
+    "no score_mod": functools.partial(inference, program=window),
+}
+"""Other kernels than those of training with a score_mod, by what they differ in."""
+
+
 def templates(compiled: Any, *names: str) -> list[tuple[str, Any]]:
     kernels = [k for k in compiled.kernels if k.inductor_meta["kernel_name"].startswith("triton_tem")]
     return [(name, k.compile_results[0].kernel) for name, k in zip(names, kernels, strict=True)]
+
+
+def taken(kernel: Any, options: tuple[Config, ...]) -> Config:
+    """The first of some tile sizes that a kernel can have been compiled with."""
+    return next(c for c in options if (c.warps, c.stages) == (kernel.metadata.num_warps, kernel.metadata.num_stages))
 
 
 def described(kernel: Any, config: Config | None, capability: int) -> dict[str, Any]:
