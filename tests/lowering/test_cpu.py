@@ -53,6 +53,7 @@ def own(case: Case) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_are_right(case: Case) -> None:
     found = own(case)
