@@ -97,7 +97,7 @@ def flex_eager(
     """The backend "flex_eager": attention becomes flex_attention, and the graph runs without code generation, in
     inference and in training, on any device. For tests and for debugging."""
     ours, _ = read(mode, options)
-    return run(gm, example_inputs, ours, eager_answers(ours), eager.aot_eager)
+    return run(gm, example_inputs, ours, eager_answers(ours), eager.eager)
 
 
 def eager_answers(options: Options) -> Backend:

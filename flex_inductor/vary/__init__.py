@@ -118,7 +118,7 @@ class Varied(nn.Module):
                 choose.answers(ours, settings),
                 functools.partial(backends.compile_with_inductor, settings=settings),
             ),
-            "flex_eager": (backends.eager_answers(ours), eager.aot_eager),
+            "flex_eager": (backends.eager_answers(ours), eager.eager),
         }
         if name not in known:
             raise ValueError(f"unknown backend {name!r}; known: {', '.join(known)}")

@@ -45,7 +45,7 @@ def test_no_more_recompiles_than_aot_eager(name: str, dynamic: bool | None) -> N
                         expected = outcome(model, model, (batch,), False)
                         compare_all(got, expected, reference(model, (batch,), False), 16)
             counts[backend] = counter.frame_count
-    assert counts["flex_eager"] == counts["aot_eager"]
+    assert counts["flex_eager"] <= counts["aot_eager"]
     assert all(r.rewritten == case.sites // zoo.LAYERS and r.fallback is None for r in reports)
 
 

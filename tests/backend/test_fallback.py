@@ -130,7 +130,7 @@ def test_failed_code_generation_compiles_the_untouched_graph(monkeypatch: pytest
             raise NotImplementedError("no such kernel")
         return gm.forward
 
-    monkeypatch.setattr(eager, "aot_eager", picky)
+    monkeypatch.setattr(eager, "eager", picky)
     with pytest.warns(FallbackWarning, match="codegen failed .NotImplementedError: no such kernel"):
         got, (report,) = run(program, *qkv())
     assert seen == [True, False]
@@ -144,7 +144,7 @@ def test_an_error_of_the_untouched_graph_is_the_users(monkeypatch: pytest.Monkey
     def refuse(gm: torch.fx.GraphModule, inputs: Any) -> Any:
         raise NotImplementedError("no compiler")
 
-    monkeypatch.setattr(eager, "aot_eager", refuse)
+    monkeypatch.setattr(eager, "eager", refuse)
     with pytest.raises(Exception, match="no compiler"), pytest.warns(FallbackWarning):
         run(program, *qkv())
 

@@ -78,4 +78,4 @@ def test_sizes_that_are_equal_by_a_guard(program: Callable[..., torch.Tensor], m
                 torch.testing.assert_close(compiled(*given), program(*given), atol=1e-5, rtol=1e-5)
         counts[backend] = counter.frame_count
     assert all(r.rewritten == 1 and r.fallback is None for r in reports)
-    assert counts["flex_eager"] == counts["aot_eager"]
+    assert counts["flex_eager"] <= counts["aot_eager"]

@@ -62,7 +62,7 @@ def test_exception_is_raised_when_asked_for(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("backend", "module", "compiler"),
-    [("flex_eager", eager, "aot_eager"), ("flex", compat, "inductor")],
+    [("flex_eager", eager, "eager"), ("flex", compat, "inductor")],
     ids=["flex_eager", "flex"],
 )
 def test_exception_in_code_generation(

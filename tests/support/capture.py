@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from flex_inductor import passes
-from flex_inductor.compat.eager import aot_eager
+from flex_inductor.compat.eager import eager
 from flex_inductor.decisions import GraphReport
 
 
@@ -38,7 +38,7 @@ def rewritten(
     def backend(gm: fx.GraphModule, examples: Any) -> Any:
         report = passes.rewrite(gm, lambda request: None, choose)
         reports.append(report)
-        return aot_eager(passes.copy_of(report.after), examples) if run else gm.forward
+        return eager(passes.copy_of(report.after), examples) if run else gm.forward
 
     torch._dynamo.reset()
     result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
