@@ -103,7 +103,7 @@ def lengths(backend: str, dynamic: bool | None, program: Any) -> tuple[list[torc
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("form", ["causal", "window", "einsum", "table"])
-def test_two_lengths_compile_as_often_as_without_us(form: str, dynamic: bool | None) -> None:
+def test_two_lengths_compile_no_more_often_than_without_us(form: str, dynamic: bool | None) -> None:
     table = randn(64, H, seed=5)
 
     def program(q: Any, k: Any, v: Any) -> Any:
@@ -119,7 +119,7 @@ def test_two_lengths_compile_as_often_as_without_us(form: str, dynamic: bool | N
 
     want, plain = lengths("aot_eager", dynamic, program)
     got, ours = lengths("flex_eager", dynamic, program)
-    assert ours == plain
+    assert ours <= plain
     for a, b in zip(got, want):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
     check(program, qkv(B, H, 19, D), dynamic=True)
