@@ -268,7 +268,7 @@ def test_a_threshold_that_learns() -> None:
 
 
 def test_a_computed_buffer_gets_its_gradient() -> None:
-    """Regression: run without code generation, only inputs of the graph did (compat.eager.mark_captured)."""
+    """Regression: run without code generation, only inputs of the graph did."""
     program = lambda q, k, v, t: torch.softmax(q @ k.mT + t.cumsum(-1) * 0.3, -1) @ v  # noqa: E731
     (report,) = reports_of(program, (*qkv(), randn(S, S, seed=5)), train=True)
     assert report.rewritten == 1
