@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import threading
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -84,10 +85,14 @@ def hint_of(shape_env: Any, size: sympy.Expr) -> Any:
     return hint(size)
 
 
+_tracing = threading.RLock()
+
+
 @contextlib.contextmanager
 def products_traced() -> Iterator[None]:
     """Inside the block sizes that are products of three and more are traced, which torch before 2.15 gives to
-    operator.mul all at once. They occur in a mod that torch.export traces, and that reads a tensor of symbolic size."""
+    operator.mul all at once. They occur in a mod that torch.export traces, and that reads a tensor of symbolic size.
+    One thread at a time: what it changes is torch's, and is put back."""
     handlers = {**proxy_tensor._sympy_handlers(), sympy.Mul: lambda *factors: functools.reduce(operator.mul, factors)}
-    with mock.patch.object(proxy_tensor, "_sympy_handlers", lambda: handlers):
+    with _tracing, mock.patch.object(proxy_tensor, "_sympy_handlers", lambda: handlers):
         yield
