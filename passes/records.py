@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -118,7 +119,8 @@ def captured(site: Site | None) -> dict[str, str]:
     read = {x.args[0].name: x.args[0] for x in found if x.op == "load"}
     words = dict.fromkeys(re.findall(r"\w+", " ".join(mods(site))))
     names = {word: variable(read[word]) for word in words if word in read}
-    taken = {"", "score", *"bhqk", *words}
+    several = {name for name, count in Counter(names.values()).items() if count > 1}
+    taken = {"", "score", *"bhqk", *words, *several}
     return {word: word if name in taken else name for word, name in names.items()}
 
 
