@@ -11,32 +11,16 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from flex_inductor.breaks import first_line
+from flex_inductor.cli.hub.build import HEADS, LAYERS, LENGTH, POSITIONS, TINY, VOCAB, WIDTH, Build, HubError
+from flex_inductor.cli.hub.inputs import inputs
 
-WIDTH, HEADS, LENGTH, VOCAB = 64, 4, 64, 160
-
-SIZES = (
-    (WIDTH, "hidden_size d_model n_embd embed_dim hidden_dim dim embedding_size projection_dim word_embed_proj_dim"),
-    (96, "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim moe_intermediate_size"),
-    (HEADS, "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"),
-    (HEADS, "num_local_experts num_experts n_routed_experts"),
-    (2, "num_experts_per_tok num_key_value_heads num_kv_heads"),
-    (WIDTH // HEADS, "head_dim d_kv query_pre_attn_scalar qk_nope_head_dim v_head_dim kv_lora_rank sliding_window"),
-    (8, "patch_size qk_rope_head_dim num_mel_bins"),
-    (32, "image_size q_lora_rank"),
-    (VOCAB, "vocab_size"),
-)
-LAYERS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
-)  # fmt: skip
-POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length")
-SMALL = {**{name: size for size, names in SIZES for name in names.split()}, **dict.fromkeys(LAYERS, 2)}
+__all__ = ["Build", "HubError", "tiny_model"]
 
 SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -49,33 +33,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """Fields that no rule by name finds: those that depend on each other, or that turn a type's own attention on."""
 
 
-@dataclass(frozen=True)
-class Build:
-    """What is built. length, batch: of the inputs. dtype, device: of model and inputs. padding: the side on which the
-    last sequence is padded, "none" for no padding. config: a file or folder whose configuration is taken as it is, None
-    for the type's own, shrunk. layers: how many; None for two, or as many as the file says."""
-
-    length: int = LENGTH
-    batch: int = 2
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    padding: Literal["none", "left", "right"] = "right"
-    config: Path | None = None
-    layers: int | None = None
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The sizes that fields shrink to, by their names."""
-        positions = max(2 * self.length, 2 * LENGTH)
-        own = dict.fromkeys(POSITIONS, positions) | {"max_source_positions": self.length}
-        return {**SMALL, **own, **(dict.fromkeys(LAYERS, self.layers) if self.layers else {})}
-
-
-class HubError(Exception):
-    """The model cannot be built; the text is one line for the user."""
-
-
-def tiny_model(model_type: str, seed: int = 0, build: Build = Build()) -> tuple[torch.nn.Module, dict[str, Any]]:
+def tiny_model(model_type: str, seed: int = 0, build: Build = TINY) -> tuple[torch.nn.Module, dict[str, Any]]:
     """(model, keyword arguments of forward) in eval mode, with eager attention.
 
     Raises HubError if transformers is missing, the type is unknown, or no input could be made up for it."""
@@ -88,7 +46,7 @@ def tiny_model(model_type: str, seed: int = 0, build: Build = Build()) -> tuple[
             model = _build(auto, config).eval()
     except Exception as error:
         raise HubError(f"{model_type} cannot be built: {type(error).__name__}: {first_line(str(error))}") from error
-    return model, _inputs(model, model_type, build)
+    return model, inputs(model, model_type, build)
 
 
 @contextlib.contextmanager
@@ -211,75 +169,3 @@ def _layer_types(config: Any, build: Build) -> dict[str, Any]:
         return {"layer_types": _repeated(config.layer_types, build.layers), "num_hidden_layers": build.layers}
     layers = (kinds + kinds[-1:])[: max(2, len(kinds))]
     return {"layer_types": layers, "num_hidden_layers": len(layers)}
-
-
-def _inputs(model: torch.nn.Module, model_type: str, build: Build) -> dict[str, Any]:
-    """The first made-up set of arguments the model runs with: everything it takes, or one modality alone."""
-    takes = inspect.signature(model.forward).parameters
-    config: Any = model.config
-    each = [make(config, build) for make in (_text, _image, _audio, _frames)]
-    sets = [{**each[2], **each[1], **each[0]}, *each]
-    errors = []
-    for candidate in sets:
-        arguments = {k: _moved(v, build) for k, v in candidate.items() if k in takes}
-        if not arguments.keys() - {"attention_mask", "decoder_input_ids", "use_cache"}:
-            continue
-        try:
-            with torch.no_grad():
-                model(**arguments)
-        except Exception as error:
-            errors.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        else:
-            return arguments
-    raise HubError(
-        f"no input could be made up for {model_type}: {errors[0] if errors else 'nothing it takes is known'}"
-    )
-
-
-def _moved(value: Any, build: Build) -> Any:
-    """An argument on the device, in the dtype if it has a floating one."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(build.device, build.dtype if value.is_floating_point() else value.dtype)
-
-
-def _text(config: Any, build: Build) -> dict[str, Any]:
-    """Sentences, the last one padded, as a tokenizer gives them."""
-    ids = torch.randint(8, VOCAB - 16, (build.batch, build.length))
-    mask = torch.ones_like(ids)
-    if build.padding == "right":
-        mask[-1, build.length * 3 // 4 :] = 0
-    if build.padding == "left":
-        mask[-1, : build.length // 4] = 0
-    pad, words = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", VOCAB)
-    ids = ids.masked_fill(mask == 0, pad if isinstance(pad, int) and 0 <= pad < words else 0)
-    return {"input_ids": ids, "attention_mask": mask, **_decoder(build), "use_cache": False}
-
-
-def _image(config: Any, build: Build) -> dict[str, Any]:
-    vision = getattr(config, "vision_config", config)
-    size = getattr(vision, "image_size", 32)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    channels = getattr(vision, "num_channels", 3)
-    return {"pixel_values": torch.randn(build.batch, channels, height, width), "use_cache": False}
-
-
-def _audio(config: Any, build: Build) -> dict[str, Any]:
-    bins, frames = getattr(config, "num_mel_bins", 8), 2 * getattr(config, "max_source_positions", build.length)
-    features = torch.randn(build.batch, bins, frames)
-    return {
-        "input_features": features,
-        "input_values": torch.randn(build.batch, 4000),
-        **_decoder(build),
-        "use_cache": False,
-    }
-
-
-def _frames(config: Any, build: Build) -> dict[str, Any]:
-    """Audio with time before frequency."""
-    audio = _audio(config, build)
-    return {**audio, "input_features": audio["input_features"].mT}
-
-
-def _decoder(build: Build) -> dict[str, Any]:
-    return {"decoder_input_ids": torch.randint(8, VOCAB - 16, (build.batch, max(1, build.length // 2)))}
