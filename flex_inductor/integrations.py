@@ -38,6 +38,8 @@ class _Members:
 
 
 def _member(enumeration: Any, name: str) -> Any:
+    """A member that is copied by its value: Python before 3.11.4 looks its name up in the enumeration."""
     member = str.__new__(enumeration, name)
     member._name_ = member._value_ = name
+    member.__reduce_ex__ = lambda protocol: (enumeration, (name,))
     return member

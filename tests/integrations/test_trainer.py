@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,8 @@ def test_the_names_are_known_after_one_call() -> None:
     assert plugin.to_kwargs() == {"backend": "flex", "mode": "max-autotune"}
     assert DynamoBackend("FLEX") is DynamoBackend("FLEX") and DynamoBackend("FLEX_EAGER") in DynamoBackend
     assert DynamoBackend("INDUCTOR") is DynamoBackend.INDUCTOR
+    ours = DynamoBackend("FLEX")
+    assert copy.deepcopy(ours) is pickle.loads(pickle.dumps(ours)) is ours  # regression: not with Python 3.11.2
     with pytest.raises(ValueError, match="FLEXX"):
         TorchDynamoPlugin(backend="flexx")
 

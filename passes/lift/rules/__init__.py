@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from flex_inductor.passes.lift.lifter import Rule
 from flex_inductor.passes.lift.rules import (
+    choices,
     composed,
     create,
     gather,
@@ -18,6 +19,7 @@ from flex_inductor.passes.lift.rules import (
 RULES: Mapping[str, Rule] = {
     **views.RULES,
     **pointwise.RULES,
+    **choices.RULES,
     **composed.RULES,
     **ties.RULES,  # these replace some of pointwise: the gradients of ties
     **create.RULES,

@@ -204,20 +204,6 @@ def logic(combine: Any, bitwise: bool) -> Rule:
     return rule
 
 
-def where(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    """`torch.where(condition, a, b)`."""
-    if len(node.args) < 3:
-        raise NoRule
-    condition = truth(lifter, node.args[0], at_index, at)
-    a, b = (lifter.cast(lifter.arg(x, at_index, at), dtype_of(node)) for x in node.args[1:3])
-    return scalar.where(condition, a, b)
-
-
-def masked_fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    x, fill = (lifter.cast(lifter.arg(node.args[i], at_index, at), dtype_of(node)) for i in (0, 2))
-    return scalar.where(truth(lifter, node.args[1], at_index, at), fill, x)
-
-
 def clamp_bounds(node: fx.Node) -> tuple[Any, Any]:
     """The least and the greatest value that a clamp lets through."""
     if "clamp_max" in str(node.target):
@@ -234,26 +220,6 @@ def clamp(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
         if bound is not None:
             x = result(lifter, op, (x, lifter.cast(lifter.arg(bound, at_index, at), dtype)), dtype)
     return x
-
-
-def fill(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    return converted(lifter, node.args[1], at_index, at, dtype_of(node))
-
-
-def zero(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    return scalar.const(0, dtype_of(node))
-
-
-def put(lifter: Lifter, node: fx.Node, at_index: Index, at: int) -> Expr:
-    """`x[mask] = number`"""
-    x, places, value = node.args[:3]
-    if len(places) != 1 or argument(node, 3, "accumulate", False) or value.meta["val"].dim() != 0:
-        raise NoRule
-    mask = places[0]
-    if mask is None or mask.meta["val"].dtype != torch.bool or mask.meta["val"].dim() != len(at_index):
-        raise NoRule
-    new = converted(lifter, value, (), at, dtype_of(node))
-    return scalar.where(lifter.arg(mask, at_index, at), new, lifter.arg(x, at_index, at))
 
 
 KINDS: Mapping[str, Callable[[str], Rule]] = {"unary": unary, "binary": binary, "comparison": comparison}
@@ -278,13 +244,7 @@ RULES: dict[str, Rule] = {
     "bitwise_and": logic(scalar.logical_and, True),
     "bitwise_or": logic(scalar.logical_or, True),
     "bitwise_xor": logic(_xor, True),
-    "where": where,
-    "masked_fill": masked_fill,
     "clamp": clamp,
     "clamp_min": clamp,
     "clamp_max": clamp,
-    "fill": fill,
-    "copy": fill,
-    "zero": zero,
-    "index_put": put,
 }
