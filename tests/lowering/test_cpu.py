@@ -24,9 +24,7 @@ from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, choice, in
 from tests.support.exactness import check
 
 OPTIONS = {"rewrite": "always", "on_failure": "raise"}
-EVERY = [(f"{group}, {name}", case) for group, cases in GROUPS.items() for name, case in cases.items()]
-CASES = [pytest.param(c, id=name, marks=[pytest.mark.nightly] * (n % 3 > 0)) for n, (name, c) in enumerate(EVERY)]
-"""Two of three are left to the nightly runs: two kernels are compiled for most of them."""
+CASES = [pytest.param(case, id=f"{group}, {name}") for group, cases in GROUPS.items() for name, case in cases.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +51,7 @@ def own(case: Case) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)  # two kernels are compiled for most of them
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_are_right(case: Case) -> None:
     found = own(case)
