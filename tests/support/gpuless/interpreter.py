@@ -124,6 +124,17 @@ def reducing(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def folding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's own reductions by numpy: the interpreter would call the function for every two elements."""
+    known = {triton_helpers.maximum: np.max, triton_helpers.minimum: np.min, triton_helpers._any_combine: np.any}
+
+    def generic_reduce(self: Any, given: Any) -> Any:
+        fold = known.get(self.combine_fn)
+        return original(self, given) if fold is None else self.min_max(given[0], val_reduce_op=fold)
+
+    return generic_reduce
+
+
 def install() -> None:
     triton_helpers.set_driver_to_gpu = lambda: None
     for name, function in FUNCTIONS.items():
@@ -137,6 +148,7 @@ def install() -> None:
         return cast(self, x, dtype) if tl.bfloat16 in (x.dtype.scalar, dtype.scalar) else to_float(self, x, dtype, mode)
 
     builder.cast_impl, builder.create_fp_to_fp = cast, create_fp_to_fp
+    interpreter.ReduceOps.generic_reduce = folding(interpreter.ReduceOps.generic_reduce)
     interpreter.ReduceScanOpInterface.apply = reducing(interpreter.ReduceScanOpInterface.apply)
 
 
