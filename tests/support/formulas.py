@@ -21,7 +21,7 @@ def called(row: Operator) -> Callable[..., Any]:
 
 
 def wide(number: Any) -> torch.Tensor:
-    x = torch.as_tensor(number)
+    x = torch.as_tensor(number, dtype=torch.float64 if isinstance(number, float) else None)
     return x.double() if x.is_floating_point() else x
 
 
