@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from flex_inductor import listen
 from tests.models import zoo
+from tests.support.capture import flex_traced
 from tests.support.exactness import compare_all, outcome, reference
 from tests.support.programs import attend, qkv, randn
 
@@ -34,18 +35,18 @@ def test_no_more_recompiles_than_aot_eager(name: str, dynamic: bool | None) -> N
     batches = [cut(zoo.inputs(name, case.scenarios[-1]), n) for n in LENGTHS]
     counts = {}
     with torch.no_grad():
-        for backend in ("aot_eager", "flex_eager"):
+        for backend in ("aot_eager", flex_traced):
             torch._dynamo.reset()
             counter = CompileCounterWithBackend(backend)
             compiled = torch.compile(model, backend=counter, dynamic=dynamic)
             with listen() as reports:
                 for batch in batches:
                     got = outcome(compiled, model, (batch,), False)
-                    if backend == "flex_eager":
+                    if backend is flex_traced:
                         expected = outcome(model, model, (batch,), False)
                         compare_all(got, expected, reference(model, (batch,), False), 16)
             counts[backend] = counter.frame_count
-    assert counts["flex_eager"] <= counts["aot_eager"]
+    assert counts[flex_traced] == counts["aot_eager"]
     assert all(r.rewritten == case.sites // zoo.LAYERS and r.fallback is None for r in reports)
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import fx
 
 from flex_inductor import passes
+from flex_inductor.backend import eager_answers, run
 from flex_inductor.compat.eager import eager
 from flex_inductor.decisions import GraphReport
+from flex_inductor.options import Options
 
 
 def captured(program: Callable[..., Any], *inputs: Any, dynamic: bool | None = False) -> fx.GraphModule:
@@ -44,6 +46,13 @@ def rewritten(
     result = torch.compile(program, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
     (report,) = reports
     return result, report
+
+
+def flex_traced(gm: fx.GraphModule, examples: Any) -> Callable[..., Any]:
+    """A backend that rewrites as "flex_eager" does, and has AOTAutograd trace the graph, as code generation would: what
+    that adds to the guards is there too."""
+    options = Options(on_failure="raise")
+    return run(gm, examples, options, eager_answers(options), torch._dynamo.lookup_backend("aot_eager"))
 
 
 def written_out(graph: fx.Graph) -> str:
