@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,19 @@ def next_steps(attention: Rows, tiles: Rows) -> Iterator[str]:
         if best and today and float(best["ms"]) < 0.97 * float(today["ms"]):
             size = ", ".join(best[name] for name in ("block_m", "block_n", "warps", "stages"))
             yield f"{', '.join(filter(None, kind))}: ({size}) takes {best['ms']} ms, today's {today['ms']}"
+    yield from one_or_two(tiles)
+
+
+def one_or_two(tiles: Rows) -> Iterator[str]:
+    """The backward pass as one kernel, without its sums, next to two, each in its best size."""
+    best: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in (r for r in tiles if r["ms"]):
+        times = best.setdefault(tuple(row[name] for name in ("dtype", "dim", "variant", "precision")), {})
+        times[row["kernel"]] = min(float(row["ms"]), times.get(row["kernel"], math.inf))
+    for kind, times in sorted(best.items()):
+        if {"dq", "dkdv", "fused"} <= times.keys():
+            two = times["dq"] + times["dkdv"]
+            yield f"{', '.join(filter(None, kind))}: backward as one kernel {times['fused']:.3f} ms, as two {two:.3f}"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from bench import measure
 from bench.record import ROOT, write
 from bench.variants import VARIANTS
 from flex_inductor.compat import triton
-from flex_inductor.lowering import call, configs, plan
+from flex_inductor.lowering import backward, configs, plan
+from flex_inductor.lowering import candidates as lowering
 from flex_inductor.lowering.configs import Config
 
 COLUMNS = (
@@ -44,7 +45,9 @@ COLUMNS = (
     "error",
 )
 LENGTH, HEADS, BATCH = 8192, 16, 2
-KINDS = ("prefill", "dq", "dkdv")
+TWO = ("prefill", "dq", "dkdv")
+FUSED = "fused"
+"""The backward pass as one kernel, where there are tile sizes for it."""
 SIZES = {2: ((64, 128), (32, 64, 128)), 4: ((32, 64, 128), (32, 64))}
 """Queries and keys in a tile, by the bytes of a number; the kernel for keys and values has them the other way round."""
 WARPS, STAGES = (4, 8), (1, 2, 3)
@@ -88,16 +91,21 @@ class Problem:
 
 
 def candidates(problem: Problem) -> list[tuple[Config, ...]]:
-    """A config for each of KINDS."""
+    """A config for each of `kinds`."""
     queries, keys = SIZES[problem.bytes]
     found = itertools.product(queries, keys, WARPS, STAGES)
-    return [(Config(m, n, w, s), Config(m, n, w, s), Config(n, m, w, s)) for m, n, w, s in found]
+    by_key = len(kinds(problem)) - 2
+    return [(*2 * [Config(m, n, w, s)], *by_key * [Config(n, m, w, s)]) for m, n, w, s in found]
 
 
 def known(problem: Problem) -> list[tuple[Config, ...]]:
     """The same, of what the tables have."""
-    rows = [listed(kind, problem) for kind in KINDS]
+    rows = [listed(kind, problem) for kind in kinds(problem)]
     return [tuple(row[min(place, len(row) - 1)] for row in rows) for place in range(max(map(len, rows)))]
+
+
+def kinds(problem: Problem) -> tuple[str, ...]:
+    return (*TWO, FUSED) if listed(FUSED, problem) else TWO
 
 
 def listed(kind: str, problem: Problem) -> tuple[Config, ...]:
@@ -111,18 +119,19 @@ def measured(problem: Problem, sizes: tuple[Config, ...]) -> list[dict[str, Any]
         times = milliseconds(problem, sizes)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        return [row for number in range(len(KINDS)) for row in one(number, problem, sizes, text)]
-    return [described(kind, problem, size, ms=f"{ms:.3f}") for kind, size, ms in zip(KINDS, sizes, times)]
+        return [row for number in range(len(sizes)) for row in one(number, problem, sizes, text)]
+    return [described(kind, problem, size, ms=f"{ms:.3f}") for kind, size, ms in zip(kinds(problem), sizes, times)]
 
 
 def one(number: int, problem: Problem, sizes: tuple[Config, ...], error: str) -> Iterator[dict[str, Any]]:
     """The row of one kernel, the others in the sizes that they have today."""
-    chosen = tuple(s if i == number else listed(KINDS[i], problem)[0] for i, s in enumerate(sizes))
+    known = kinds(problem)
+    chosen = tuple(s if i == number else listed(known[i], problem)[0] for i, s in enumerate(sizes))
     try:
         ms = milliseconds(problem, chosen)[number]
-        yield described(KINDS[number], problem, sizes[number], ms=f"{ms:.3f}")
+        yield described(known[number], problem, sizes[number], ms=f"{ms:.3f}")
     except Exception:
-        yield described(KINDS[number], problem, sizes[number], error=error)
+        yield described(known[number], problem, sizes[number], error=error)
 
 
 def described(kind: str, problem: Problem, size: Config, **found: str) -> dict[str, Any]:
@@ -132,28 +141,37 @@ def described(kind: str, problem: Problem, size: Config, **found: str) -> dict[s
 
 
 def milliseconds(problem: Problem, sizes: tuple[Config, ...]) -> list[float]:
-    """The times of the kernels in the order of KINDS."""
+    """The times of the kernels in the order of `kinds`."""
     if problem.rehearsed:
         return [size.block_m / size.block_n for size in sizes]
+    chosen = dict(zip((plan.KINDS[kind][0] for kind in kinds(problem)), sizes))
+    with mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],)):
+        found = timed(problem)
+        if FUSED in kinds(problem):
+            with mock.patch.multiple(backward, fused_plan=lambda call: call.plan(FUSED), faster=lambda *_: True):
+                found += timed(problem)[1:]
+    return found
+
+
+def timed(problem: Problem) -> list[float]:
+    """The times of the kernels of a forward and a backward pass."""
     torch._dynamo.reset()
     shape, dtype = (BATCH, HEADS, LENGTH, problem.dim), getattr(torch, problem.dtype)
     inputs = [torch.randn(shape, device="cuda", dtype=dtype).requires_grad_() for _ in range(3)]
     variant = VARIANTS[problem.variant]
     extra = variant.extra(HEADS, LENGTH, "cuda")
     options = {"rewrite": "always", "on_failure": "raise"}
-    chosen = dict(zip((plan.KINDS[kind][0] for kind in KINDS), sizes))
-    forced = mock.patch.object(configs, "configs", lambda table, *_: (chosen[table],))
     wanted = problem.precision or triton.float32_precision()
-    precise = mock.patch.object(call, "float32_precision", lambda *_: wanted)
-    with forced, precise, torch._inductor.config.patch(force_disable_caches=True):
+    precise = mock.patch.object(lowering, "float32_precision", lambda *_: wanted)
+    with precise, torch._inductor.config.patch(force_disable_caches=True):
         program = torch.compile(variant.program, backend="flex", options=options)
         out = program(*inputs, extra)
         gradient = torch.randn_like(out)
         torch.autograd.grad(out, inputs, gradient, retain_graph=True)
     with measure.alone:
         forward = measure.kernels(lambda: program(*inputs, extra))
-        backward = measure.kernels(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True))
-    return [*templates(forward), *templates(backward)]
+        backwards = measure.kernels(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True))
+    return [*templates(forward), *templates(backwards)]
 
 
 def templates(found: dict[str, float]) -> list[float]:

@@ -13,7 +13,6 @@ import torch
 
 from flex_inductor import compat
 from flex_inductor.compat import triton as inductor
-from flex_inductor.lowering.configs import float32_precision, power_of_two
 from flex_inductor.lowering.mods import bytes_per_score, is_identity
 from flex_inductor.lowering.plan import Problem, Variant, plan
 from flex_inductor.lowering.unsupported import Unsupported
@@ -171,65 +170,3 @@ class Call:
         names = (f"{prefix}{axis}_{what}" for prefix in ("", "full_") for what in ("num_blocks", "indices"))
         found: list[Any] = inductor.in_memory([self.listed[name] for name in names])
         return found
-
-    def kernel(
-        self, text: Any, variants: list[Variant], inputs: list[Any], lists: list[Any], layout: Any, mods: list[Any],
-        mutated: list[Any], size: list[Any], **constants: Any,
-    ) -> Any:  # fmt: skip
-        """The output of a kernel, in its one variant or in the fastest. text: its template. inputs, lists: what it is
-        given by name, in the order of the template. mutated: what it writes besides the output. size: what its grid is
-        made of. constants: what only this template is told."""
-        choices: list[Any] = []
-        given = [*inputs, *self.random_rows, *lists]
-        for variant in variants:
-            self.append(choices, text, variant, given, layout, mods, mutated, size, constants)
-        tensors = [*given, *(x for x in (*self.captured, *mutated) if not any(x is y for y in given))]
-        blocks = min(map(inductor.hint, self.lengths)) // int(self.listed["q_width"]) if lists else 0
-        return inductor.choose(text.name, choices, tensors, layout, self.captured, mods, lists, blocks)
-
-    def append(
-        self, choices: list[Any], text: Any, variant: Variant, inputs: list[Any], layout: Any, mods: list[Any],
-        mutated: list[Any], size: list[Any], constants: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """A variant of a kernel among the choices."""
-        config, loops = variant.config, variant.bounds
-        queries, keys = self.lengths
-        width = int(self.listed["q_width"]) if loops.lists else 0
-        known = {
-            **self.constants(*variant.dims), "BOUNDS": repr(loops.statements), "LOOPS": repr(loops.loops),
-            "EVEN_M": self.divides(width or config.block_m, queries),
-            "EVEN_N": self.divides(width or config.block_n, keys), "LISTS": loops.lists, "WIDTH": width,
-            "RUNS": self.runs, "WIDE": loops.wide,
-            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-            "num_warps": config.warps, "num_stages": config.stages,
-        }  # fmt: skip
-        error = text.maybe_append_choice(
-            choices=choices, input_nodes=inputs, layout=layout, subgraphs=mods, mutated_inputs=mutated, call_sizes=size,
-            **known | constants,
-        )  # fmt: skip
-        if error is not None and not inductor.max_autotune():
-            raise error
-
-    def divides(self, width: int, length: Any) -> bool:
-        """Whether a length is known to be a number of whole tiles."""
-        return bool(inductor.sizes().statically_known_multiple_of(length, width))
-
-    def constants(self, qk: int, v: int) -> dict[str, Any]:
-        """What all templates are told. qk, v: the dimensions of a head that are computed, of queries and of values."""
-        widest = power_of_two(max(qk, v))
-        precision = float32_precision(inductor.float32_precision(), self.capability, widest)
-        return {
-            "PLAIN": self.plain,
-            "DROPOUT": self.dropout,
-            "DROPPED_BELOW": round(self.dropout * 2**32),
-            "SM_SCALE": self.scale,
-            "IN_BASE_2": self.in_base_2,
-            "GROUP": self.group,
-            "FLOAT32_PRECISION": repr(precision),
-            "QK_DIM": self.qk_dim,
-            "V_DIM": self.v_dim,
-            "QK_DIM_ROUNDED": qk,
-            "V_DIM_ROUNDED": v,
-            "EVEN_QK": qk == self.qk_dim,
-            "EVEN_V": v == self.v_dim,
-        }

@@ -84,7 +84,16 @@ DKDV = (
     Row(80, 4, 128, (Config(32, 32, 8, 1),)),
     Row(80, 4, 256, (Config(16, 32, 8, 1),)),
 )
-
+FUSED = (
+    Row(100, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
+    Row(100, 2, 128, (Config(64, 64, 8, 2), Config(64, 64, 4, 2))),
+    Row(90, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 3))),
+    Row(90, 2, 128, (Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2))),
+    Row(80, 2, 64, (Config(64, 64, 4, 2), Config(32, 128, 8, 2), Config(32, 64, 4, 2))),
+    Row(80, 2, 128, (Config(64, 64, 8, 2), Config(32, 64, 8, 2))),
+)
+"""Of dkdv that computes the gradients of queries as well. By registers and shared memory alone: no GPU has measured
+them."""
 DECODE = (
     Row(90, 2, 128, (Config(16, 64, 4, 3), Config(16, 128, 4, 2))),
     Row(90, 2, 256, (Config(16, 64, 4, 2),)),
@@ -99,7 +108,7 @@ DECODE = (
 
 WARP_GROUP = 64
 """Rows of the tiles that several warps multiply together, from devices of 9.0 on."""
-LEAST_PARTS = {"prefill": 16, "dq": 64, "dkdv": 64, "decode": 32}
+LEAST_PARTS = {"prefill": 16, "dq": 64, "dkdv": 64, "fused": 64, "decode": 32}
 """Of heads of so many dimensions more than a power of two, the least that are a part of their own where each warp
 multiplies by itself: in parts of few columns several warps compute the same. Elsewhere 16."""
 
@@ -111,7 +120,7 @@ def computed(dim: int, kind: str, capability: int, bytes: int, config: Config) -
     half = whole // 2
     if bytes > 2 or half < 64:
         return whole
-    rows = config.block_n if kind == "dkdv" else config.block_m
+    rows = config.block_n if kind in ("dkdv", "fused") else config.block_m
     together = generation(capability) >= 90 and rows >= WARP_GROUP
     return min(whole, half + max(16 if together else LEAST_PARTS[kind], power_of_two(dim - half)))
 

@@ -10,6 +10,7 @@ import torch
 
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.candidates import candidates
 from flex_inductor.lowering.configs import power_of_two
 from flex_inductor.lowering.templates import template
 
@@ -41,12 +42,12 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     kept = {"dtype": torch.float32, "device": query.get_device()}
     layout = inductor.contiguous_layout(size, **kept)
     top, total = (inductor.empty_strided(size[:-1], None, **kept) for _ in range(2))
-    acc = call.kernel(
-        template("decode", grid), variants, [query, key, value, top, total], call.lists(variants), layout,
+    acc = candidates(
+        call, template("decode", grid), variants, [query, key, value, top, total], call.lists(variants), layout,
         [call.score_mod, call.mask_mod], [top, total], [batch, call.kv_heads],
         SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
         BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
-    )  # fmt: skip
+    ).take()  # fmt: skip
     return together(acc, top, total, call.dtype, call.in_base_2)
 
 

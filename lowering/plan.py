@@ -19,7 +19,7 @@ from flex_inductor.lowering.shared_memory import expected
 from flex_inductor.lowering.unsupported import Unsupported
 
 KINDS = {"prefill": (tables.PREFILL, False), "dq": (tables.DQ, False), "dkdv": (tables.DKDV, True),
-         "decode": (tables.DECODE, False)}  # fmt: skip
+         "fused": (tables.FUSED, True), "decode": (tables.DECODE, False)}  # fmt: skip
 """Tile sizes of each kernel, and whether its loops are those of the turned mask."""
 
 

@@ -9,6 +9,7 @@ import torch
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.backward import plans
 from flex_inductor.lowering.call import Call
+from flex_inductor.lowering.candidates import candidates
 from flex_inductor.lowering.templates import template
 
 
@@ -25,11 +26,11 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     layout = call.layout(query, size)
     rows = {"dtype": torch.float32, "device": query.get_device()}
     logsumexp, greatest = (inductor.empty_strided([batch, heads, length], None, **rows) for _ in range(2))
-    out = call.kernel(
-        template("prefill", grid), variants, [query, key, value, logsumexp, greatest], call.lists(variants), layout,
-        [call.score_mod, call.mask_mod], [logsumexp, greatest], size,
+    out = candidates(
+        call, template("prefill", grid), variants, [query, key, value, logsumexp, greatest], call.lists(variants),
+        layout, [call.score_mod, call.mask_mod], [logsumexp, greatest], size,
         OUTPUT_LOGSUMEXP=wanted[0], OUTPUT_MAX=wanted[1],
-    )  # fmt: skip
+    ).take()  # fmt: skip
     return out, logsumexp, greatest
 
 

@@ -19,11 +19,15 @@ from torch._inductor.kernel.flex import common, flex_attention
 from torch._inductor.lowering import empty_strided, lowerings, to_dtype
 from torch._inductor.ops_handler import WrapperHandler
 from torch._inductor.select_algorithm import (
+    NoValidChoicesError,
     SymbolicGridFn,
     TritonTemplate,
     TritonTemplateKernel,
     autotune_select_algorithm,
+    create_inputs_key,
+    get_algorithm_selector_cache,
 )
+from torch._inductor.utils import get_gpu_dram_gbps
 from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_leaves
 
@@ -139,28 +143,54 @@ def contiguous_layout(size: Sequence[Any], dtype: torch.dtype, device: Any) -> A
 
 def choose(
     name: str,
-    choices: list[Any],
+    choices: Sequence[Any],
     inputs: Sequence[Any],
     layout: Any,
     reads: Any,
     mods: Any,
-    lists: Sequence[Any],
-    blocks: int,
+    made: Mapping[int, Any],
 ) -> Any:
     """The output of the fastest of several kernels. reads, mods: what subgraphs capture, and they themselves: Inductor
-    looks for sizes in them. lists: numbers and places of blocks, in turn, or runs alone, which are made up to measure
-    with. blocks: how many each row has at least."""
+    looks for sizes in them. made: what makes up some of the inputs, by their place, to measure with."""
     tensors = [x for x in inputs if isinstance(x, IRNode)]
-    made: dict[int, Any] = {}
-    if len(lists) == 1:
-        made[position(lists[0], tensors)] = functools.partial(made_up_runs, blocks)
-    for counts, places in zip(lists[::2], lists[1::2]):
-        made[position(counts, tensors)] = common.create_num_blocks_fake_generator(places)
-        made[position(places, tensors)] = common.create_indices_fake
-    result = autotune_select_algorithm(name, choices, tensors, layout, input_gen_fns=made)
+    result = autotune_select_algorithm(name, list(choices), tensors, layout, input_gen_fns=dict(made))
     out = result[0] if isinstance(result, tuple) else result  # 2.11 and 2.12 give the output alone
     out.data.data.subgraph_inps, out.data.data.subgraph_outs = list(reads), tree_leaves(list(mods))
     return out
+
+
+def milliseconds(
+    name: str, choices: Sequence[Any], inputs: Sequence[Any], layout: Any, made: Mapping[int, Any]
+) -> float:
+    """The time of the fastest of several kernels, measured now or before; infinite where Inductor is not to measure."""
+    if config.deterministic or not choices:
+        return math.inf
+    tensors = [x for x in inputs if isinstance(x, IRNode)]
+    cache, key = get_algorithm_selector_cache(), create_inputs_key(tensors)
+    compiling = cache.make_precompile_fn(choices, name, key)
+    try:
+        times = cache.do_autotuning(name, tensors, layout, dict(made), key, list(choices), compiling)
+    except NoValidChoicesError:
+        return math.inf
+    return min((times or {}).values(), default=math.inf)
+
+
+def milliseconds_of_bytes(like: Any, each: int) -> float:
+    """The time in which a device reads or writes some bytes for each number of a tensor."""
+    return hint(math.prod(like.get_size())) * each / get_gpu_dram_gbps() / 1e6
+
+
+def made_up(lists: Sequence[Any], inputs: Sequence[Any], blocks: int) -> dict[int, Callable[..., Any]]:
+    """What makes up lists of blocks to measure with, by their place among the inputs. lists: numbers and places of
+    blocks, in turn, or runs alone. blocks: how many each row has at least."""
+    tensors = [x for x in inputs if isinstance(x, IRNode)]
+    if len(lists) == 1:
+        return {position(lists[0], tensors): functools.partial(made_up_runs, blocks)}
+    made: dict[int, Callable[..., Any]] = {}
+    for counts, places in zip(lists[::2], lists[1::2]):
+        made[position(counts, tensors)] = common.create_num_blocks_fake_generator(places)
+        made[position(places, tensors)] = common.create_indices_fake
+    return made
 
 
 def made_up_runs(blocks: int, runs: Any) -> torch.Tensor:
@@ -219,6 +249,19 @@ def empty_like(x: Any) -> Any:
     """A dense tensor of the size and dtype of another, its dimensions in the same order."""
     size = x.get_size()
     return empty_strided(size, stride=dense_strides(x, size), dtype=x.get_dtype(), device=x.get_device())
+
+
+def zeros_like(x: Any, dtype: torch.dtype) -> Any:
+    """Zeros in memory, of the size of another tensor, their dimensions in the same order."""
+    size = x.get_size()
+    zeros = lowerings[aten.full](size, 0.0, dtype=dtype, device=x.get_device())
+    zeros.realize()
+    return ExternKernel.require_exact_strides(zeros, dense_strides(x, size))
+
+
+def scaled(x: Any, factor: float, dtype: torch.dtype) -> Any:
+    """A tensor times a number, in another dtype."""
+    return to_dtype(lowerings[aten.mul](x, factor), dtype)
 
 
 def position(x: Any, among: Sequence[Any]) -> int:

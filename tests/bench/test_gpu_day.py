@@ -20,8 +20,8 @@ def row(how: str, ms: float, tflops: float = 400, **changed: Any) -> dict[str, s
     return {name: str(x) for name, x in {**given, **changed}.items()}
 
 
-def size(block_m: int, ms: str, today: bool) -> dict[str, str]:
-    return {"kernel": "dq", "dtype": "bfloat16", "dim": "64", "variant": "causal", "precision": "", "warps": "4",
+def size(block_m: int, ms: str, today: bool, kernel: str = "dq") -> dict[str, str]:
+    return {"kernel": kernel, "dtype": "bfloat16", "dim": "64", "variant": "causal", "precision": "", "warps": "4",
             "block_m": str(block_m), "block_n": "64", "stages": "2", "today": str(today), "ms": ms}  # fmt: skip
 
 
@@ -51,6 +51,14 @@ def test_what_to_change_next() -> None:
 
 def test_a_size_as_fast_as_todays_is_no_news() -> None:
     assert not list(gpu_day.next_steps([], [size(64, "2.0", True), size(128, "1.98", False)]))
+
+
+def test_a_backward_pass_as_one_kernel_is_compared_with_two() -> None:
+    tiles = [size(64, ms, True, kernel) for kernel, ms in (("dq", "2.0"), ("dkdv", "3.0"), ("fused", "4.0"))]
+    tiles.append(size(128, "3.9", False, "fused"))
+    assert list(gpu_day.next_steps([], tiles)) == [
+        "bfloat16, 64, causal: backward as one kernel 3.900 ms, as two 5.000"
+    ]
 
 
 @pytest.mark.compile

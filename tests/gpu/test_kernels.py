@@ -11,8 +11,8 @@ import torch
 import torch._inductor.config
 
 import flex_inductor
-from flex_inductor.lowering import call
-from tests.lowering.cases import GROUPS, Case, in_runs, kept, results, shares
+from flex_inductor.lowering import candidates
+from tests.lowering.cases import GROUPS, Case, in_one, in_runs, kept, results, shares
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,8 @@ def compiled(case: Case, **options: Any) -> Any:
 def test_kernels_are_right(name: str) -> None:
     case = larger(CASES[name])
     with torch.set_grad_enabled(case.training), in_runs(case), flex_inductor.listen() as reports:
-        ours = results(case, compiled(case), None, "cuda")
+        with in_one(case):
+            ours = results(case, compiled(case), None, "cuda")
         case = replace(case, kept=kept(case, compiled, "cuda")) if case.dropout else case
         found = shares(case, ours, "cuda")
     notes = [note for report in reports for decision in report.decisions for note in decision.notes]
@@ -69,7 +70,7 @@ def test_the_fastest_tile_size_is_right(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dtype == torch.float32])
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
 def test_products_of_float32_are_exact_enough(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "float32_precision", lambda *_: precision)
+    monkeypatch.setattr(candidates, "float32_precision", lambda *_: precision)
     case = larger(CASES[name])
     with torch.set_grad_enabled(case.training), in_runs(case), torch._inductor.config.patch(force_disable_caches=True):
         ours = results(case, compiled(case), None, "cuda")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -11,6 +11,8 @@ from unittest import mock
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from flex_inductor.lowering import backward
+from flex_inductor.lowering.plan import Variant
 from flex_inductor.passes.sparsity import block_masks
 
 PARAMETER = 4
@@ -50,7 +52,7 @@ class Case:
     dropout: the share of the weights that are dropped; kept: which are not, None for a random choice. identity: whether
     the values are the identity, so that the result is the weights. recomputed: whether the backward pass computes the
     forward pass again. unsorted: whether documents come back after others. runs: whether blocks are
-    given as runs."""
+    given as runs. fused: whether one kernel computes all gradients."""
 
     mask: str | None = "causal"
     queries: int = 256
@@ -72,6 +74,7 @@ class Case:
     recomputed: bool = False
     unsorted: bool = False
     runs: bool = False
+    fused: bool = False
 
     def inputs(self, device: str = "cpu") -> list[torch.Tensor]:
         """Query, key and value, with NaN around them in memory, and the parameter."""
@@ -262,6 +265,38 @@ def in_runs(case: Case) -> contextlib.AbstractContextManager[Any]:
 
 
 GROUPS["runs"] = {name: replace(case, runs=True) for name, case in GROUPS["runs"].items()}
+GROUPS["fused"] = {
+    name: replace(case, training=True, fused=True)
+    for name, case in {
+        "causal": Case(),
+        "window, bfloat16": Case("window", queries=200, dtype=BRAIN),
+        "groups, dropout": Case(queries=150, heads=4, kv_heads=2, dropout=0.2),
+        "none, odd lengths": Case(None, queries=130, keys=77),
+        "alibi with a gradient": Case(queries=150, score=alibi),
+        "documents, dynamic": Case("documents", queries=200, batch=2, dynamic=True),
+        "runs, parts of a head": Case("padding before", 150, dim=80, v_dim=72, dtype=BRAIN, runs=True),
+        "prefix, softcap": Case("prefix", queries=150, score=softcap, dim=128),
+        "some rows empty, odd heads": Case("some rows empty", queries=200, dim=40, v_dim=24),
+    }.items()
+}
+
+
+def in_one(case: Case) -> contextlib.AbstractContextManager[Any]:
+    """All gradients by one kernel, for a case that wants it."""
+    return backward_in_one() if case.fused else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def backward_in_one() -> Iterator[None]:
+    """One kernel computes all gradients, which is otherwise for measurements to say."""
+
+    def plan(call: Any) -> list[Variant]:
+        return call.plan("fused")[:1]
+
+    taken = mock.Mock(return_value=True)
+    with mock.patch.multiple(backward, fused_plan=plan, faster=taken):
+        yield
+    assert taken.called
 
 
 def results(

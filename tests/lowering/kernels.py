@@ -24,6 +24,7 @@ import triton
 
 from flex_inductor.lowering import configs, plan
 from flex_inductor.lowering.configs import Config
+from tests.lowering.cases import backward_in_one
 from tests.support.gpuless import machine
 from tests.support.gpuless.rendering import render
 
@@ -81,8 +82,9 @@ def rows(
                    "default": True, **about}  # fmt: skip
     for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
         chosen = {name: options[number] for name, options in found.items() if number < len(options)}
-        with forced({**{name: options[0] for name, options in found.items()}, **chosen}):
-            compiled = training(capability, dtype, dim, ours) if chosen.keys() - {"decode"} else []
+        with forced({**{name: options[0] for name, options in found.items() if options}, **chosen}):
+            compiled = training(capability, dtype, dim, ours) if chosen.keys() - {"fused", "decode"} else []
+            compiled += fused(capability, dtype, dim) if ours and "fused" in chosen else []
             compiled += decoding(capability, dtype, dim) if ours and "decode" in chosen else []
         for name, kernel in compiled:
             if not ours or name in chosen:
@@ -106,6 +108,14 @@ def training(capability: int, dtype: torch.dtype, dim: int, ours: bool = True, p
     rendered = render(causal, q, k, v, torch.empty(4, 1, 1), p, capability=capability, ours=ours)
     names = ("dq", "dkdv") if ours else ("backward",)
     return [*templates(rendered.forward, "prefill"), *templates(rendered.backward, *names)]
+
+
+def fused(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, Any]]:
+    """The backward pass as one kernel."""
+    q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    with backward_in_one():
+        rendered = render(causal, q, k, v, torch.empty(4, 1, 1), capability=capability)
+    return templates(rendered.backward, "fused")
 
 
 def inference(

@@ -24,7 +24,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from flex_inductor.lowering import bounds, plan
-from tests.lowering.cases import GROUPS, Case, in_runs, kept, results, shares
+from tests.lowering.cases import GROUPS, Case, in_one, in_runs, kept, results, shares
 from tests.support.gpuless.rendering import render
 
 FAULTS: dict[str, Callable[[str], str]] = {
@@ -59,7 +59,8 @@ def main() -> None:
         case = GROUPS[args.group][name]
         counters.clear()
         with torch.set_grad_enabled(case.training), faulty(fault), in_runs(case):
-            ours = results(case, interpreted(case), None)
+            with in_one(case):
+                ours = results(case, interpreted(case), None)
             kernels = dict(counters["flex_inductor"])
             exact = replace(case, kept=kept(case, interpreted)) if case.dropout else case
         print(json.dumps({"case": name, "shares": shares(exact, ours), "kernels": kernels}), flush=True)

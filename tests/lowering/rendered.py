@@ -5,24 +5,29 @@
     python -m tests.lowering.rendered notes        what is said of the kernels of several calls, and what became of them
     python -m tests.lowering.rendered memory       the shared memory of kernels that load a number for every score
     python -m tests.lowering.rendered atomics      what is added to the gradient of a learned slope
+    python -m tests.lowering.rendered choice       how many kernels a backward pass has, by what was measured
 
 Prints a line of JSON. In a process of its own, where torch may be told that there is a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._dynamo.utils import counters
-from torch._inductor import lowering
+from torch._inductor import lowering, select_algorithm
 from torch.nn.attention import flex_attention
 
 from flex_inductor import compat
-from tests.lowering.cases import Case
+from flex_inductor.compat import triton
+from tests.lowering.cases import Case, backward_in_one
 from tests.lowering.kernels import biased, causal, grouped, templates
 from tests.support.gpuless.rendering import render
 
@@ -43,13 +48,15 @@ def golden() -> dict[str, str]:
     q, k, v = (torch.empty(2, 4, 1000, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     training = render(causal, q, k, v, torch.empty(4, 1, 1))
     (prefill,), (dq, dkdv) = (texts(part.wrappers[0]) for part in (training.forward, training.backward))
+    with backward_in_one():
+        (fused,) = texts(render(causal, q, k, v, torch.empty(4, 1, 1)).backward.wrappers[0])
     with torch.no_grad():
         few = torch.empty(2, 8, 1, 64, dtype=torch.bfloat16)
         kv = torch.empty(2, 2, 1000, 64, dtype=torch.bfloat16)
         (decode,) = texts(render(grouped, few, kv, kv, torch.empty(8, 1, 1)).forward.wrappers[0])
         odd = torch.empty(2, 4, 1000, 72, dtype=torch.bfloat16)
         (parts,) = texts(render(causal, odd, odd, odd, torch.empty(4, 1, 1)).forward.wrappers[0])
-    return {"prefill": prefill, "dq": dq, "dkdv": dkdv, "decode": decode, "parts": parts}
+    return {"prefill": prefill, "dq": dq, "dkdv": dkdv, "decode": decode, "parts": parts, "fused": fused}
 
 
 def isolation() -> dict[str, Any]:
@@ -116,6 +123,35 @@ def atomics() -> list[str]:
     return [line.strip() for text in texts(wrapper) for line in text.splitlines() if "tl.atomic_add" in line]
 
 
+def choice() -> dict[str, int]:
+    """By how many milliseconds the one kernel takes, where two take a millisecond each; and in programs that are to be
+    deterministic."""
+    q, k, v = (torch.empty(2, 4, 1024, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    def kernels(one: float, reproducible: bool = False, **settings: Any) -> int:
+        torch.use_deterministic_algorithms(reproducible)
+        with measured(one), torch._inductor.config.patch({"max_autotune": True, **settings}):
+            wrapper = render(causal, q, k, v, torch.empty(4, 1, 1)).backward.wrappers[0]
+        return len(texts(wrapper))
+
+    return {
+        "fast": kernels(1.9), "fast, but for its sums": kernels(1.9999),
+        "deterministic": kernels(1.9, reproducible=True), "deterministic code": kernels(1.9, deterministic=True),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def measured(one: float) -> Iterator[None]:
+    """Every kernel takes a millisecond, that of all gradients another time."""
+
+    def do_autotuning(*args: Any, **_: Any) -> dict[Any, float]:
+        return {choice: one if "FUSED=True" in choice.description else 1.0 for choice in args[6]}
+
+    cache = mock.patch.object(select_algorithm.AlgorithmSelectorCache, "do_autotuning", do_autotuning)
+    with cache, mock.patch.object(triton, "get_gpu_dram_gbps", lambda: 3000):
+        yield
+
+
 if __name__ == "__main__":
-    known = {f.__name__: f for f in (golden, isolation, notes, memory, atomics)}
+    known = {f.__name__: f for f in (golden, isolation, notes, memory, atomics, choice)}
     print(json.dumps(known[sys.argv[1]]()))

@@ -45,6 +45,7 @@ FAULTS = {
     "lists": (("documents", "a block short"), ("gradients", "the diagonal called full")),
     "runs": (("documents", "a block short"), ("gradients", "the diagonal called full"), ("padding", "a block late")),
     "dropout": (("causal", "a block short"),),
+    "fused": (("causal", "a block short"), ("causal", "the diagonal called full")),
     "parts of a head": (("80, gradients", "a block short"),),
 }
 

@@ -67,3 +67,8 @@ def test_a_row_is_summed_up_before_it_is_added_to_a_gradient() -> None:
     """Regression: every score was added to its slope by an atomic of its own."""
     found = printed("atomics")
     assert found and all("[BLOCK_M, 1]), tl.sum(tl.where(written" in line for line in found)
+
+
+@pytest.mark.compile
+def test_all_gradients_come_from_one_kernel_where_that_is_measured_to_be_faster() -> None:
+    assert printed("choice") == {"fast": 1, "fast, but for its sums": 2, "deterministic": 2, "deterministic code": 2}
