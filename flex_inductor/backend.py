@@ -152,4 +152,4 @@ def fallen_back(report: GraphReport, stage: str, cause: BaseException | None) ->
         else d
         for d in report.decisions
     )
-    return replace(report, decisions=kept, after=report.before, fallback=fallback)
+    return replace(report, decisions=kept, after=report.before, fallback=fallback, block_masks=())

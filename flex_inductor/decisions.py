@@ -212,6 +212,7 @@ class GraphReport:
     before, after: the graph as Dynamo gave it and as it went on to the compiler; the same object if nothing was
     rewritten.
     seconds: the time each pass took.
+    block_masks: the formulas of those that the program makes itself, and that were worked out for it.
     """
 
     decisions: tuple[Decision, ...]
@@ -219,6 +220,7 @@ class GraphReport:
     after: fx.GraphModule
     seconds: dict[str, float] = field(default_factory=dict)
     fallback: Fallback | None = None
+    block_masks: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, object]:
         """What is pickled: all but the graphs, which hold what cannot be. They are empty in what is loaded."""

@@ -124,6 +124,7 @@ class Report:
             "break_places": self.break_places,
             "fallbacks": [str(f) for f in self.fallbacks],
             "seconds": self.seconds,
+            "block_masks": [mask for r in self.reports for mask in r.block_masks],
             "sites": sites,
         }
 

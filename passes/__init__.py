@@ -1,6 +1,6 @@
 """The passes: from a Dynamo graph to one whose attention is torch's flex_attention operator.
 
-    normalize -> find -> lift -> split -> sparsity -> decide -> emit -> clean
+    blocks -> normalize -> distribute -> find -> lift -> split -> sparsity -> decide -> emit -> clean
 
 `steps` holds the pipeline, one function for each step; `run` the engine that takes a graph through it; `stages` the
 types of what is known about a site after each step. Every stage of the pipeline is a file or a folder here.
@@ -33,4 +33,5 @@ def rewrite(
     run = Run(pipeline or steps.PIPELINE, Backend(refuse, choose, prefer))
     with deep():
         after = run.rewrite(gm)
-    return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds)
+    masks = tuple(run.block_masks)
+    return GraphReport(tuple(run.decisions), gm, after if run.changed else gm, run.seconds, block_masks=masks)

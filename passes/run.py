@@ -41,12 +41,13 @@ class State:
     """What the passes know about one graph.
 
     gm: the graph that is rewritten. program: None where the graph holds no tensors, and so no attention. sites: each at
-    the stage that it has reached."""
+    the stage that it has reached. block_masks: the formulas of those that were worked out."""
 
     gm: fx.GraphModule
     backend: Backend
     program: Program | None = None
     sites: tuple[Stage, ...] = ()
+    block_masks: tuple[str, ...] = ()
 
     def each(self, kind: type[S], step: Callable[[S, Program], Stage]) -> State:
         """Takes every site of a stage one step further; a step may decline it."""
@@ -105,13 +106,14 @@ def unwatched() -> Iterator[None]:
 class Run:
     """One run of a pipeline over a graph and the bodies inside it.
 
-    seconds: the time spent in each step. decisions: one for each site of all graphs. changed: whether any site was
-    rewritten."""
+    seconds: the time spent in each step. decisions: one for each site of all graphs. block_masks: the formulas of the
+    program's own that were worked out. changed: whether anything was rewritten."""
 
     pipeline: Pipeline
     backend: Backend
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
+    block_masks: list[str] = field(default_factory=list)
     changed: bool = False
 
     def rewrite(self, gm: fx.GraphModule) -> fx.GraphModule:
@@ -132,7 +134,8 @@ class Run:
         found = [records.decision(f"site{i}", s) for i, s in enumerate(state.sites, len(self.decisions))]
         names = records.paths(given)
         self.decisions += [d.renamed(names) for d in found]
-        self.changed |= any(d.rewritten for d in found)
+        self.block_masks += state.block_masks
+        self.changed |= any(d.rewritten for d in found) or bool(state.block_masks)
 
     def take(self, name: str, step: Step, state: State) -> State:
         """Runs one step and its observers. Raises PassFailed."""

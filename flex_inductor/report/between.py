@@ -1,6 +1,7 @@
 """What the passes know after each step, as text files.
 
-`graph0.1.normalize.txt`, `graph0.2.find.txt`, ...: the ATen graph, the sites, and the graph that is being rewritten.
+`graph0.1.blocks.txt`, `graph0.2.normalize.txt`, ...: the block masks, the ATen graph, the sites, and the graph that is
+being rewritten.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class StepRecorder:
     graphs: list[list[tuple[str, str]]] = field(default_factory=list)
 
     def note(self, name: str, state: State) -> None:
-        if name == "normalize":
+        if not self.graphs or name in (taken for taken, _ in self.graphs[-1]):
             self.graphs.append([])
         self.graphs[-1].append((name, step_text(name, state)))
 
@@ -47,6 +48,8 @@ def recorded() -> Iterator[StepRecorder]:
 
 def step_text(name: str, state: State) -> str:
     """What a step made: the graph that it changed, or how far the sites have come."""
+    if name == "blocks":
+        return "".join(f"{mask}\n" for mask in state.block_masks) or "no block mask of the program's own\n"
     if name == "normalize":
         return f"{state.program.aten.graph if state.program else 'nothing that could be attention'}\n"
     if name in ("emit", "clean"):

@@ -96,8 +96,10 @@ def _starred(names: tuple[str, ...]) -> str:
 
 
 def footer(report: Report) -> Iterator[RenderableType]:
-    """Failures, graph breaks, and the time of the passes."""
+    """The program's own block masks, failures, graph breaks, and the time of the passes."""
     yield Text()
+    for mask in dict.fromkeys(mask for r in report.reports for mask in r.block_masks):
+        yield Text(f"block mask worked out from its formula: {mask}")
     for fallback in report.fallbacks:
         brief = dataclasses.replace(fallback, error=first_line(fallback.error))
         yield Text(f"fallback: {brief}", style="red")

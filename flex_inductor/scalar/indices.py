@@ -61,7 +61,7 @@ def writable(expr: sympy.Expr) -> bool:
 def _exact(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
     """A division, cancelled if it has no remainder: the sizes of views come out as `s * t // s`."""
     ratio = sympy.cancel(a / b)
-    return ratio if sympy.denom(ratio) == 1 else FloorDiv(a, b)
+    return ratio if sympy.denom(sympy.together(ratio)) == 1 else FloorDiv(a, b)  # of a sum, denom is always 1
 
 
 def is_zero(expr: sympy.Expr) -> bool:

@@ -54,6 +54,7 @@ class BlockMaps:
     """Makes the block masks of one graph.
 
     reads: gives the nodes that a mod captures. point: the node before which new nodes go. made: all that was computed.
+    widths: queries and keys in a block; None for those of the device's kernels.
     """
 
     make: Materialiser
@@ -61,6 +62,7 @@ class BlockMaps:
     reads: Callable[[ModWriter], tuple[fx.Node, ...]]
     point: fx.Node
     made: dict[Any, Known] = field(default_factory=dict)
+    widths: tuple[int, int] | None = None
 
     def block_mask(
         self, expr: Expr, at: Coordinates, mask_mod: fx.Node, device: torch.device, training: bool,
@@ -142,7 +144,7 @@ class BlockMaps:
         what: names the kind of value. Raises Declined where it cannot be computed in the graph."""
         if bounds.overflow(expr, at, device):
             raise Declined("the integers in the mask may not fit into the 32 bits that the graph has for positions")
-        key = (what, expr, tuple(at.sizes.items()), device)
+        key = (what, expr, tuple(at.sizes.items()), device, self.widths)
         known = self.made.get(key)
         if known is None or not known.place < self.point or any(map(self.storage.is_written, known.reads)):
             reads = {x.args[0] for x in scalar.walk(expr) if x.op == "load"}
@@ -154,7 +156,7 @@ class BlockMaps:
 
     def axes(self, at: Coordinates, device: torch.device, masked: bool = True) -> tuple[mask.Axis, mask.Axis]:
         width = devices.of(device).width(masked)
-        return mask.axes(at.size(at.q), at.size(at.k), (width, width))
+        return mask.axes(at.size(at.q), at.size(at.k), self.widths or (width, width))
 
     def grid(
         self, former: Former, at: Coordinates, device: torch.device, masked: bool, turned: bool = False

@@ -17,6 +17,11 @@ from flex_inductor.passes.site import Site
 from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage
 
 
+def blocks(state: State) -> None:
+    """The graph is whole."""
+    state.gm.graph.lint()
+
+
 def normalize(state: State) -> None:
     """Every ATen node has a value or is written for its effect, and knows which node of the program it comes from."""
     if state.program is not None:
@@ -90,7 +95,7 @@ def clean(state: State) -> None:
 
 
 ENSURES: dict[str, Callable[[State], None]] = {
-    f.__name__: f for f in (normalize, distribute, find, lift, split, sparsity, decide, emit, clean)
+    f.__name__: f for f in (blocks, normalize, distribute, find, lift, split, sparsity, decide, emit, clean)
 }
 
 

@@ -10,6 +10,8 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.scalar.indices import (
@@ -22,6 +24,7 @@ from flex_inductor.scalar.indices import (
     position,
     reshape,
     same,
+    size_expr,
     unflatten,
     upper,
 )
@@ -184,6 +187,16 @@ def test_powers_of_sizes() -> None:
     assert reshape((a, b, c, d), (n, n, n, n), (n**2, n**2), sizes) == [a * n + b, c * n + d]
     root = sympy.sqrt(n)  # is no integer
     assert floordiv(a * n, root, sizes).has(FloorDiv)
+
+
+def test_a_size_that_is_rounded_up_is_no_fraction() -> None:
+    """Regression: the denominator of `s/128 + 127/128` was taken for one."""
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        length = mode.from_tensor(torch.empty(300), symbolic_context=context).shape[0]
+    (s,) = size_expr(length).free_symbols
+    assert size_expr((length + 127) // 128) == FloorDiv(s + 127, 128)
+    assert size_expr((length * 128 + 256) // 128) == s + 2
 
 
 def test_positions_are_numbered_anew_for_every_site():
