@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from flex_inductor.scalar.indices import (
@@ -191,9 +190,14 @@ def test_powers_of_sizes() -> None:
 
 def test_a_size_that_is_rounded_up_is_no_fraction() -> None:
     """Regression: the denominator of `s/128 + 127/128` was taken for one."""
-    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
-        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-        length = mode.from_tensor(torch.empty(300), symbolic_context=context).shape[0]
+    sizes = []
+
+    def backend(gm: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        sizes.extend(x for x in examples if isinstance(x, torch.SymInt))
+        return gm.forward
+
+    torch.compile(lambda x: x + 1, backend=backend, dynamic=True)(torch.empty(300))
+    (length,) = sizes
     (s,) = size_expr(length).free_symbols
     assert size_expr((length + 127) // 128) == FloorDiv(s + 127, 128)
     assert size_expr((length * 128 + 256) // 128) == s + 2
