@@ -1,0 +1,136 @@
+"""Block masks that a program makes itself: worked out in time of the number of blocks, with the same results."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention as flex
+
+import flex_inductor
+from flex_inductor.passes import blocks, copy_of
+
+LENGTH = 300
+DOC = torch.arange(LENGTH) // 110
+LENGTHS = torch.tensor([120, 300])
+DENSE = torch.rand(LENGTH, LENGTH) > 0.01
+MASKS: dict[str, Callable[..., torch.Tensor]] = {
+    "causal": lambda b, h, q, k: q >= k,
+    "window": lambda b, h, q, k: (q >= k) & (q - k < 70),
+    "documents": lambda b, h, q, k: (DOC[q] == DOC[k]) & (q >= k),
+    "padding": lambda b, h, q, k: k < LENGTHS[b],
+    "heads": lambda b, h, q, k: q - k < 40 * (h + 1),
+    "everything": lambda b, h, q, k: q >= 0,
+    "nothing": lambda b, h, q, k: q < 0,
+}
+
+
+def program(mask: Any, q: torch.Tensor, **options: Any) -> torch.Tensor:
+    made = flex.create_block_mask(mask, len(q), q.shape[1], q.shape[2], q.shape[2], device=q.device, **options)
+    return flex.flex_attention(q, q, q, block_mask=made)
+
+
+def queries() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 2, LENGTH, 16)
+
+
+def compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, list[Any]]:
+    torch._dynamo.reset()
+    with flex_inductor.listen() as reports:
+        found = torch.compile(function, backend="flex_eager", fullgraph=True, **options)(*args)
+    return found, reports
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [*((name, False) for name in MASKS), ("documents", True), ("heads", True), ("everything", True)],
+)
+def test_the_result_is_the_same(name: str, dynamic: bool) -> None:
+    mask, q = MASKS[name], queries()
+    found, (report,) = compiled(lambda q: program(mask, q), q, dynamic=dynamic)
+    assert len(report.block_masks) == 1
+    assert torch.equal(found, program(mask, q))
+    scores = [n for n in report.after.graph.nodes if "_remove_batch_dim" in str(n.target)]
+    assert len(scores) < sum("_remove_batch_dim" in str(n.target) for n in report.before.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "options", [{"BLOCK_SIZE": 64}, {"BLOCK_SIZE": (32, 128)}, {"separate_full_blocks": False}], ids=str
+)
+def test_any_width_of_blocks(options: dict[str, Any]) -> None:
+    q = queries()
+    found, (report,) = compiled(lambda q: program(MASKS["window"], q, **options), q)
+    assert report.block_masks and torch.equal(found, program(MASKS["window"], q, **options))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_answers_are_those_of_the_counts(name: str) -> None:
+    """None, some and all in each block; here nothing counts as some that is not."""
+    answers: list[list[torch.Tensor]] = []
+
+    def backend(gm: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        ours = copy_of(gm)
+        assert blocks.rewrite(ours)
+        for graph_module in (gm, ours):
+            asked = [n for n in graph_module.graph.nodes if n.target in (operator.eq, operator.gt, operator.lt)]
+            last = [n for n in asked if n.meta["example_value"].dim() == 4]
+            output = next(n for n in graph_module.graph.nodes if n.op == "output")
+            output.args = (tuple(last),)
+            graph_module.recompile()
+            answers.append(list(graph_module(*examples)))
+        return lambda *_: (examples[0],)
+
+    torch._dynamo.reset()
+    torch.compile(lambda q: program(MASKS[name], q), backend=backend, fullgraph=True)(queries())
+    theirs, ours = answers
+    assert len(theirs) == 3 and all(map(torch.equal, theirs, ours))
+
+
+def test_a_tensor_that_is_written_to_is_read_when_the_mask_was_made() -> None:
+    def masked(q: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        documents = documents.clone()
+        documents[150:] = 7
+        return program(lambda b, h, i, j: documents[i] == documents[j], q)
+
+    q = queries()
+    found, (report,) = compiled(masked, q, DOC)
+    assert report.block_masks and torch.equal(found, masked(q, DOC))
+
+
+def test_the_mask_is_said() -> None:
+    report = flex_inductor.explain(lambda q: program(MASKS["window"], q), backend="flex_eager")(queries())
+    formula = "k < 300 and q < 300 and q >= k and q - k < 70"  # 384 with what fills up the last block
+    assert f"block mask worked out from its formula: {formula}\n" in str(report)
+    assert report.to_dict()["block_masks"] == [formula]
+
+
+def returned(q: torch.Tensor) -> Any:
+    made = flex.create_block_mask(MASKS["causal"], None, None, LENGTH, LENGTH, device="cpu")
+    return flex.flex_attention(q, q, q, block_mask=made), made.kv_num_blocks
+
+
+def counted(q: torch.Tensor) -> Any:
+    places = torch.arange(256)
+    scores = (places[:, None] >= places).view(1, 1, 2, 128, 2, 128).permute(0, 1, 2, 4, 3, 5)
+    return q * scores.sum((-2, -1)).sum()
+
+
+@pytest.mark.parametrize("left", [returned, counted, lambda q: program(lambda b, h, i, j: DENSE[i, j], q)])
+def test_what_is_left_alone(left: Callable[..., Any]) -> None:
+    """Lists that one can see, counts that are numbers, and masks that are tensors."""
+    q = queries()
+    found, (report,) = compiled(left, q)
+    assert not report.block_masks and report.after is report.before
+    for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (found, left(q)))):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.compile
+def test_compiled_code() -> None:
+    q = queries()
+    found = torch.compile(lambda q: program(MASKS["documents"], q), backend="flex", fullgraph=True)(q)
+    torch.testing.assert_close(found, program(MASKS["documents"], q))
