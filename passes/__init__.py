@@ -1,6 +1,6 @@
 """The passes: from a Dynamo graph to one whose attention is torch's flex_attention operator.
 
-    blocks -> normalize -> distribute -> find -> lift -> split -> sparsity -> decide -> emit -> clean
+    counts -> normalize -> distribute -> find -> lift -> split -> sparsity -> decide -> emit -> clean
 
 `steps` holds the pipeline, one function for each step; `run` the engine that takes a graph through it; `stages` the
 types of what is known about a site after each step. Every stage of the pipeline is a file or a folder here.

@@ -1,6 +1,6 @@
 """The steps of the pipeline. Each takes the state that the step before it returned.
 
-blocks      works out the block masks that the program makes itself
+counts      works out what the program makes block masks of
 normalize   makes a view of the Dynamo graph as ATen operators, and notes which values share memory
 distribute  brings products with values next to the probabilities, where they become attentions
 find        looks for softmaxes between two matrix products, and for SDPA calls
@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from flex_inductor.passes import blocks as program_blocks
+from flex_inductor.passes import counts as counter
 from flex_inductor.passes import find as finder
 from flex_inductor.passes.clean import clean as remove_replaced
 from flex_inductor.passes.decide import decide_site, together
@@ -40,9 +40,9 @@ from flex_inductor.passes.split.step import part_site
 from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage, onward
 
 
-def blocks(state: State) -> State:
-    """Works out the program's own block masks from their formulas."""
-    return replace(state, block_masks=tuple(program_blocks.rewrite(state.gm)))
+def counts(state: State) -> State:
+    """Works out what the program makes block masks of."""
+    return replace(state, block_masks=tuple(counter.rewrite(state.gm)))
 
 
 def normalize(state: State) -> State:
@@ -185,7 +185,7 @@ def clean(state: State) -> State:
 
 
 PIPELINE: Pipeline = (
-    ("blocks", blocks),
+    ("counts", counts),
     ("normalize", normalize),
     ("distribute", distribute),
     ("find", find),

@@ -1,6 +1,6 @@
 """What the passes know after each step, as text files.
 
-`graph0.1.blocks.txt`, `graph0.2.normalize.txt`, ...: the block masks, the ATen graph, the sites, and the graph that is
+`graph0.1.counts.txt`, `graph0.2.normalize.txt`, ...: the block masks, the ATen graph, the sites, and the graph that is
 being rewritten.
 """
 
@@ -48,7 +48,7 @@ def recorded() -> Iterator[StepRecorder]:
 
 def step_text(name: str, state: State) -> str:
     """What a step made: the graph that it changed, or how far the sites have come."""
-    if name == "blocks":
+    if name == "counts":
         return "".join(f"{mask}\n" for mask in state.block_masks) or "no block mask of the program's own\n"
     if name == "normalize":
         return f"{state.program.aten.graph if state.program else 'nothing that could be attention'}\n"

@@ -17,7 +17,7 @@ from flex_inductor.passes.site import Site
 from flex_inductor.passes.stages import Decided, Emitted, Ended, Lifted, Located, Parted, Sparse, Stage
 
 
-def blocks(state: State) -> None:
+def counts(state: State) -> None:
     """The graph is whole."""
     state.gm.graph.lint()
 
@@ -95,7 +95,7 @@ def clean(state: State) -> None:
 
 
 ENSURES: dict[str, Callable[[State], None]] = {
-    f.__name__: f for f in (blocks, normalize, distribute, find, lift, split, sparsity, decide, emit, clean)
+    f.__name__: f for f in (counts, normalize, distribute, find, lift, split, sparsity, decide, emit, clean)
 }
 
 

@@ -1,4 +1,4 @@
-"""blocks: the block masks that a program makes itself, worked out from their formula.
+"""counts: the numbers of attended scores, of which a program makes block masks, worked out from a formula.
 
     sums = mask.view(B, H, Q, 128, K, 128).permute(0, 1, 2, 4, 3, 5).sum((-2, -1))
     full = sums == 16384; some = (sums > 0) & (sums < 16384)
@@ -42,6 +42,8 @@ from flex_inductor.scalar.indices import floordiv, mod, numbered, position, size
 
 aten = torch.ops.aten
 SUMS = {"sum", torch.sum}
+ENTERS, LEAVES = "_vmap_increment_nesting", "_vmap_decrement_nesting"
+"""The nodes by which Dynamo opens and closes a level of vmap."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,24 @@ def asks_for_none_or_all(node: fx.Node, every: int) -> bool:
     return all(n.op != "output" for n in read)
 
 
+def name_of(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", "")
+
+
 class Inside(Normalizer):
     """Runs what is under vmap as well: the recorder sees the operators that come of it, on whole tensors."""
 
     level = 0
 
+    def run(self) -> AtenGraph:
+        try:
+            return super().run()
+        finally:
+            for _ in range(self.level):  # of a run that failed
+                torch._C._functorch._vmap_decrement_nesting()
+
     def in_functorch(self, node: fx.Node) -> bool:
-        name = getattr(node.target, "__name__", "")
-        self.level += name.endswith("increment_nesting") - name.endswith("decrement_nesting")
+        self.level += (name_of(node) == ENTERS) - (name_of(node) == LEAVES)
         return False
 
     def link(self, leaf: Any, node: fx.Node, value: Any) -> None:
@@ -101,9 +113,11 @@ class Inside(Normalizer):
 
 
 def rewrite(gm: fx.GraphModule) -> list[str]:
-    """Works out the counts of a graph, in place. Returns the formulas of their masks as text."""
+    """Works out the counts of a graph, in place, if it has no transforms but vmap. Returns the formulas of their masks as
+    text."""
     found, mode = list(counts(gm.graph)), fake_mode_of(gm)
-    if not found or mode is None:
+    others = any(name_of(n).endswith("increment_nesting") and name_of(n) != ENTERS for n in gm.graph.nodes)
+    if not found or mode is None or others:
         return []
     inside = Inside(gm, mode)
     emitter = Emitter(gm, inside.run())
