@@ -16,12 +16,12 @@ import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
+from flex_inductor.passes.program.everywhere import everywhere
 from flex_inductor.passes.program.storage import Storage, written_args_of
 from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.passes.writers.graph import ModWriter, Selected
@@ -73,25 +73,6 @@ class MaskMod:
         target: Callable[..., Any] = node.target
         convert = lambda x: self.value(x)  # noqa: E731
         return target(*tree_map(convert, node.args), **tree_map(convert, node.kwargs))
-
-
-class Indexing(TorchFunctionMode):
-    """Makes `x[i]` with a scalar tensor i an operator; torch would read the number in i."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__getitem__:
-            x, places = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
-            if all(isinstance(p, (torch.Tensor, int)) for p in places):
-                return aten.index(x, [torch.as_tensor(p, device=x.device) for p in places])
-        return func(*args, **(kwargs or {}))
-
-
-def everywhere(mask_mod: Callable[..., torch.Tensor], sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The mask at all positions, as torch's create_mask computes it, which spends most of its time on gradients."""
-    for dim in reversed(range(4)):
-        mask_mod = torch.vmap(mask_mod, in_dims=tuple(0 if d == dim else None for d in range(4)))
-    with Indexing():
-        return mask_mod(*(torch.arange(n, device=device) for n in sizes))
 
 
 def lift_mask_mod(

@@ -15,11 +15,11 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, scalar
-from flex_inductor.block_mask.read import Indexing
 from flex_inductor.compat.dynamic import size_now
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
+from flex_inductor.passes.program.everywhere import Indexing
 from flex_inductor.passes.run import Program
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.scalar import Expr
