@@ -31,6 +31,7 @@ NEEDED = ("pytest", "expecttest", "hypothesis")
 TESTS = (
     "tests/unit/test_compat.py",
     "tests/packaging/test_versions.py",
+    "tests/passes/test_counts.py",
     "tests/passes/test_emit.py",
     "tests/passes/test_nested.py",
     "tests/backend/test_dynamic.py",

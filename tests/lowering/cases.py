@@ -232,6 +232,8 @@ GROUPS: dict[str, dict[str, Case]] = {
         "float32, gradients": Case(None, 77, 1, 130, FULL, dim=96, v_dim=80, training=True),
         "dropout, dynamic": Case(queries=100, batch=2, dim=96, dropout=0.2, dynamic=True, training=True),
         "96, one query": Case(None, queries=1, keys=300, dim=96),
+        "576 and 512": Case(None, 40, 1, 70, BRAIN, 2, 1, 576, 512, softcap),
+        "576 and 512, one query": Case("near the end", 1, 1, 300, BRAIN, 4, 1, 576, 512),
     },
     "sinks": {
         "causal": Case(sink=True),

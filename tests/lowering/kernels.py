@@ -35,7 +35,9 @@ TABLES = {kind: table for kind, (table, _) in plan.KINDS.items()}
 DROPOUT = 0.1
 CAPABILITIES = (80, 90, 100)
 SHAPES = [(torch.bfloat16, dim) for dim in (64, 128, 256)] + [(torch.float32, dim) for dim in (64, 128, 256)]
-SHAPES += [(torch.bfloat16, dim) for dim in (80, 96, 192)]  # in parts
+SHAPES += [(torch.bfloat16, dim) for dim in (80, 96, 192, 576)]  # in parts
+WIDEST = 512
+"""Of values: multi-head latent attention has queries of 576."""
 
 
 def distance(q: Any, k: Any) -> Any:
@@ -74,7 +76,8 @@ def rows(
     """The kernels of forward, backward, and decoding for a device, a dtype and a head dimension; of ours, what is in
     VARIANTS besides, in the tile sizes that are taken without measuring."""
     found = {name: configs.configs(table, capability, dtype.itemsize, dim) for name, table in TABLES.items()}
-    for variant, compiled in VARIANTS.items() if ours else ():
+    variants = {name: compiled for name, compiled in VARIANTS.items() if found["dq"] or name != "dropout"}
+    for variant, compiled in variants.items() if ours else ():
         for name, kernel in compiled(capability, dtype, dim):
             options = configs.configs(TABLES[name], capability, dtype.itemsize, dim, dropout=variant == "dropout")
             about = described(kernel, taken(kernel, options), capability)
@@ -83,7 +86,7 @@ def rows(
     for number in range(max(map(len, found.values())) if ours and all_sizes else 1):
         chosen = {name: options[number] for name, options in found.items() if number < len(options)}
         with forced({**{name: options[0] for name, options in found.items() if options}, **chosen}):
-            compiled = training(capability, dtype, dim, ours) if chosen.keys() - {"fused", "decode"} else []
+            compiled = trained(capability, dtype, dim, ours) if chosen.keys() - {"fused", "decode"} else []
             compiled += fused(capability, dtype, dim) if ours and "fused" in chosen else []
             compiled += decoding(capability, dtype, dim) if ours and "decode" in chosen else []
         for name, kernel in compiled:
@@ -97,7 +100,8 @@ def forced(chosen: dict[str, Config]) -> Any:
     """Every kernel in one tile size."""
 
     def configs_of(table: Any, *given: Any) -> tuple[Config, ...]:
-        return (chosen[next(name for name, known in TABLES.items() if known is table)],)
+        name = next(name for name, known in TABLES.items() if known is table)
+        return (chosen[name],) if name in chosen else ()
 
     return mock.patch.object(configs, "configs", configs_of)
 
@@ -108,6 +112,13 @@ def training(capability: int, dtype: torch.dtype, dim: int, ours: bool = True, p
     rendered = render(causal, q, k, v, torch.empty(4, 1, 1), p, capability=capability, ours=ours)
     names = ("dq", "dkdv") if ours else ("backward",)
     return [*templates(rendered.forward, "prefill"), *templates(rendered.backward, *names)]
+
+
+def trained(capability: int, dtype: torch.dtype, dim: int, ours: bool) -> list[tuple[str, Any]]:
+    """The kernels of training; of inference, where there are none for gradients."""
+    if configs.configs(configs.DQ, capability, dtype.itemsize, dim) or not ours:
+        return training(capability, dtype, dim, ours)
+    return inference(capability, dtype, dim, causal, (torch.empty(4, 1, 1),))
 
 
 def fused(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, Any]]:
@@ -121,14 +132,15 @@ def fused(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, Any]
 def inference(
     capability: int, dtype: torch.dtype, dim: int, program: Any, more: tuple[torch.Tensor, ...] = ()
 ) -> list[tuple[str, Any]]:
-    q, k, v = (torch.empty(2, 4, 2048, dim, dtype=dtype) for _ in range(3))
+    q, k, v = (torch.empty(2, 4, 2048, n, dtype=dtype) for n in (dim, dim, min(dim, WIDEST)))
     with torch.no_grad():
         rendered = render(program, q, k, v, *more, capability=capability)
     return templates(rendered.forward, "prefill")
 
 
 def decoding(capability: int, dtype: torch.dtype, dim: int) -> list[tuple[str, Any]]:
-    q, k, v = (torch.empty(2, heads, length, dim, dtype=dtype) for heads, length in ((8, 1), (2, 2048), (2, 2048)))
+    shapes = (8, 1, dim), (2, 2048, dim), (2, 2048, min(dim, WIDEST))
+    q, k, v = (torch.empty(2, *shape, dtype=dtype) for shape in shapes)
     with torch.no_grad():
         rendered = render(grouped, q, k, v, torch.empty(8, 1, 1), capability=capability)
     return templates(rendered.forward, "decode")

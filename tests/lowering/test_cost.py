@@ -65,6 +65,7 @@ def test_shared_memory_is_as_expected() -> None:
 
 
 HEADS = [(1, 16), (40, 64), (64, 64), (72, 80), (80, 80), (96, 96), (97, 128), (130, 144), (192, 192), (200, 256)]
+HEADS += [(300, 384), (512, 512), (576, 576)]
 
 
 def sizes(kind: str, dim: int, dtype: torch.dtype = torch.bfloat16) -> list[int]:
@@ -87,7 +88,7 @@ def test_where_a_small_part_costs_more_a_head_is_rounded_up() -> None:
 
 
 def test_a_head_is_covered_and_never_larger_than_a_power_of_two() -> None:
-    for kind, device, dim in itertools.product(plan.KINDS, CAPABILITIES, range(1, 257)):
+    for kind, device, dim in itertools.product(plan.KINDS, CAPABILITIES, range(1, 577)):
         for config in plan.tables.configs(plan.KINDS[kind][0], device, 2, dim):
             size = computed(dim, kind, device, 2, config)
             assert dim <= size <= max(16, 1 << (dim - 1).bit_length()) and size.bit_count() <= 2, (kind, device, dim)

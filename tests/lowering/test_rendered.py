@@ -52,7 +52,7 @@ def test_who_computes_is_said() -> None:
     assert padding["notes"][-1] == "own kernel, with blocks computed in the graph: the mask reads tensors"
     assert padding["formula"] == "" and padding["counted"] == ["own kernel"] and padding["others"] > 0
     large = found["large heads"]
-    assert large["notes"][-1] == "torch's kernel: no tile size for heads of 512 dimensions on this device"
+    assert large["notes"][-1] == "torch's kernel: no tile size for heads of 600 dimensions on this device"
     assert large["formula"] is None and large["counted"] == ["torch's kernel: not asked for ours"]
 
 
