@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,10 +11,9 @@ from torch import fx
 from flex_inductor import compat
 from flex_inductor.passes.program.walk import reachable
 
-SUMS = {"sum", torch.sum}
 LISTS = frozenset({
-    "eq", "gt", "lt", "and_", "__and__", "logical_and", "to", "sum", "argsort", "contiguous", "new_zeros", "new_ones",
-    "unsqueeze", "where", "setitem", "getitem", "index_put", "index_put_", "transpose",
+    "eq", "gt", "lt", "and", "logical_and", "to", "sum", "argsort", "contiguous", "new_zeros", "new_ones", "unsqueeze",
+    "where", "setitem", "getitem", "index_put", "transpose",
 })  # fmt: skip
 """By what counts become lists of blocks, besides the nodes of vmap."""
 
@@ -36,7 +34,7 @@ def counts(graph: fx.Graph) -> Iterator[Counts]:
     """The counts that are asked for none, some or all, and whose answers calls of flex_attention alone read, as
     lists."""
     for node in graph.nodes:
-        scores = node.args[0] if node.target in SUMS and node.args else None
+        scores = node.args[0] if name_of(node) == "sum" and node.args else None
         value = scores.meta.get("example_value") if isinstance(scores, fx.Node) else None
         if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.dim() != 6:
             continue
@@ -48,6 +46,13 @@ def counts(graph: fx.Graph) -> Iterator[Counts]:
                 yield Counts(node, scores, (height, width), calls)
 
 
+def name_of(node: fx.Node) -> str:
+    """The name of a function or method, `and` for `operator.and_` and `__and__`: releases of torch spell them
+    differently."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.strip("_")
+
+
 def dims_of(node: fx.Node) -> list[int]:
     """The dimensions that a sum is over."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
@@ -56,8 +61,8 @@ def dims_of(node: fx.Node) -> list[int]:
 
 def is_asked(node: fx.Node, every: int) -> bool:
     """Whether counts are only compared with nothing and with everything."""
-    questions = {(operator.eq, every), (operator.lt, every), (operator.gt, 0)}
-    return all(n.args[:1] == (node,) and (n.target, *n.args[1:]) in questions for n in node.users)
+    questions = {("eq", every), ("lt", every), ("gt", 0)}
+    return all(n.args[:1] == (node,) and (name_of(n), *n.args[1:]) in questions for n in node.users)
 
 
 def readers(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -73,8 +78,8 @@ def is_size(node: fx.Node) -> bool:
 
 
 def makes_lists(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return is_size(node) or name in LISTS or "functorch" in (getattr(node.target, "__module__", "") or "")
+    inside = "functorch" in (getattr(node.target, "__module__", "") or "")
+    return inside or is_size(node) or name_of(node) in LISTS
 
 
 def has_lists_of(call: fx.Node, node: fx.Node, widths: tuple[int, int]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
-from flex_inductor.passes.counts.find import Counts
+from flex_inductor.passes.counts.find import Counts, name_of
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.aten_graph import AtenGraph
@@ -21,17 +21,13 @@ from flex_inductor.passes.site import Coordinates, Declined
 from flex_inductor.scalar import Expr
 from flex_inductor.scalar.indices import floordiv, mod, position, size_expr
 
-ENTERS, LEAVES = "_vmap_increment_nesting", "_vmap_decrement_nesting"
+ENTERS, LEAVES = "vmap_increment_nesting", "vmap_decrement_nesting"
 """The nodes by which Dynamo opens and closes a level of vmap."""
 
 
 def transforms(graph: fx.Graph) -> bool:
     """Whether a graph has other transforms than vmap."""
     return any(name.endswith("increment_nesting") and name != ENTERS for name in map(name_of, graph.nodes))
-
-
-def name_of(node: fx.Node) -> str:
-    return getattr(node.target, "__name__", "")
 
 
 class Inside(Normalizer):
