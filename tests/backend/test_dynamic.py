@@ -29,6 +29,7 @@ RUNS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("name", "dynamic"), RUNS)
 def test_no_more_recompiles_than_aot_eager(name: str, dynamic: bool | None) -> None:
     case, model = zoo.CASES[name], zoo.build(name, layers=1)
@@ -159,6 +160,7 @@ NUMBERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_that_changes_from_call_to_call(name: str, train: bool) -> None:

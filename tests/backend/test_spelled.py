@@ -93,6 +93,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("rewrite", ["auto", "never"])
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -167,6 +167,7 @@ def test_a_head_that_counts() -> None:
 WITNESSES = ("bert", "gpt2", "llama", "t5", "swin")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", WITNESSES)
 def test_eager_models_are_the_witness(name: str) -> None:
     """Of every head: its own probabilities, and all that is measured of them, the rows of padding included."""

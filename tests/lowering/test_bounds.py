@@ -61,7 +61,7 @@ def visited(found: Any, rows: int, columns: int, width: int, lengths: tuple[int,
     return visits, full
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("name", CLOSED)

@@ -25,11 +25,15 @@ def lines(*args: str, module: str = "numerics") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+PARTS = 5
+"""Into so many the cases of a group are parted, of which the first is tested by default."""
+
+
 @pytest.mark.compile
-@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, PARTS))])
 @pytest.mark.parametrize("group", GROUPS)
 def test_kernels_are_right(group: str, part: int) -> None:
-    names = list(GROUPS[group])[part::3]
+    names = list(GROUPS[group])[part::PARTS]
     found = lines(group, "--only", *names)
     assert [line["case"] for line in found] == names
     for line in found:
@@ -38,7 +42,7 @@ def test_kernels_are_right(group: str, part: int) -> None:
         assert max(line["shares"]) <= 1, line
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "masks": (("causal", "a block short"), ("causal", "the diagonal called full"), ("prefix", "a block late")),
     "gradients": (("causal", "a block short"), ("softcap", "the diagonal called full")),
     "decoding": (("one query", "a block late"), ("window", "the diagonal called full")),
@@ -51,6 +55,7 @@ FAULTS = {
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("group", FAULTS)
 def test_faults_are_seen(group: str) -> None:
     cases, faults = zip(*FAULTS[group])

@@ -50,6 +50,7 @@ def same(ours: Any, theirs: Any) -> None:
         assert a is None or (a.dtype == b.dtype and torch.equal(a, b)), name
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mask_of_attn_gym(name: str, size: tuple[int, int, Any]) -> None:

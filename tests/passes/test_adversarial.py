@@ -101,7 +101,7 @@ def lengths(backend: Any, dynamic: bool | None, program: Any) -> tuple[list[torc
     return [run(*qkv(B, H, n, D)) for n in (12, 17, 23, 12)], counter.frame_count
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("form", ["causal", "window", "einsum", "table"])
 def test_two_lengths_compile_as_often_as_without_us(form: str, dynamic: bool | None) -> None:

@@ -284,7 +284,7 @@ def compiled_graphs() -> Iterator[None]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled(name: str) -> None:
     program, more = PROGRAMS[name]

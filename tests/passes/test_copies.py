@@ -33,6 +33,7 @@ def distance(s: Any) -> Any:
     return i - i[:, None]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradients_of_small_parameters(name: str, dtype: torch.dtype) -> None:

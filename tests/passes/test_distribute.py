@@ -77,6 +77,7 @@ SUMS: dict[str, tuple[Callable[..., Any], int]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", SUMS)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_sum(name: str, train: bool) -> None:

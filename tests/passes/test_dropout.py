@@ -69,6 +69,7 @@ DROPPED = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", DROPPED)
 def test_a_kernel_draws_it(name: str, dynamic: bool) -> None:

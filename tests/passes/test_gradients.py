@@ -53,6 +53,7 @@ UNDECIDED: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", TIES)
 def test_ties_in_a_bias(name: str) -> None:
     def program(q: Any, k: Any, v: Any, a: Any, b: Any) -> Any:
@@ -62,6 +63,7 @@ def test_ties_in_a_bias(name: str) -> None:
     assert name in COMPUTED or "l_a_[" in decision.score_mod, decision.score_mod
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", sorted({*TIES, *UNDECIDED} - {"straight_through"}))
 def test_ties_in_the_scores(name: str) -> None:
     q, k, v = qkv()
@@ -135,6 +137,7 @@ HARMLESS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("mode", ["no_grad", "detach"])
 @pytest.mark.parametrize("name", STOPS)
 def test_gradients_that_stop_inside(name: str, mode: str) -> None:

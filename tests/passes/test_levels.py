@@ -47,6 +47,7 @@ SPARSE = {"causal replaced, padding added", "padding added, causal replaced", "t
 """What has a mask for the rows that keep a key; the others are computed densely for want of a proof."""
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("keep", [KEEP, NONE], ids=["left", "all"])
 @pytest.mark.parametrize("masking", MASKINGS)

@@ -108,6 +108,7 @@ def expect_value(text: str, meant: torch.Tensor, rounding: float = 1e-5) -> None
         assert float(found) == pytest.approx(float(meant[b, h, q, k]), rel=rounding, abs=rounding), (b, h, q, k)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", BIASES)
 def test_bias(name: str) -> None:
     decision, _ = run(lambda s, x: s + BIASES[name](x), train=True)
@@ -169,6 +170,7 @@ def changed(x: Any, base: str, name: str) -> Any:
     return m
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("base", ["created", "given"])
 @pytest.mark.parametrize("name", WRITES)
 def test_write_into_the_bias(name: str, base: str) -> None:

@@ -42,6 +42,7 @@ def outcome(program: Callable[..., Any], backend: str, inputs: list[torch.Tensor
     return [result, *gradients]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", SEEN)
 def test_strides_are_eagers(name: str) -> None:
     """Heads behind the rows in memory, as projections leave them: flex_attention's result is laid out alike, and the

@@ -132,6 +132,7 @@ def test_equal_sizes_are_told_apart(train: bool) -> None:
     assert default(permuted, qkv(D, D, D, D), train).operator == SDPA
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("pad", [PADDING, ALL_PADDING], ids=["some", "all"])
 @pytest.mark.parametrize(
