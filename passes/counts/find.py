@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import fx
 
 from flex_inductor import compat
 from flex_inductor.passes.program.walk import reachable
+from flex_inductor.scalar.indices import size_expr
 
 LISTS = frozenset({
     "eq", "gt", "lt", "and", "logical_and", "to", "sum", "argsort", "contiguous", "new_zeros", "new_ones", "unsqueeze",
@@ -86,5 +88,11 @@ def has_lists_of(call: fx.Node, node: fx.Node, widths: tuple[int, int]) -> bool:
     """Whether a call visits all the blocks of counts, at their own places."""
     listed = compat.block_mask_entries(call.args[4])
     places = listed["kv_indices"].meta.get("example_value")
-    same = isinstance(places, torch.Tensor) and places.shape == node.meta["example_value"].shape
-    return same and (listed["q_width"], listed["k_width"]) == widths
+    if not isinstance(places, torch.Tensor) or (listed["q_width"], listed["k_width"]) != widths:
+        return False
+    return shape_of(places) == shape_of(node.meta["example_value"])
+
+
+def shape_of(x: torch.Tensor) -> list[sympy.Expr]:
+    """A shape as expressions: sizes themselves would be made equal by a guard when they are compared."""
+    return [size_expr(n) for n in x.shape]
