@@ -17,6 +17,8 @@ from flex_inductor.lowering.templates import template
 aten = torch.ops.aten
 MOST_ROWS = 64
 """The number of queries times heads of a group up to which they are one tile."""
+FEW = 16
+"""The number of queries up to which a group of more heads is several tiles."""
 PROGRAMS = 2
 """Programs for each multiprocessor of the device."""
 LEAST = 64
@@ -27,8 +29,15 @@ def takes(call: Call) -> bool:
     queries, _ = call.lengths
     if not call.mask and not call.one_block and not inductor.is_one(call.listed["kv_indices"].get_size()[1]):
         return False  # lists of blocks that heads of a group do not share
-    plenty = call.group * power_of_two(int(queries)) if inductor.is_number(queries) else MOST_ROWS + 1
-    return bool(plenty <= MOST_ROWS and not call.dropout and number_of_shares(call) > 1)
+    if not inductor.is_number(queries) or call.dropout:
+        return False
+    few = power_of_two(int(queries))
+    return (few <= FEW or call.group * few <= MOST_ROWS) and number_of_shares(call) > 1
+
+
+def tiles(call: Call) -> int:
+    """The number of tiles for the heads of a group."""
+    return -(-call.group // max(1, MOST_ROWS // power_of_two(int(call.lengths[0]))))
 
 
 def lower(call: Call) -> tuple[Any, Any, Any]:
@@ -38,6 +47,7 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     query, key, value = call.operands()
     batch, heads, *_ = query.get_size()
     shares = number_of_shares(call)
+    in_tile = -(-call.group // tiles(call))
     size = [batch, shares, heads, queries, call.v_dim]
     kept = {"dtype": torch.float32, "device": query.get_device()}
     layout = inductor.contiguous_layout(size, **kept)
@@ -45,8 +55,8 @@ def lower(call: Call) -> tuple[Any, Any, Any]:
     acc = candidates(
         call, template("decode", grid), variants, [query, key, value, top, total], call.lists(variants), layout,
         [call.score_mod, call.mask_mod], [top, total], [batch, call.kv_heads],
-        SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries),
-        BLOCK_M=max(16, power_of_two(call.group * power_of_two(queries))),
+        SHARES=shares, Q_LEN=queries, QUERIES=power_of_two(queries), TILES=tiles(call), HEADS=in_tile,
+        BLOCK_M=max(16, power_of_two(in_tile * power_of_two(queries))),
     ).take()  # fmt: skip
     return together(acc, top, total, call.dtype, call.in_base_2)
 
@@ -69,10 +79,10 @@ def together(acc: Any, top: Any, total: Any, dtype: torch.dtype, in_base_2: floa
 def number_of_shares(call: Call) -> int:
     """Enough programs for the device, and, of a length that stays, no more than there are blocks."""
     programs = PROGRAMS * torch.cuda.get_device_properties(call.query.get_device()).multi_processor_count
-    wanted = programs // max(1, inductor.hint(call.query.get_size()[0]) * call.kv_heads)
+    wanted = programs // max(1, inductor.hint(call.query.get_size()[0]) * call.kv_heads * tiles(call))
     keys = call.lengths[1]
     return max(1, min(wanted, -(-int(keys) // LEAST)) if inductor.is_number(keys) else wanted)
 
 
 def grid(batch: Any, kv_heads: Any, meta: Any) -> tuple[Any, Any, Any]:
-    return meta["SHARES"] * batch * kv_heads, 1, 1
+    return meta["SHARES"] * meta["TILES"] * batch * kv_heads, 1, 1

@@ -206,6 +206,8 @@ GROUPS: dict[str, dict[str, Case]] = {
         "dynamic": Case("near the end", queries=1, keys=300, dynamic=True),
         "dynamic, batch": Case("near the end", queries=1, keys=300, batch=3, heads=4, dynamic=True),
         "nothing attended": Case("all rows empty", queries=3, keys=120),
+        "many heads": Case("near the end", queries=1, keys=300, heads=71, kv_heads=1, dim=16),
+        "five queries, many heads": Case("near the end", 5, 2, 257, heads=36, kv_heads=2, dim=16, score=alibi),
     },
     "gradients": {
         "causal": Case(training=True),

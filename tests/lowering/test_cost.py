@@ -137,11 +137,11 @@ def test_the_cost_is_as_recorded(shape: int) -> None:
 
 def test_grids_have_one_axis() -> None:
     """Regression: the others end at 65535, and batches and heads were theirs."""
-    meta, cdiv = {"BLOCK_M": 64, "BLOCK_N": 64, "SHARES": 4}, lambda n, by: -(-n // by)
+    meta, cdiv = {"BLOCK_M": 64, "BLOCK_N": 64, "SHARES": 4, "TILES": 3}, lambda n, by: -(-n // by)
     assert prefill.grid(70_000, 2, 128, 64, meta, cdiv=cdiv) == (280_000, 1, 1)
     assert backward.dq_grid(70_000, 2, 128, 1, 192, meta, cdiv=cdiv) == (280_000, 1, 1)
     assert backward.dkdv_grid(70_000, 2, 128, 1, 192, meta, cdiv=cdiv) == (210_000, 1, 1)
-    assert decode.grid(70_000, 2, meta) == (560_000, 1, 1)
+    assert decode.grid(70_000, 2, meta) == (1_680_000, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,19 @@ def test_grids_have_one_axis() -> None:
 def test_keys_are_shared_out_by_the_device_and_by_a_length_that_stays(keys: Any, shares: int) -> None:
     """Regression: a cache that grows was shared out as it was at first."""
     query = SimpleNamespace(get_size=lambda: [1, 2, 1, 64], get_device=lambda: None)
-    call = SimpleNamespace(query=query, kv_heads=2, lengths=(1, keys))
+    call = SimpleNamespace(query=query, kv_heads=2, group=1, lengths=(1, keys))
     device = SimpleNamespace(multi_processor_count=132)
     properties = mock.patch.object(torch.cuda, "get_device_properties", lambda _: device)
     with properties, mock.patch.object(triton_compat, "hint", int):
         assert decode.number_of_shares(call) == shares
+
+
+@pytest.mark.parametrize(("group", "queries", "number"), [(8, 1, 1), (8, 8, 1), (71, 1, 2), (8, 16, 2), (128, 5, 16)])
+def test_a_group_of_many_heads_is_several_tiles(group: int, queries: int, number: int) -> None:
+    """Regression: the 71 heads of a model that shares one head of keys were taken by the kernel for many queries."""
+    query = SimpleNamespace(get_size=lambda: [1, group, queries, 64], get_device=lambda: None)
+    call = SimpleNamespace(query=query, kv_heads=1, group=group, lengths=(queries, 4096), mask="k <= q", dropout=0.0)
+    device = SimpleNamespace(multi_processor_count=132)
+    properties = mock.patch.object(torch.cuda, "get_device_properties", lambda _: device)
+    with properties, mock.patch.object(triton_compat, "hint", int):
+        assert decode.takes(call) and decode.tiles(call) == number
