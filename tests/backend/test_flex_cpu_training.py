@@ -139,6 +139,7 @@ class Torchs(nn.Module):
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("layer", [Torchs, lambda: nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True)])
 @pytest.mark.parametrize("mode", [True, False])
 def test_torchs_own_layers_train(layer: Callable[[], nn.Module], mode: bool) -> None:

@@ -72,6 +72,7 @@ def test_maps_say_where_attention_goes(seen: Look) -> None:
     assert f">{1 - S}</text>" in far and ">0</text>" in far
 
 
+@pytest.mark.nightly
 def test_the_page_of_1536_heads_stays_small() -> None:
     assert map_side(48 * 32) == 10 and map_side(1) == 48
     many = Look(seen_of(1, 32).sites * 48, {})

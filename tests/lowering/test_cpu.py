@@ -202,6 +202,7 @@ LEARNED: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("learned", "length"),
     [
@@ -257,6 +258,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_operands_are_read_where_they_are(views: str, train: bool) -> None:
