@@ -150,14 +150,28 @@ def turned(q: torch.Tensor) -> Any:
     return flex.flex_attention(q, q, q, block_mask=other)
 
 
+def written_between(q: torch.Tensor) -> Any:
+    """What the mask reads is another one when the call reads it."""
+    documents = DOC.clone()
+
+    def mask(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return documents[i] == documents[j]
+
+    made = flex.create_block_mask(mask, None, None, LENGTH, LENGTH, device="cpu")
+    documents[100:] = 7
+    return flex.flex_attention(q, q, q, block_mask=made)
+
+
 def dense(q: torch.Tensor) -> Any:
     return program(lambda b, h, i, j: DENSE[i, j], q)
 
 
-@pytest.mark.parametrize("left", [returned, counted, other_mask, other_batch, other_rows, turned, dense])
+@pytest.mark.parametrize(
+    "left", [returned, counted, other_mask, other_batch, other_rows, turned, written_between, dense]
+)
 def test_what_is_left_alone(left: Callable[..., Any]) -> None:
-    """Lists that one can see or that are changed, counts that are numbers, calls that ask another mask or have another
-    batch, and masks that are tensors."""
+    """Lists that one can see or that are changed, counts that are numbers, calls that ask another mask, have another
+    batch or come after a write, and masks that are tensors."""
     q = queries()
     found, (report,) = compiled(left, q)
     assert not report.block_masks and report.after is report.before
