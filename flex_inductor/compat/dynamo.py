@@ -7,6 +7,13 @@ import re
 import traceback
 from typing import Any
 
+import torch
+
+
+def leave_vmap() -> None:
+    """Closes the innermost level of vmap, as the node of that name does that Dynamo writes."""
+    torch._C._functorch._vmap_decrement_nesting()
+
 
 def stored_attributes() -> dict[str, str]:
     """The values that the function being compiled stores in attributes: names of nodes, and `self.attn` for each. Only

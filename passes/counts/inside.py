@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat
+from flex_inductor.compat import dynamo
 from flex_inductor.passes.counts.find import Counts, name_of
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
@@ -40,7 +41,7 @@ class Inside(Normalizer):
             return super().run()
         finally:
             for _ in range(self.level):  # of a run that failed
-                torch._C._functorch._vmap_decrement_nesting()
+                dynamo.leave_vmap()
 
     def in_functorch(self, node: fx.Node) -> bool:
         self.level += (name_of(node) == ENTERS) - (name_of(node) == LEAVES)

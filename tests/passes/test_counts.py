@@ -13,6 +13,7 @@ from torch.nn.attention import flex_attention as flex
 import flex_inductor
 from flex_inductor.passes import copy_of, counts
 from flex_inductor.passes.counts.find import name_of
+from flex_inductor.passes.counts.inside import Inside
 
 LENGTH = 300
 DOC = torch.arange(LENGTH) // 110
@@ -122,6 +123,13 @@ def counted(q: torch.Tensor) -> Any:
     return q * scores.sum((-2, -1)).sum()
 
 
+def cut(q: torch.Tensor) -> Any:
+    """Regression: such a program was compiled untouched, because a slice has no hash."""
+    places = torch.arange(256)
+    scores = (places[:, None] >= places).view(1, 1, 2, 128, 2, 128).permute(0, 1, 2, 4, 3, 5)
+    return q * scores.sum((-2, -1))[:, :, 1:].sum()
+
+
 def other_mask(q: torch.Tensor) -> Any:
     """No block is listed, because the first mask attends nothing, which no analysis sees."""
     made = flex.create_block_mask(lambda b, h, i, j: (i * j) % 7 == 8, None, None, LENGTH, LENGTH, device="cpu")
@@ -167,7 +175,7 @@ def dense(q: torch.Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    "left", [returned, counted, other_mask, other_batch, other_rows, turned, written_between, dense]
+    "left", [returned, counted, cut, other_mask, other_batch, other_rows, turned, written_between, dense]
 )
 def test_what_is_left_alone(left: Callable[..., Any]) -> None:
     """Lists that one can see or that are changed, counts that are numbers, calls that ask another mask, have another
@@ -177,6 +185,22 @@ def test_what_is_left_alone(left: Callable[..., Any]) -> None:
     assert not report.block_masks and report.after is report.before
     for a, b in zip(*((x if isinstance(x, tuple) else (x,)) for x in (found, left(q)))):
         assert torch.equal(a, b)
+
+
+def test_a_run_that_fails_leaves_no_level_of_vmap_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Inside.link
+
+    def fails(self: Inside, *args: Any) -> None:
+        if self.level == 3:
+            raise RuntimeError("out of cheese")
+        link(self, *args)
+
+    monkeypatch.setattr(Inside, "link", fails)
+    q = queries()
+    with pytest.warns(flex_inductor.FallbackWarning, match="out of cheese"):
+        found, (report,) = compiled(lambda q: program(MASKS["causal"], q), q)
+    assert torch._C._functorch.peek_interpreter_stack() is None
+    assert report.after is report.before and torch.equal(found, program(MASKS["causal"], q))
 
 
 @pytest.mark.compile
