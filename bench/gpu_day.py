@@ -2,12 +2,13 @@
 
     python -m bench.gpu_day [--out bench/results/gpu_day] [--jobs 8] [--only numerics tiles ...] [--rehearse]
 
-Parts, in this order: numerics (`pytest -m gpu`), sanitizer (compute-sanitizer over the small cases, where it is
-installed), attention (bench.attention, our kernels next to their peers), tiles (bench.tiles) and models (bench.models).
-Each is a process of at most eight minutes. A part that has ended well is not run again: the command can be repeated
-after an interruption, or with another time limit. The folder then holds parts.json (how each part ended), log.txt (what
-they printed), a table for each of the last three parts, and report.md: the bars, passed or failed, and what the numbers
-say should be changed next.
+Parts, in this order: rates (`flex-inductor calibrate`, by which sites are decided about from then on), numerics
+(`pytest -m gpu`), sanitizer (compute-sanitizer over the small cases, where it is installed), attention
+(bench.attention, our kernels next to their peers), tiles (bench.tiles) and models (bench.models). Each is a process of
+at most eight minutes. A part that has ended well is not run again: the command can be repeated after an interruption,
+or with another time limit. The folder then holds parts.json (how each part ended), log.txt (what they printed), a table
+for each of the last three parts, and report.md: the bars, passed or failed, and what the numbers say should be changed
+next.
 
 --rehearse runs the same commands on a CPU at tiny sizes, with times that mean nothing, so that a GPU's hour is not
 spent on a mistake in them.
@@ -30,7 +31,7 @@ from pathlib import Path
 from bench.record import ROOT
 
 MINUTES = 8
-NAMES = ("numerics", "sanitizer", "attention", "tiles", "models")
+NAMES = ("rates", "numerics", "sanitizer", "attention", "tiles", "models")
 Rows = list[dict[str, str]]
 
 
@@ -69,6 +70,7 @@ def parts(out: Path, jobs: int, minutes: float, rehearse: bool) -> list[Part]:
     if rehearse:
         causal = ("--variants", "causal", "--how", "flex", "by hand", "--dims", "16", "--lengths", "128")
         return [
+            Part("rates", (*python, "flex_inductor", "calibrate", "--show")),
             Part("numerics", (*python, *pytest, "tests/gpu", "-m", "gpu", "--collect-only")),
             Part("sanitizer", (), needs="compute-sanitizer"),
             Part("attention", (*python, "bench.attention", "--device", "cpu", *causal, *tables["attention"])),
@@ -78,6 +80,7 @@ def parts(out: Path, jobs: int, minutes: float, rehearse: bool) -> list[Part]:
     ending = ("--jobs", str(jobs), "--minutes", str(minutes - 0.5))  # so that tables are written in time
     memory = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
     return [
+        Part("rates", (*python, "flex_inductor", "calibrate", "--device", "cuda")),
         Part("numerics", (*python, *pytest, "tests/gpu", "-m", "gpu", "-n", str(jobs))),
         Part("sanitizer", (*memory, *python, *pytest, "tests/gpu", "-m", "gpu", "-k", "masks"), "compute-sanitizer"),
         Part("attention", (*python, "bench.attention", *ending, *tables["attention"])),

@@ -25,7 +25,7 @@ import torch._inductor.config
 from bench import measure
 from bench.record import ROOT, write
 from bench.variants import VARIANTS
-from flex_inductor.compat import triton
+from flex_inductor.compat import cuda
 from flex_inductor.lowering import backward, configs, plan
 from flex_inductor.lowering import candidates as lowering
 from flex_inductor.lowering.configs import Config
@@ -161,7 +161,7 @@ def timed(problem: Problem) -> list[float]:
     variant = VARIANTS[problem.variant]
     extra = variant.extra(HEADS, LENGTH, "cuda")
     options = {"rewrite": "always", "on_failure": "raise"}
-    wanted = problem.precision or triton.float32_precision()
+    wanted = problem.precision or cuda.float32_precision()
     precise = mock.patch.object(lowering, "float32_precision", lambda *_: wanted)
     with precise, torch._inductor.config.patch(force_disable_caches=True):
         program = torch.compile(variant.program, backend="flex", options=options)

@@ -223,7 +223,7 @@ VARIANTS: dict[str, Variant] = {
         lambda heads, length, device: torch.randn(32, heads, device=device),
         additive=True,
     ),
-    "sinks": Sinks(extra=lambda heads, length, device: torch.randn(heads, device=device)),
+    "sinks": Sinks(causal, extra=lambda heads, length, device: torch.randn(heads, device=device)),
 }
 """On a GPU: bench/attention.py."""
 

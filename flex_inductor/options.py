@@ -30,8 +30,8 @@ class Options:
     rewrite: "auto" rewrites where that is faster, "always" wherever it is possible, "never" nothing.
     on_failure: after a failure of this backend, "fallback" compiles the graph untouched and warns, "raise" raises.
     kernels: "own" uses our own kernels where there is one for the call, "torch" always torch's.
-    rates: what "auto" decides by on a CPU: "measured" takes those of this machine (lowering/rates.py), "usual" fixed
-    ones, so that every machine decides alike."""
+    rates: what "auto" decides by: "measured" takes those of this machine (lowering/rates.py, lowering/cuda_rates.py),
+    "usual" fixed ones, so that every machine decides alike, on a GPU every device of its kind."""
 
     rewrite: str = "auto"
     on_failure: str = "fallback"

@@ -32,7 +32,8 @@ class Request:
     are dropped at random. instead: what a call of SDPA would be given that means the same; None where none does.
     mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
     grouped: whether heads share keys. statistics: whether the log-sum-exp or the greatest score of rows is read.
-    readers: the number of attentions that share the probabilities, which what is there computes once."""
+    readers: the number of attentions that share the probabilities, which what is there computes once. scatters: whether
+    every score adds to the gradient of a tensor."""
 
     device: str
     dtype: torch.dtype
@@ -51,6 +52,7 @@ class Request:
     grouped: bool = False
     statistics: bool = False
     readers: int = 1
+    scatters: bool = False
 
 
 Refusal = Callable[[Request], str | None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flex_inductor.compat import cuda
 from flex_inductor.compat import triton as inductor
 from flex_inductor.lowering.call import Call
 from flex_inductor.lowering.configs import float32_precision, power_of_two
@@ -75,7 +76,7 @@ def of_call(call: Call, qk: int, v: int) -> dict[str, Any]:
     """What templates are told of a call. qk, v: the dimensions of a head that are computed, of queries and of
     values."""
     widest = power_of_two(max(qk, v))
-    precision = float32_precision(inductor.float32_precision(), call.capability, widest)
+    precision = float32_precision(cuda.float32_precision(), call.capability, widest)
     return {
         "PLAIN": call.plain, "DROPOUT": call.dropout, "DROPPED_BELOW": round(call.dropout * 2**32),
         "SM_SCALE": call.scale, "IN_BASE_2": call.in_base_2, "GROUP": call.group,

@@ -11,7 +11,8 @@ import sympy
 import torch
 
 from flex_inductor import compat, devices
-from flex_inductor.lowering import cpu_own, profit, rates, support
+from flex_inductor.compat import cuda
+from flex_inductor.lowering import cpu_own, cuda_profit, cuda_rates, profit, rates, support
 from flex_inductor.lowering.cuda import covers
 from flex_inductor.mask.text import format_formula
 from flex_inductor.options import Options
@@ -44,7 +45,7 @@ def kernel(request: Request, options: Options, settings: Mapping[str, Any]) -> K
         return torchs(request, note="its random numbers are to be eager's (fallback_random)")
     if request.device == "cpu":
         return kernel_on_cpu(request, options)
-    return kernel_on_cuda(request, options, capability())
+    return kernel_on_cuda(request, options, cuda.capability())
 
 
 def kernel_on_cuda(request: Request, options: Options, capability: int) -> Kernel:
@@ -95,12 +96,6 @@ def torchs_on_cuda(request: Request, why: str) -> Kernel:
     return theirs if theirs.lacking else replace(theirs, lacking=support.too_small(request.head_dims))
 
 
-def capability() -> int:
-    """The compute capability of the device in use: 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor
-
-
 def no_closed_form(request: Request) -> str | None:
     """Why a kernel on CPU cannot work out the blocks by itself; None if it can."""
     return "the mask reads tensors" if request.mask is None else cpu_own.no_closed_form(request.lengths, request.mask)
@@ -126,15 +121,23 @@ def own_on_cpu(request: Request, options: Options) -> bool:
 
 
 def slower(request: Request, options: Options) -> str | None:
-    """Why the generated code would be slower than Inductor's."""
-    if options.rewrite == "always" or request.device != "cpu":
+    """Why the generated code would be slower than what is there."""
+    if options.rewrite == "always" or request.device not in ("cpu", "cuda"):
         return None
-    return profit.refusal(request, known_rates(options), own_on_cpu(request, options))
+    if request.device == "cpu":
+        return profit.refusal(request, known_rates(options), own_on_cpu(request, options))
+    own = options.kernels == "own" and not torch.version.hip
+    return cuda_profit.refusal(request, rates_on_cuda(options), cuda.float32_precision(), own)
 
 
 def known_rates(options: Options) -> rates.Rates:
     """The rates by which a site on CPU is decided about."""
-    return rates.here() if options.rates == "measured" else rates.USUAL
+    return rates.here() if options.rates == "measured" else rates.usual()
+
+
+def rates_on_cuda(options: Options) -> cuda_rates.Rates:
+    """The rates by which a site on CUDA is decided about."""
+    return cuda_rates.here() if options.rates == "measured" else cuda_rates.usual()
 
 
 def prefers_sdpa(request: Request, options: Options) -> bool:

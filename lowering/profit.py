@@ -15,8 +15,8 @@ A score costs a product with a key and one with a value, and passes over it, cou
 three do alike, such as reading queries, keys and values, decides nothing and is left out. Training takes 7/2 of all
 this, and a node of autograd's for an operator with a backward of its own. Inductor, which keeps the probabilities
 instead of computing them again, takes 6 products instead of 7 there, and 8/5 passes.
-bench/attention_cpu.py measures what is expected here (bench/results/attention_cpu.csv). What is faster on a GPU
-follows from the kind of mask alone (lowering/choose.py).
+bench/attention_cpu.py measures what is expected here (bench/results/attention_cpu.csv). lowering/cuda_profit.py is the
+same for a GPU.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def prefers_sdpa(site: Request, rates: Rates, own: bool = True) -> bool:
 def refusal(site: Request, rates: Rates, own: bool = True) -> str | None:
     """Why flex_attention would not pay, against what is there; None if it does."""
     ratio = flex(site, rates, own) / max(left(site, rates), 1e-12)
-    if ratio < WORTH:
-        return None
-    why = f"about {ratio:.1f} times the time of what is there expected by {rates.whose} for {site.scores} scores"
+    return None if ratio < WORTH else worse(ratio, rates.whose, site)
+
+
+def worse(ratio: float, whose: str, site: Request) -> str:
+    """Why a site is left, in words. ratio: of expected times. whose: the rates are by which they are expected."""
+    why = f"about {ratio:.1f} times the time of what is there expected by {whose} for {site.scores} scores"
     return f"it would not pay: {why}, {site.attended:.0%} of the blocks attended (rewrite='always' overrides)"

@@ -1,8 +1,4 @@
-"""What one thread of this machine does in a second: three rates, measured once and kept in Inductor's cache folder.
-
-    flex_inductor_rates_1f0c2a9be4d3.json:
-    {"machine": {"cpu": "AMD EPYC, AVX512", "threads": 2, "torch": "2.13.0+cpu"},
-     "products": 9.7e10, "exponentials": 1.2e9, "memory": 2.1e9}
+"""What one thread of this machine does in a second: three rates, measured once and kept (lowering/kept.py).
 
 lowering/profit.py turns them into times. They are measured when a site on CPU is first decided about, in about a
 tenth of a second, and hold for the life of the process, so that a site that is compiled twice ends twice alike. Time
@@ -14,13 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import math
-import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +24,7 @@ from typing import Any
 import torch
 
 from flex_inductor import compat
+from flex_inductor.lowering import kept as files
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -92,6 +85,11 @@ def found() -> Rates:
         return USUAL
 
 
+def usual() -> Rates:
+    """The rates of a usual machine."""
+    return USUAL
+
+
 def machine() -> dict[str, Any]:
     """What the rates belong to."""
     cpu = f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}"
@@ -108,36 +106,26 @@ def _cpu() -> str:
 
 def place() -> Path:
     """The file of this machine's rates."""
-    key = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(compat.inductor_cache_folder()) / f"flex_inductor_rates_{key}.json"
+    return files.place(machine())
 
 
 def kept() -> Rates | None:
     """The rates that were kept of this machine; None where there are none that can be read."""
+    numbers = files.read(machine(), USUAL.numbers)
     try:
-        data = json.loads(place().read_text(encoding="utf-8"))
-        rates = Rates(**{name: data[name] for name in USUAL.numbers}, threads=torch.get_num_threads())
-        return rates if data["machine"] == machine() else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return None if numbers is None else Rates(**numbers, threads=torch.get_num_threads())
+    except (TypeError, ValueError):
         return None
 
 
-def keep(rates: Rates, renew: bool = False) -> Rates:
-    """Writes the rates, unless another process was first, and returns those that are kept. renew: in any case. Raises
-    OSError."""
-    others = None if renew else kept()
-    if others is not None:
-        return others
-    path = place()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), **rates.numbers}, file)
-        Path(name).replace(path)
-    except OSError:  # the disk may be full
-        Path(name).unlink(missing_ok=True)
-        raise
+def keep(rates: Rates) -> Rates:
+    """Writes the rates, unless another process was first, and returns those that are kept. Raises OSError."""
+    return kept() or renew(rates)
+
+
+def renew(rates: Rates) -> Rates:
+    """Writes the rates, whatever was kept. Raises OSError."""
+    files.write(machine(), rates.numbers)
     return rates
 
 
@@ -161,9 +149,10 @@ def _measured() -> tuple[float, float, float]:
     )
 
 
-def steady(call: Callable[[], Any], amount: float) -> float:
-    """How much of something is done in a second, if a call does so much of it. Raises Unsteady."""
-    first, second, _ = sorted(fastest(call) for _ in range(3))
+def steady(call: Callable[[], Any], amount: float, timed: Callable[[Callable[[], Any]], float] | None = None) -> float:
+    """How much of something is done in a second, if a call does so much of it. timed: what says how long a call takes,
+    if not `fastest`. Raises Unsteady."""
+    first, second, _ = sorted((timed or fastest)(call) for _ in range(3))
     if second > STEADY * first:
         raise Unsteady("measurements differ")
     return amount / first

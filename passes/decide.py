@@ -102,6 +102,7 @@ def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int) -> 
         grouped=bool(site.group != 1),
         statistics=bool(site.statistics),
         readers=readers,
+        scatters=result.trains and scatters(site),
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 
@@ -120,5 +121,15 @@ def instead(site: Site, result: Result) -> Instead | None:
 
 def reads_scores(site: Site) -> bool:
     """Whether score or mask load something that varies with both the query and the key."""
-    loads = (x for e in (site.score, site.mask) if e is not None for x in scalar.walk(e) if x.op == "load")
-    return any({site.at.q, site.at.k} <= scalar.positions(x) for x in loads)
+    return any(loads_for_scores(e, site) for e in (site.score, site.mask) if e is not None)
+
+
+def scatters(site: Site) -> bool:
+    """Whether something that the score loads for every query and key gets a gradient."""
+    learned = {n for n in scalar.differentiable(site.score) if n.meta["val"].requires_grad}
+    return any(x.args[0] in learned for x in loads_for_scores(site.score, site))
+
+
+def loads_for_scores(x: scalar.Expr, site: Site) -> list[scalar.Expr]:
+    """What is loaded that varies with both the query and the key."""
+    return [n for n in scalar.walk(x) if n.op == "load" and {site.at.q, site.at.k} <= scalar.positions(n)]

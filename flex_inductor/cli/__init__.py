@@ -155,24 +155,25 @@ def demo(repeats: int, html: Path) -> None:
 
 
 @main.command()
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What is measured: a GPU where there is one.")
 @click.option("--show", is_flag=True, help="Measure nothing: show what is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rates as JSON.")
-def calibrate(show: bool, as_json: bool) -> None:
+def calibrate(device: str | None, show: bool, as_json: bool) -> None:
     """Measure the rates by which "auto" decides on this machine, keep and show them."""
     from rich.console import Console
 
-    from flex_inductor.cli.calibrate import shown, to_json
-    from flex_inductor.lowering import rates
+    from flex_inductor.cli.calibrate import shown, subject, to_json
 
-    before = rates.kept()
+    about = subject(device)
+    before = about.rates.kept()
     try:
-        now = None if show else rates.keep(rates.measure(), renew=True)
+        now = None if show else about.rates.renew(about.rates.measure())
     except Exception as error:
         raise click.ClickException(f"nothing was kept, usual rates are taken: {useful_line(error)}") from error
     if as_json:
-        click.echo(to_json(now or before or rates.USUAL))
+        click.echo(to_json(about, now or before or about.rates.usual()))
         return
-    Console().print(shown(before, now))
+    Console().print(shown(about, before, now))
 
 
 def run(asked: Asked) -> Any:

@@ -93,14 +93,6 @@ def sizes() -> Any:
     return V.graph.sizevars
 
 
-def float32_precision() -> str:
-    """The precision of float32 products that the program has set, in Triton's words."""
-    wanted = torch.backends.cuda.matmul.fp32_precision
-    if wanted == "none":  # not set in the newer of torch's two ways
-        wanted = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return "tf32" if wanted == "tf32" else "ieee"
-
-
 def is_number(size: Any) -> bool:
     """Whether a size is known."""
     return isinstance(size, (int, sympy.Integer))

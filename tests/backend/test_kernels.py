@@ -17,6 +17,7 @@ import sympy
 import torch
 from torch._inductor.utils import run_and_get_code
 
+from flex_inductor.compat import cuda
 from flex_inductor.lowering import choose
 from flex_inductor.lowering import digest as module
 from flex_inductor.lowering.digest import digest
@@ -110,7 +111,7 @@ def chosen(options: Options, settings: dict[str, Any] | None = None, mask: str |
 
 @pytest.fixture(autouse=True)
 def a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "capability", lambda: 90)
+    monkeypatch.setattr(cuda, "capability", lambda: 90)
 
 
 SMALL, LARGE = ((sympy.Integer(n),) * 2 for n in (8, 320))

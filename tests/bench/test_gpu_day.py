@@ -69,7 +69,7 @@ def test_rehearsal_runs_to_the_end_and_resumes(tmp_path: Path) -> None:
     ended = json.loads((tmp_path / "parts.json").read_text())
     log = (tmp_path / "log.txt").read_text()
     assert {name: how["ended"] for name, how in ended.items() if name != "sanitizer"} == dict.fromkeys(
-        ("numerics", "attention", "tiles", "models"), "well"
+        ("rates", "numerics", "attention", "tiles", "models"), "well"
     ), log
     assert len(list(tmp_path.iterdir())) <= 8
     assert "times as fast as by hand" in (tmp_path / "report.md").read_text() or "never slower" in first.stdout

@@ -65,4 +65,8 @@ def test_the_ending_and_its_numbers(program: Any, dtype: torch.dtype, training: 
     compare_all(found, eager, exact, c=16)
     (decision,) = decisions_of(reports)
     fused = program in (plain, causal, called) or (program is grouped and dtype in LOW)
-    assert decision.operator == ("scaled_dot_product_attention" if fused else "flex_attention"), decision
+    operator = "scaled_dot_product_attention" if fused else "flex_attention"
+    slow = (
+        dtype == torch.float32 and "would not pay" in decision.reason
+    )  # on devices that multiply it without tensor cores
+    assert decision.operator == operator or slow, decision

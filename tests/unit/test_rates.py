@@ -48,7 +48,7 @@ def test_measured_once_and_kept(measured: list[Rates], tmp_path: Path) -> None:
 def test_what_holds_in_a_process_holds_to_its_end(measured: list[Rates]) -> None:
     assert rates.here() == FOUND
     rates.place().unlink()
-    rates.keep(measured[0], renew=True)
+    rates.renew(measured[0])
     assert rates.here() == FOUND and another_process() == measured[0]
 
 
@@ -104,7 +104,7 @@ def test_a_full_disk_keeps_nothing(measured: list[Rates], monkeypatch: pytest.Mo
 
 def test_the_first_of_two_processes_decides(measured: list[Rates]) -> None:
     assert rates.keep(measured[0]) == rates.keep(measured[1]) == measured[0]
-    assert rates.keep(measured[1], renew=True) == measured[1] == rates.kept()
+    assert rates.renew(measured[1]) == measured[1] == rates.kept()
     assert [f.suffix for f in rates.place().parent.iterdir()] == [".json"]
 
 
