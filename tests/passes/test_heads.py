@@ -159,6 +159,28 @@ def test_multi_query_einsum() -> None:
     assert key_heads_of(program, (q, k, v)) == 1
 
 
+@pytest.mark.parametrize("expand", [False, True])
+def test_one_head_of_keys_for_all(expand: bool) -> None:
+    """Whether the product broadcasts it, or the program says so."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        k, v = (x.expand(-1, H, -1, -1) if expand else x for x in (k, v))
+        return softmax(q @ k.mT) @ v
+
+    q, (k, v) = randn(B, H, S, D), qkv(B, 1, S, D)[1:]
+    check(program, (q, k, v), train=True)
+    assert key_heads_of(program, (q, k, v)) == 1
+
+
+def test_queries_that_all_sequences_share() -> None:
+    """Learned queries: their gradient is the sum over the batch."""
+
+    def program(q: Any, k: Any, v: Any) -> Any:
+        return softmax(q.expand(B, -1, -1, -1) @ k.mT) @ v
+
+    check(program, (randn(1, H, S, D), *qkv()[1:]), train=True)
+
+
 def test_repeat_is_another_head_map() -> None:
     """Near miss: `repeat` maps head h to h % KV, which grouped queries cannot say; the copy stays."""
 

@@ -68,7 +68,11 @@ def transpose(sizes: Sizes, node: fx.Node, index: Index) -> Index:
 
 
 def expand(sizes: Sizes, node: fx.Node, index: Index) -> Index:
-    return index[len(index) - rank(source_of(node)) :]
+    """Dimensions of size one that were expanded have the index 0."""
+    before = shape_of(source_of(node))
+    added = len(index) - len(before)
+    after = shape_of(node)[added:]
+    return tuple(sympy.S.Zero if m == 1 != n else i for i, m, n in zip(index[added:], before, after))
 
 
 def unsqueeze(sizes: Sizes, node: fx.Node, index: Index) -> Index:
