@@ -1,5 +1,5 @@
-"""Of hypothesis: a busy machine fails no test by its time. Of the backend: every machine decides alike. Of sweeps: the
-nightly run has what is left out by default."""
+"""Of hypothesis: a busy machine fails no test by its time. Of the backend: every machine decides alike. Of Inductor: no
+process starts others that compile for it. Of sweeps: the nightly run has what is left out by default."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 from collections import Counter
 
 import pytest
+import torch._inductor.config
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 os.environ["FLEX_INDUCTOR_RATES"] = "usual"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # of processes that tests start
+torch._inductor.config.compile_threads = 1
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -177,6 +177,7 @@ def site_of(program: Callable[..., Any], args: tuple[torch.Tensor, ...]) -> Deci
     return site
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_code_of_a_site_gives_what_the_program_gives(name: str) -> None:
     program, more, kind = PROGRAMS[name]

@@ -52,7 +52,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("size", [256, pytest.param(1 << 13, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [256, 1 << 13])
 def test_after_a_cache_folder_that_was_full(tmp_path: Path, size: int) -> None:
     """The process itself has torch's error, and what it left behind does no harm to the next."""
     full = FULL.replace("SIZE", str(size))

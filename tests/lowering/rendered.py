@@ -1,21 +1,25 @@
 """Kernels as text.
 
-    python -m tests.lowering.rendered golden       the text of one kernel of each kind, by name
-    python -m tests.lowering.rendered isolation    a call of flex_attention compiled by Inductor, before and after ours
-    python -m tests.lowering.rendered notes        what is said of the kernels of several calls, and what became of them
-    python -m tests.lowering.rendered memory       the shared memory of kernels that load a number for every score
-    python -m tests.lowering.rendered atomics      what is added to the gradient of a learned slope
-    python -m tests.lowering.rendered choice       how many kernels a backward pass has, by what was measured
+    python -m tests.lowering.rendered
 
-Prints a line of JSON. In a process of its own, where torch may be told that there is a GPU.
+Prints a line of JSON:
+
+    golden       the text of one kernel of each kind, by name
+    isolation    a call of flex_attention compiled by Inductor, before and after ours
+    notes        what is said of the kernels of several calls, and what became of them
+    memory       the shared memory of kernels that load a number for every score
+    atomics      what is added to the gradient of a learned slope
+    choice       how many kernels a backward pass has, by what was measured
+
+In a process of its own, where torch may be told that there is a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -29,8 +33,9 @@ from flex_inductor import compat
 from flex_inductor.compat import triton
 from tests.lowering.cases import Case, backward_in_one
 from tests.lowering.kernels import biased, causal, grouped, templates
-from tests.support.gpuless.rendering import render
+from tests.support.gpuless.rendering import render as compiled
 
+render = functools.partial(compiled, machine_code=False)
 KERNEL = re.compile(r"def (triton_tem\w*)(\(.*?)\n'''", re.S)
 
 
@@ -111,9 +116,9 @@ def notes() -> dict[str, Any]:
 def memory() -> list[int]:
     """Of those for heads of 128 dimensions on a device of 9.0, in training."""
     q, k, v = (torch.empty(1, 4, 1024, 128, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    rendered = render(biased, q, k, v, torch.empty(4, 1024, 1024, requires_grad=True))
-    compiled = [*templates(rendered.forward, "prefill"), *templates(rendered.backward, "dq", "dkdv")]
-    return [kernel.metadata.shared for _, kernel in compiled]
+    rendered = compiled(biased, q, k, v, torch.empty(4, 1024, 1024, requires_grad=True))
+    kernels = [*templates(rendered.forward, "prefill"), *templates(rendered.backward, "dq", "dkdv")]
+    return [kernel.metadata.shared for _, kernel in kernels]
 
 
 def atomics() -> list[str]:
@@ -153,5 +158,4 @@ def measured(one: float) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    known = {f.__name__: f for f in (golden, isolation, notes, memory, atomics, choice)}
-    print(json.dumps(known[sys.argv[1]]()))
+    print(json.dumps({f.__name__: f() for f in (golden, isolation, notes, memory, atomics, choice)}))

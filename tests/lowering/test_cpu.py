@@ -51,7 +51,7 @@ def own(case: Case) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(7)  # two kernels are compiled for most of them
+@pytest.mark.sweep(12)  # two kernels are compiled for most of them
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_are_right(case: Case) -> None:
     found = own(case)
@@ -116,6 +116,7 @@ FAULTS: dict[str, Callable[[Loop], Loop]] = {
 
 
 @pytest.mark.compile
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("group", "name", "fault"),
     [
@@ -202,7 +203,7 @@ LEARNED: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("learned", "length"),
     [

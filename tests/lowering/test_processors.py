@@ -41,8 +41,8 @@ def run(cache: Path, *arguments: str, **settings: str) -> list[str]:
 @pytest.mark.parametrize(
     ("capability", "dtype"),
     [
-        ("avx2", "float32"),
         ("default", "float32"),
+        pytest.param("avx2", "float32", marks=pytest.mark.nightly),
         pytest.param("avx512", "float32", marks=pytest.mark.nightly),
         pytest.param("avx512", "bfloat16", marks=pytest.mark.nightly),
         pytest.param("avx2", "bfloat16", marks=pytest.mark.nightly),

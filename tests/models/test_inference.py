@@ -8,7 +8,7 @@ from tests.models import zoo
 from tests.support.exactness import check
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("name", "scenario"), zoo.EVERY)
 def test_every_site_is_rewritten_and_right(name: str, scenario: str) -> None:
     decisions = check(zoo.build(name), (zoo.inputs(name, scenario),), sites=zoo.CASES[name].sites)

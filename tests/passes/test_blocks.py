@@ -182,6 +182,7 @@ LOOSE = {"left padding"}
 """Where rows without keys attend to all."""
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("length", [256, 300])
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -47,6 +47,7 @@ def compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[
     return found, reports
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "dynamic"),
     [*((name, False) for name in MASKS), ("documents", True), ("heads", True), ("everything", True)],

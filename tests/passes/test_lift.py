@@ -254,6 +254,7 @@ def text_of(name: str) -> str:
     return generic(text or "") if decision.rewritten else ""
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", sorted(RULED))
 def test_each_rule_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(rules.RULES, name)  # type: ignore[arg-type]

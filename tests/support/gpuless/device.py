@@ -99,17 +99,17 @@ def torchs_answers(capability: int) -> list[tuple[Any, dict[str, Any]]]:
     ]
 
 
-def inductors_part(capability: int, compiled: Compiled) -> list[tuple[Any, dict[str, Any]]]:
+def inductors_part(capability: int, compiled: Compiled, machine_code: bool) -> list[tuple[Any, dict[str, Any]]]:
     """Inductor compiles kernels, writes down what it made, and loads nothing."""
 
-    def note(self: Any) -> None:
+    def note(self: Any, *_: Any, **__: Any) -> None:
         compiled.kernels.append(self)
         self.launchers = [types.SimpleNamespace(config=r.config, n_regs=0, n_spills=0) for r in self.compile_results]
 
     return [
         (triton_helpers, {"set_driver_to_gpu": answering(None)}),
         (driver, {"_active": driver_of(capability)}),
-        (triton_heuristics.CachingAutotuner, {"_make_launchers": note}),
+        (triton_heuristics.CachingAutotuner, {"_make_launchers" if machine_code else "precompile": note}),
         (output_code.CompiledFxGraph, {"__call__": answering(None)}),
         (graph.GraphLowering, {"save_output_code": staticmethod(compiled.wrappers.append)}),
     ]
@@ -123,11 +123,12 @@ def forget() -> None:
 
 
 @contextlib.contextmanager
-def pretended(capability: int) -> Iterator[Compiled]:
-    """Inside, there is a GPU for Inductor, which compiles kernels and loads none."""
+def pretended(capability: int, machine_code: bool = True) -> Iterator[Compiled]:
+    """Inside, there is a GPU for Inductor, which compiles kernels and loads none. machine_code: otherwise it writes
+    them only."""
     compiled = Compiled()
     with contextlib.ExitStack() as stack:
-        for owner, values in (*torchs_answers(capability), *inductors_part(capability, compiled)):
+        for owner, values in (*torchs_answers(capability), *inductors_part(capability, compiled, machine_code)):
             for name, value in values.items():
                 stack.enter_context(mock.patch.object(owner, name, value, create=True))
         settings = {"force_disable_caches": True, "compile_threads": 1, "use_static_triton_launcher": False}

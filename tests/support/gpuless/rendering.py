@@ -43,9 +43,10 @@ class NotRun(Exception):
 
 def render(
     program: Callable[..., Any], *inputs: Any, capability: int = 90, ours: bool = True, run: bool = False,
-    dynamic: bool = False,
+    dynamic: bool = False, machine_code: bool = True,
 ) -> Rendered:  # fmt: skip
-    """Compiles a program, with our kernels or with torch's; runs it if TRITON_INTERPRET is set and run is true."""
+    """Compiles a program, with our kernels or with torch's; runs it if TRITON_INTERPRET is set and run is true.
+    machine_code: otherwise kernels are text only, which takes a third of the time."""
     from torch._functorch import config as functorch_config
     from torch._inductor import compile_fx
 
@@ -61,7 +62,7 @@ def render(
         kwargs["cudagraphs"] = torch._inductor.utils.BoxedBool(False)
         kwargs.pop("boxed_forward_device_index", None)
         rewritten = any(decision.rewritten for decision in rendered.report.decisions)
-        with pretended(capability) as compiled, own() if rewritten else contextlib.nullcontext():
+        with pretended(capability, machine_code) as compiled, own() if rewritten else contextlib.nullcontext():
             compile_fx.compile_fx_inner(gm, given, **kwargs)
         part.wrappers += compiled.wrappers
         part.kernels += compiled.kernels
