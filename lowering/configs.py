@@ -90,8 +90,8 @@ FUSED = (
     Row(100, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
     Row(100, 2, 128, (Config(64, 64, 8, 2), Config(64, 64, 4, 2))),
     Row(90, 2, 64, (Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 3))),
-    Row(90, 2, 128, (Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2))),
-    Row(80, 2, 64, (Config(64, 64, 4, 2), Config(32, 128, 8, 2), Config(32, 64, 4, 2))),
+    Row(90, 2, 128, (Config(64, 64, 8, 2), Config(64, 128, 8, 2), Config(64, 64, 4, 2))),
+    Row(80, 2, 64, (Config(32, 128, 8, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2))),
     Row(80, 2, 128, (Config(64, 64, 8, 2), Config(32, 64, 8, 2))),
 )
 """Of dkdv that computes the gradients of queries as well. By registers and shared memory alone: no GPU has measured

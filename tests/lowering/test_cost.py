@@ -26,7 +26,7 @@ from tests.lowering.kernels import CAPABILITIES, SHAPES, TABLE
 
 TENSOR_MEMORY = 512
 """Columns of tensor memory that a multiprocessor has."""
-SPILLS = 80
+SPILLS = 72
 """Bytes of a thread."""
 ROOT = Path(__file__).parents[2]
 
