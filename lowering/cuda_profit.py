@@ -93,10 +93,10 @@ def flex(site: Request, rates: Rates, precision: str, own: bool = True) -> float
 
 
 def left(site: Request, rates: Rates, precision: str) -> float:
-    """The expected seconds of what is there: SDPA with a mask, which with dropout is written out, or Inductor's."""
+    """The expected seconds of what is there: SDPA with a mask, or Inductor's."""
     dims = list(map(number, site.head_dims))
     work = site.scores, dims, rates.products(site.dtype, precision)
-    if site.called and not site.dropout:
+    if site.called:
         stored = 2.0 if site.instead is Instead.HEADS else 0.0
         return steps(site, SDPA, rates, work, SHARES["sdpa" if narrow(site) else "sdpa float32"], (stored, 0.0))
     reads = float(site.reads), float(site.scatters)

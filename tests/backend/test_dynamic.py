@@ -78,7 +78,9 @@ def batch(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return randn(2, length, 32), keep
 
 
-@pytest.mark.parametrize("backend", ["flex_eager", pytest.param("flex", marks=pytest.mark.compile)])
+@pytest.mark.parametrize(
+    "backend", ["flex_eager", pytest.param("flex", marks=[pytest.mark.compile, pytest.mark.nightly])]
+)
 def test_causal_padding_sinks_and_alibi_with_one_compile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "always")
     torch._dynamo.reset()

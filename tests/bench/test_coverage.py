@@ -18,6 +18,7 @@ def row(**given: str) -> dict[str, str]:
     return {**dict.fromkeys((*COLUMNS, *PLACE), ""), "library": "timm", **given}
 
 
+@pytest.mark.nightly
 def test_two_architectures(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     out, written = tmp_path / "coverage.csv", tmp_path / "coverage.md"

@@ -73,7 +73,7 @@ def test_rehearsal_runs_to_the_end_and_resumes(tmp_path: Path) -> None:
     ), log
     assert len(list(tmp_path.iterdir())) <= 8
     assert "times as fast as by hand" in (tmp_path / "report.md").read_text() or "never slower" in first.stdout
-    ended["tiles"]["ended"] = "the time was up"
+    ended["rates"]["ended"] = "the time was up"
     (tmp_path / "parts.json").write_text(json.dumps(ended))
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert second.returncode == 0 and second.stdout.startswith("tiles "), second.stdout
+    assert second.returncode == 0 and second.stdout.startswith("rates "), second.stdout

@@ -45,6 +45,7 @@ def test_a_command_answers_so(command: str, answer: str) -> None:
     assert doctest.OutputChecker().check_output(shown, found.stdout, FLAGS), found.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("folder")
 def test_python_answers_so() -> None:
     pytest.importorskip("transformers")

@@ -33,6 +33,7 @@ def kill_when(process: subprocess.Popen, folder: Path, pattern: str) -> None:
     process.wait()
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 @pytest.mark.parametrize("pattern", ["*.cpp", pytest.param("*.so", marks=pytest.mark.nightly)])
 def test_after_a_process_that_was_killed_while_it_compiled(tmp_path: Path, pattern: str) -> None:

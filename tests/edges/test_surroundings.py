@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.edges.support import passes, python
 
 READ_ONLY = "/proc"
@@ -21,6 +23,7 @@ def last_line(done: object) -> str:
     return lines[-1].split(":")[0] if lines else ""
 
 
+@pytest.mark.nightly
 def test_a_cache_that_cannot_be_written_is_torchs_error(tmp_path: Path) -> None:
     ours = python(tmp_path, FLEX, TORCHINDUCTOR_CACHE_DIR=READ_ONLY)
     torchs = python(tmp_path, INDUCTOR, TORCHINDUCTOR_CACHE_DIR=READ_ONLY)
@@ -31,6 +34,7 @@ def test_flex_eager_needs_no_cache_and_no_compiler(tmp_path: Path) -> None:
     assert "True" in passes(tmp_path, EAGER, TORCHINDUCTOR_CACHE_DIR=READ_ONLY, **WITHOUT_COMPILER)
 
 
+@pytest.mark.nightly
 def test_optimised_python_decides_the_same(tmp_path: Path) -> None:
     """Assertions are not run there, so nothing may hang on what they do."""
     plain, optimised = passes(tmp_path, EXPLAIN + "\n" + EAGER), passes(tmp_path, EXPLAIN + "\n" + EAGER, "-O")

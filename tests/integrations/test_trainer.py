@@ -89,6 +89,7 @@ def test_a_run_with_a_backend_by_name(tmp_path: Path, backend: str) -> None:
     close(found, eager, exact, floor=5e-3)
 
 
+@pytest.mark.nightly
 def test_a_run_of_a_model_that_was_compiled_before(tmp_path: Path) -> None:
     """No name is asked of accelerate, and checkpoints have the model's own names."""
     exact, eager = losses(tmp_path, bf16=False), losses(tmp_path)

@@ -51,7 +51,7 @@ def own(case: Case) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(12)  # two kernels are compiled for most of them
+@pytest.mark.sweep(16)  # two kernels are compiled for most of them
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_are_right(case: Case) -> None:
     found = own(case)
@@ -80,6 +80,7 @@ def test_dropout_hangs_on_positions_alone() -> None:
     assert not torch.equal(kept(case, lambda _: program, seed=SEED + 1), right)
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_dropout_is_the_same_under_the_same_seed() -> None:
     """The output and the gradients, bit by bit, and others under another seed."""
@@ -116,7 +117,7 @@ FAULTS: dict[str, Callable[[Loop], Loop]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("group", "name", "fault"),
     [
@@ -227,7 +228,7 @@ def test_what_a_score_learns(learned: str, length: int) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.nightly), 3])
 def test_gradients_are_the_same_every_time(threads: int) -> None:
     """Also those that several workers add up, each for itself."""
     module, given, before = Offsets(), tensors(1, 4, 200, 16), torch.get_num_threads()

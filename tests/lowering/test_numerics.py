@@ -25,7 +25,7 @@ def lines(*args: str, module: str = "numerics") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-PARTS = 8
+PARTS = 12
 """Into so many the cases of a group are parted, of which the first is tested by default."""
 
 
@@ -55,7 +55,7 @@ FAULTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("group", FAULTS)
 def test_faults_are_seen(group: str) -> None:
     cases, faults = zip(*FAULTS[group])

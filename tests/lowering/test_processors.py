@@ -41,7 +41,7 @@ def run(cache: Path, *arguments: str, **settings: str) -> list[str]:
 @pytest.mark.parametrize(
     ("capability", "dtype"),
     [
-        ("default", "float32"),
+        pytest.param("default", "float32", marks=pytest.mark.nightly),
         pytest.param("avx2", "float32", marks=pytest.mark.nightly),
         pytest.param("avx512", "float32", marks=pytest.mark.nightly),
         pytest.param("avx512", "bfloat16", marks=pytest.mark.nightly),

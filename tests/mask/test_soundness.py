@@ -67,7 +67,7 @@ def check_ranges(formula: Any, grid: Grid, axes: Any, dense: torch.Tensor, dim: 
     assert not (covered & ~exact[1] & ~cut).any(), f"not full: {formula}"
 
 
-@settings(max_examples=500, **SLOW)
+@settings(max_examples=200, **SLOW)
 @given(booleans(), WIDTHS, st.sampled_from([KEYS, QUERIES]))
 def test_random_masks(formula: Any, widths: tuple[int, int], keys: int) -> None:
     check(formula, widths, keys)

@@ -68,7 +68,7 @@ def graphs_of(model: Any, cache: str | None) -> int:
     return len(graphs)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("name", MODELS)
 def test_generated_tokens(name: str, cache: str | None) -> None:

@@ -20,7 +20,7 @@ PADDED = [
 one is left to the nightly runs."""
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("name", "scenario"), PADDED)
 def test_gradients_of_all_parameters(name: str, scenario: str) -> None:
     decisions = check(zoo.build(name).train(), (zoo.inputs(name, scenario),), train=True, sites=zoo.CASES[name].sites)

@@ -114,6 +114,7 @@ def test_the_wheel_imports_and_declares_the_backends(checkout: Path, tmp_path: P
         assert line in entry_points
 
 
+@pytest.mark.nightly
 def test_the_sdist_holds_real_folders_and_installs(checkout: Path, tmp_path: Path) -> None:
     run(sys.executable, "-c", f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})", cwd=checkout)
     sdist = next(tmp_path.glob("*.tar.gz"))
@@ -123,6 +124,7 @@ def test_the_sdist_holds_real_folders_and_installs(checkout: Path, tmp_path: Pat
     check(tmp_path / "site", tmp_path, tmp_path / "site" / "flex_inductor")
 
 
+@pytest.mark.nightly
 def test_an_editable_install_imports(checkout: Path, tmp_path: Path) -> None:
     pip("install", "-e", str(checkout), "--prefix", str(tmp_path / "prefix"), "--ignore-installed", cwd=tmp_path)
     site = next((tmp_path / "prefix").rglob("*.dist-info")).parent

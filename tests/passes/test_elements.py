@@ -79,6 +79,7 @@ CHANGES: dict[str, Callable[[Any, Any, Any], Any]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", CHANGES)
 def test_elements_and_their_gradients(name: str) -> None:
     given = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate([(B, H, S, S), (H, S, S), (S,)])]

@@ -117,6 +117,7 @@ def test_bias(name: str) -> None:
     expect_value(decision.score_mod, BIASES[name](terms.leaves()), rounding=1e-2 if narrow else 1e-5)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", terms.MASKS)
 def test_mask(name: str) -> None:
     decision, computed = run(

@@ -77,6 +77,7 @@ INTEGERS: dict[str, tuple[Mask, tuple[torch.Tensor, ...], str]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers_wrap(name: str) -> None:
     mask, inputs, text = INTEGERS[name]
@@ -166,6 +167,7 @@ def test_hundreds_of_conditions(name: str) -> None:
     attended(mask)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_hundreds_of_operators_on_integers(name: str) -> None:
     def mask() -> torch.Tensor:
@@ -177,6 +179,7 @@ def test_hundreds_of_operators_on_integers(name: str) -> None:
     attended(mask)
 
 
+@pytest.mark.nightly
 def test_hundreds_of_operators_on_the_score() -> None:
     """The site is left: nothing else is lost."""
 

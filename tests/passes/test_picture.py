@@ -75,7 +75,7 @@ def test_the_picture(program: Any, expected: str) -> None:
 
 
 def test_long_sequences_have_several_blocks_in_one_character() -> None:
-    lines = picture(causal, 64 * 150)
+    lines = picture(causal, 64 * 100)
     assert len(lines) == len(lines[0]) == 50
     for i, line in enumerate(lines):
         assert line == "#" * i + "/" + "." * (49 - i)

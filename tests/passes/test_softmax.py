@@ -40,6 +40,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling(name: str, masked: bool) -> None:
@@ -112,6 +113,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("mask", ["none", "causal", "empty_rows"])
 @pytest.mark.parametrize("name", COLUMNS)
 def test_columns_beyond_the_keys(name: str, mask: str) -> None:
@@ -225,6 +227,7 @@ ZEROED: dict[str, Any] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", ZEROED)
 def test_rows_that_are_zeroed(name: str, train: bool) -> None:

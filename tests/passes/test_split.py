@@ -27,6 +27,7 @@ FILLS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("rows", ["full", "empty"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fill", FILLS)

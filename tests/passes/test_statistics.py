@@ -90,6 +90,7 @@ GREATEST: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_log_sum_exp(name: str, train: bool) -> None:

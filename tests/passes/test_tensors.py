@@ -76,6 +76,7 @@ VALUES = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("shape", [of_keys, of_queries])
 @pytest.mark.parametrize("program", [added, sdpa])
 @pytest.mark.parametrize("values", VALUES)
@@ -84,6 +85,7 @@ def test_what_is_low_is_hidden(values: str, program: Any, shape: Any) -> None:
     assert decision.mask_mod and "decided at run time by l_mask_" in decision.sparsity
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("batch", [1, B])
 @pytest.mark.parametrize("values", VALUES)
 def test_masks_of_heads_that_sdpa_is_given(values: str, batch: int) -> None:

@@ -116,6 +116,7 @@ def zeroed(q: Any, k: Any, v: Any, pad: Any) -> Any:
     return torch.softmax(scores, -1).masked_fill(~keep, 0.0) @ v
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
     ("program", "note"),
@@ -227,6 +228,7 @@ def narrow(q: Any, k: Any, v: Any, pad: Any) -> Any:
     return attend(q, k, v[..., :4])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("program", [two_fills, fill_and_bias, scaled_by_a_tensor, negative, capped, narrow])
 def test_what_sdpa_does_not_mean(program: Any, train: bool) -> None:

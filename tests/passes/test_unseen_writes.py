@@ -189,6 +189,7 @@ WRITES = [
 NO_GRADIENT = {"to_what_a_cast_inside_a_product_read"}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("program", WRITES, ids=lambda f: f.__name__)
 def test_numbers_stay(program: Callable[..., Any], train: bool) -> None:

@@ -46,6 +46,7 @@ WEIGHTS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("start", [probabilities, exponentials])
 @pytest.mark.parametrize("name", WEIGHTS)

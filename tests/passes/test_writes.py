@@ -254,6 +254,7 @@ def has_gradient(program: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) 
     return True
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -196,7 +196,7 @@ def meant(x: Expr, at: dict[sympy.Symbol, int]) -> Any:
 VALUES = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 
 
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(st.one_of(WHOLE.map(index), TRUTH, REAL), st.tuples(*[st.integers(0, 7)] * 3))
 def test_the_value_of_the_text_is_that_of_the_expression(expr: Expr, at: tuple[int, int, int]) -> None:
     h, q, k = at
