@@ -161,6 +161,7 @@ def test_torchs_kernels_where_ours_cannot_be_packaged(monkeypatch: pytest.Monkey
         assert site.kernel.startswith("torch's") and "could not be packaged: RuntimeError: no own" in site.notes[-1]
 
 
+@pytest.mark.nightly
 def test_the_program_as_it_was_where_nothing_else_can_be_packaged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

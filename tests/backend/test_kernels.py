@@ -72,6 +72,7 @@ def hits(cache: Path, *given: Any) -> bool:
     return int(done.stdout.split("HITS")[1]) > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_caches_tell_versions_of_us_apart(tmp_path: Path) -> None:
     """A kernel of the version before was served after its template had been mended."""

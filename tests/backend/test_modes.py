@@ -137,6 +137,7 @@ def started(folder: Path, cache: str, backend: str, load: str, save: str) -> tup
     return hits, seconds
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_cache_artifacts_make_another_machines_start_warm(tmp_path: Path) -> None:
     saved = str(tmp_path / "artifacts")

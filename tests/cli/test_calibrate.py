@@ -41,6 +41,7 @@ def shown(*args: str) -> list[str]:
     return [" ".join(line.split()) for line in done.output.splitlines()]
 
 
+@pytest.mark.nightly
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     nothing = process(tmp_path, "--show")
     assert nothing.returncode == 0 and "nothing is kept" in nothing.stdout and not list(tmp_path.iterdir())

@@ -86,11 +86,13 @@ def command(*arguments: str) -> str:
     return FACTORY + "".join(f"    {line}\n" for line in body.strip().splitlines())
 
 
+@pytest.mark.nightly
 def test_the_command_line_in_another_encoding(tmp_path: Path) -> None:
     arguments = ("explain", "program:make", "--rewrite", "always", "--backend", "flex_eager")
     assert "rewritten into flex_attention" in passes(tmp_path, command(*arguments), **LATIN)
 
 
+@pytest.mark.nightly
 def test_folders_with_spaces_and_letters_of_any_script(tmp_path: Path) -> None:
     folder = tmp_path / "my models ü"
     folder.mkdir()

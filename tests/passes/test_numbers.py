@@ -155,7 +155,7 @@ NUMBERS: dict[str, Mask] = {
 }
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CHAINS)
 def test_hundreds_of_conditions(name: str) -> None:
     def mask() -> torch.Tensor:
