@@ -29,7 +29,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(("name", "dynamic"), RUNS)
 def test_no_more_recompiles_than_aot_eager(name: str, dynamic: bool | None) -> None:
     case, model = zoo.CASES[name], zoo.build(name, layers=1)

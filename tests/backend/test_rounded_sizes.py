@@ -61,7 +61,7 @@ GROWS = {windows: 0, windows_unflattened: 0}
 """The dimension that differs from call to call, if it is not the length."""
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("program", ROUNDED, ids=lambda p: p.__name__)
 def test_sizes_that_are_equal_by_a_guard(program: Callable[..., torch.Tensor], marked: bool) -> None:

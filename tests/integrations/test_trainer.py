@@ -78,7 +78,7 @@ def test_an_accelerator_compiles_with_options() -> None:
 
 # ---------------------------------------------------------------- Trainer
 @pytest.mark.parametrize(
-    "backend", [pytest.param("flex_eager", marks=pytest.mark.nightly), pytest.param("flex", marks=pytest.mark.compile)]
+    "backend", ["flex_eager", pytest.param("flex", marks=[pytest.mark.compile, pytest.mark.nightly])]
 )
 def test_a_run_with_a_backend_by_name(tmp_path: Path, backend: str) -> None:
     integrations.accelerate()

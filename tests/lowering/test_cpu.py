@@ -204,7 +204,7 @@ LEARNED: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(10)
 @pytest.mark.parametrize(
     ("learned", "length"),
     [

@@ -82,6 +82,7 @@ def test_generated_tokens(name: str, cache: str | None) -> None:
     assert len(reports) <= graphs_of(model, cache)
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_generated_code() -> None:
     model = model_of("llama")

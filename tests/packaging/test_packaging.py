@@ -96,11 +96,13 @@ def check(path: Path, tmp: Path, home: Path) -> None:
     assert data_files(where) == data_files(ROOT / "flex_inductor")
 
 
+@pytest.mark.nightly
 def test_an_uninstalled_checkout_imports(checkout: Path, tmp_path: Path) -> None:
     assert (checkout / "flex_inductor" / "passes").is_symlink()
     check(checkout, tmp_path, checkout / "flex_inductor")
 
 
+@pytest.mark.nightly
 def test_the_wheel_imports_and_declares_the_backends(checkout: Path, tmp_path: Path) -> None:
     pip("wheel", str(checkout), "-w", str(tmp_path), cwd=tmp_path)
     wheel = next(tmp_path.glob("*.whl"))

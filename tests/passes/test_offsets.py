@@ -98,6 +98,7 @@ def test_numbers(program: Any, train: bool) -> None:
     check(program, inputs(), train=train, sites=2 if program is by_bucket_twice else 1)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("lengths", [(24, 40), (40, 24), (2, 24), (1, 24)])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_numbers_of_other_lengths(lengths: tuple[int, int], dynamic: bool) -> None:
@@ -113,6 +114,7 @@ def test_layers_share_a_table() -> None:
     assert len([n for n in report.after.graph.nodes if n.target is torch.log]) == 1
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.compile
 @pytest.mark.parametrize("program", [by_bucket, by_content])
 def test_compiled(program: Any) -> None:
