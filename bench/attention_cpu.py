@@ -19,10 +19,7 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from typing import Any
 import torch
 
 from bench import measure
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 from bench.variants import ON_CPU, Padded, Variant
 
 COLUMNS = ("variant", "how", "pass", "dtype", "threads", "batch", "heads", "kv_heads", "queries", "keys", "dim", "ms",
@@ -75,12 +72,8 @@ def main() -> None:
 
 def case(**given: Any) -> list[dict[str, Any]]:
     """The rows of a case, measured by a process of its own."""
-    command = [sys.executable, "-m", "bench.attention_cpu", "--case", json.dumps(given)]
-    threads = {"OMP_NUM_THREADS": str(given["threads"])}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **threads})
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    rows: list[dict[str, Any]] = json.loads(done.stdout.split("RESULT")[1])
+    threads = str(given["threads"])
+    rows: list[dict[str, Any]] = child("bench.attention_cpu", "--case", json.dumps(given), OMP_NUM_THREADS=threads)
     return rows
 
 

@@ -18,14 +18,12 @@ import operator
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 
 COLUMNS = ("mask", "length", "how", "seconds", "first", "peak_mb")
 MASKS = ("causal", "window", "documents", "prefix")
@@ -49,7 +47,12 @@ def main() -> None:
             continue
         if how.startswith("closed form") and mask == "documents":
             continue
-        row = {"mask": mask, "length": length, "how": how, **child(mask, length, how)}
+        row = {
+            "mask": mask,
+            "length": length,
+            "how": how,
+            **child("bench.block_mask", "--child", mask, str(length), how),
+        }
         print({k: row[k] for k in COLUMNS[:6]}, flush=True)
         rows.append(row)
         write(args.out, COLUMNS, rows)
@@ -132,15 +135,6 @@ def measured(mask: str, length: int, how: str) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"seconds": f"{statistics.median(times[1:]):.6f}", "first": f"{times[0]:.4f}", "peak_mb": f"{peak:.0f}"}
-
-
-def child(mask: str, length: int, how: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.block_mask", "--child", mask, str(length), how]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    result: dict[str, Any] = json.loads(done.stdout.split("RESULT")[1])
-    return result
 
 
 if __name__ == "__main__":

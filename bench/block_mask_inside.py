@@ -15,13 +15,11 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 
 COLUMNS = ("length", "backend", "threads", "ms", "p20", "p80", "first")
 BACKENDS = ("inductor", "flex")
@@ -41,7 +39,8 @@ def main() -> None:
     rows = []
     for length, backend in itertools.product(args.lengths, BACKENDS):
         if backend == "flex" or length <= FITS:
-            rows.append({"length": length, "backend": backend, **child(length, backend)})
+            found = child("bench.block_mask_inside", "--child", str(length), backend)
+            rows.append({"length": length, "backend": backend, **found})
             print(rows[-1], flush=True)
             write(args.out, COLUMNS, rows)
 
@@ -71,15 +70,6 @@ def measured(length: int, backend: str) -> dict[str, Any]:
     ms = {"ms": statistics.median(times[1:]), "p20": low, "p80": high}
     row = {name: f"{1e3 * seconds:.2f}" for name, seconds in ms.items()}
     return {"threads": torch.get_num_threads(), **row, "first": f"{times[0]:.1f}"}
-
-
-def child(length: int, backend: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.block_mask_inside", "--child", str(length), backend]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    result: dict[str, Any] = json.loads(done.stdout.split("RESULT")[1])
-    return result
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 
 COLUMNS = ("model", "layers", "backend", "what", "seconds")
 WIDTH, LENGTH = 384, 128
@@ -79,7 +76,7 @@ def first_call(model: str, layers: int, backend: str) -> dict[str, float]:
 def measure(model: str, layers: int, backend: str) -> list[dict[str, Any]]:
     """A cold process, and then warm ones, of which the median counts."""
     with tempfile.TemporaryDirectory() as cache:
-        cold, *warm = [child(model, layers, backend, cache) for _ in range(1 + WARM_RUNS)]
+        cold, *warm = [seconds_of(model, layers, backend, cache) for _ in range(1 + WARM_RUNS)]
     middle = {what: statistics.median(run[what] for run in warm) for what in cold}
     times = {"cold": cold["call"], "warm": middle["call"]}
     if backend == "flex":
@@ -91,14 +88,10 @@ def measure(model: str, layers: int, backend: str) -> list[dict[str, Any]]:
     ]
 
 
-def child(model: str, layers: int, backend: str, cache: str) -> dict[str, float]:
-    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1", "FLEX_INDUCTOR_REWRITE": "always"}
-    command = [sys.executable, "-m", "bench.compile_time", "--child", model, str(layers), backend]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    result: dict[str, float] = json.loads(done.stdout.split("RESULT")[1])
-    return result
+def seconds_of(model: str, layers: int, backend: str, cache: str) -> dict[str, float]:
+    env = {"TORCHINDUCTOR_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1", "FLEX_INDUCTOR_REWRITE": "always"}
+    found: dict[str, float] = child("bench.compile_time", "--child", model, str(layers), backend, **env)
+    return found
 
 
 def report(rows: list[dict[str, Any]]) -> None:

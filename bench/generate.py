@@ -15,16 +15,13 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import measure
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 
 COLUMNS = (
     "model", "cache", "backend", "ms_per_token", "ratio", "tokens", "of", "graphs", "rewritten", "sites",
@@ -54,18 +51,9 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for name, cache in itertools.product(args.only, CACHES):
-        rows += child(name, cache)
+        rows += child("bench.generate", "--child", name, cache, HF_HUB_OFFLINE="1")
         write(args.out, COLUMNS, rows)
         print(*rows[-len(BACKENDS) :], sep="\n", flush=True)
-
-
-def child(name: str, cache: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "bench.generate", "--child", name, cache]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    rows: list[dict[str, Any]] = json.loads(done.stdout.split("RESULT")[1])
-    return rows
 
 
 def built(name: str) -> Any:

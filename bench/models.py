@@ -21,16 +21,13 @@ import argparse
 import functools
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import measure
-from bench.record import ROOT, write
+from bench.record import ROOT, child, write
 
 COLUMNS = ("model", "batch", "length", "backend", "seconds", "ratio", "p20", "p80", "peak_mb", "rewritten", "sites")
 BACKENDS = ("eager", "inductor", "sdpa", "flex")
@@ -86,7 +83,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.only or (TRAINED if args.train else [*LONG, "families"]):
         for case in cases(name)[: 1 if args.rehearse else None]:
-            rows += child(*case, args.device, args.train)
+            rows += rows_of(*case, args.device, args.train)
             write(out, COLUMNS, rows)
             print(*({k: r[k] for k in COLUMNS} for r in rows[-len(BACKENDS) :]), sep="\n", flush=True)
 
@@ -98,14 +95,10 @@ def cases(name: str) -> list[tuple[str, int, int]]:
     return [(family, batch, length) for family in chosen for length, batch in LENGTHS.items()]
 
 
-def child(name: str, batch: int, length: int, device: str, train: bool) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "bench.models", "--device", device, "--child", name, str(batch), str(length)]
-    command += ["--train"] if train else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    rows: list[dict[str, Any]] = json.loads(done.stdout.split("RESULT")[1])
-    return rows
+def rows_of(name: str, batch: int, length: int, device: str, train: bool) -> list[dict[str, Any]]:
+    given = ("--device", device, "--child", name, str(batch), str(length), *(["--train"] if train else []))
+    found: list[dict[str, Any]] = child("bench.models", *given, HF_HUB_OFFLINE="1")
+    return found
 
 
 def built(name: str, batch: int, length: int, device: str, attention: str = "eager") -> tuple[Any, dict[str, Any]]:

@@ -1,11 +1,13 @@
-"""Where and when a benchmark ran, and its rows as CSV."""
+"""A benchmark in a process of its own; where and when it ran, and its rows as CSV."""
 
 from __future__ import annotations
 
 import csv
 import datetime
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PLACE = ("torch", "device", "commit", "date")
 """The columns that `write` adds."""
+
+
+def child(module: str, *arguments: str, **env: str) -> Any:
+    """What a benchmark prints behind RESULT in a process of its own. Raises SystemExit if that fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env})
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return json.loads(done.stdout.split("RESULT")[1])
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -24,8 +24,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from flex_inductor.lowering import configs
 from flex_inductor.lowering.cuda_rates import Rates
 from flex_inductor.lowering.profit import number, worse
@@ -181,4 +179,4 @@ def float32_by(site: Request, rates: Rates, precision: str, own: bool) -> str:
 
 def narrow(site: Request) -> bool:
     """Whether numbers have 16 bits."""
-    return site.dtype in (torch.bfloat16, torch.float16)
+    return site.dtype.itemsize <= 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -41,8 +40,7 @@ class Rates:
     measured: bool = False
 
     def __post_init__(self) -> None:
-        if not all(isinstance(x, float) and math.isfinite(x) and x > 0 for x in self.numbers.values()):
-            raise ValueError(f"no rates: {self.numbers}")
+        files.check(self.numbers)
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -1,14 +1,17 @@
 """Rates that were measured once, kept in Inductor's cache folder: a file for each machine or device.
 
-flex_inductor_rates_1f0c2a9be4d3.json:
-{"machine": {"cpu": "AMD EPYC, AVX512", "threads": 2, "torch": "2.13.0+cpu"},
- "products": 9.7e10, "exponentials": 1.2e9, "memory": 2.1e9}
+    flex_inductor_rates_1f0c2a9be4d3.json:
+    {"machine": {"cpu": "AMD EPYC, AVX512", "threads": 2, "torch": "2.13.0+cpu"},
+     "products": 9.7e10, "exponentials": 1.2e9, "memory": 2.1e9}
+
+Its name is made of what tells machines apart, which the file repeats.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -18,6 +21,12 @@ from typing import Any
 from flex_inductor import compat
 
 Numbers = Mapping[str, float]
+
+
+def check(numbers: Numbers) -> None:
+    """Raises ValueError if these cannot be rates."""
+    if not all(isinstance(x, float) and math.isfinite(x) and x > 0 for x in numbers.values()):
+        raise ValueError(f"no rates: {numbers}")
 
 
 def place(about: Mapping[str, Any]) -> Path:

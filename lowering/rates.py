@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import platform
 import threading
 import time
@@ -43,8 +42,7 @@ class Rates:
     measured: bool = True
 
     def __post_init__(self) -> None:
-        if not all(isinstance(x, float) and math.isfinite(x) and x > 0 for x in self.numbers.values()):
-            raise ValueError(f"no rates: {self.numbers}")
+        files.check(self.numbers)
 
     @property
     def numbers(self) -> dict[str, float]:
