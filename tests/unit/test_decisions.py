@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from unittest import TestCase
 
 import pytest
 import torch
@@ -57,15 +58,10 @@ def test_an_exception_ends_listening() -> None:
     assert not reports
 
 
-def test_logger(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("flex_inductor.decisions")
-    logger.addHandler(caplog.handler)  # torch's logging may keep records from the root
-    try:
-        with caplog.at_level(logging.INFO, logger="flex_inductor.decisions"):
-            publish(report())
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert str(DECLINED) in [r.getMessage() for r in caplog.records]
+def test_logger() -> None:
+    with TestCase().assertLogs("flex_inductor.decisions", logging.INFO) as logs:
+        publish(report())
+    assert str(DECLINED) in [r.getMessage() for r in logs.records]
 
 
 def test_describe() -> None:
