@@ -74,15 +74,15 @@ def run(cache: Path, *steps: str) -> dict[str, list[list[str]]]:
 @pytest.mark.parametrize("name", ["attention", pytest.param("user", marks=pytest.mark.nightly)])
 def test_inductors_code_is_the_same_before_and_after(tmp_path: Path, name: str) -> None:
     plain, ours = f"{name}:inductor", f"{name}:flex"
-    alone = run(tmp_path / "alone", plain)[plain][0]
+    before = run(tmp_path / "before", plain, ours, plain)
+    alone = before[plain][0]
     assert alone and all(alone), "code was generated"
-    afterwards = run(tmp_path / "warm", ours, plain)
+    assert before[plain] == [alone, alone]
+    afterwards = run(tmp_path / "afterwards", ours, plain)
     assert afterwards[plain] == [alone], "a cache that flex warmed, and a process in which it ran"
+    assert before[ours] == afterwards[ours], "a cache that Inductor warmed, and a process in which it ran"
     if name == "attention":
         assert afterwards[ours][0] != alone, "flex makes another program of it"
-    before = run(tmp_path / "alone", plain, ours, plain)
-    assert before[ours] == afterwards[ours], "a cache that Inductor warmed, and a process in which it ran"
-    assert before[plain] == [alone, alone]
 
 
 @pytest.mark.nightly

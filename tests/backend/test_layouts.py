@@ -58,7 +58,7 @@ def agree(program: Callable[..., Any], *given: Any, like: Callable[..., Any] | N
             torch.testing.assert_close(x, want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("call", [attention, users_own])
 @pytest.mark.parametrize("layouts", [SEQUENCE_LAST, SEQUENCE_FIRST, EXPANDED], ids=["last", "first", "expanded"])
 def test_layouts(layouts: dict[str, Layout], call: Callable[..., Any]) -> None:

@@ -93,7 +93,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("rewrite", ["auto", "never"])
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -102,7 +102,8 @@ def test_what_is_left_is_eagers(name: str, rewrite: str, train: bool) -> None:
     check(program, inputs, rewrite, train)
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("train", [True, False])
 def test_equal_sizes_are_told_apart(train: bool) -> None:
     """Where batch, heads and positions are as many, permuted keys have the shape of transposed ones."""
     for program in (permuted_keys, only_scaled):
@@ -119,7 +120,8 @@ def check(program: Any, inputs: Any, rewrite: str, train: bool) -> None:
     assert "fuse_attention" not in counters["inductor"]
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("train", [True, False])
 def test_the_patterns_are_there_for_others(train: bool) -> None:
     """Before and after, in one process."""
     inputs = [x.requires_grad_(train) for x in qkv(B, H, S, D)]

@@ -51,9 +51,17 @@ def artifacts(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_graph_has_its_report_in_a_structured_trace(tmp_path: Path) -> None:
-    run(tmp_path, TORCH_TRACE=str(tmp_path / "trace"))
-    found = artifacts(tmp_path / "trace")
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a process leaves that was asked for everything: `trace` and `debug`."""
+    folder = tmp_path_factory.mktemp("left")
+    asked = {"TORCH_TRACE": str(folder / "trace"), "TORCH_COMPILE_DEBUG_DIR": str(folder / "debug")}
+    run(folder, TORCH_COMPILE_DEBUG="1", **asked)
+    return folder
+
+
+def test_every_graph_has_its_report_in_a_structured_trace(left: Path) -> None:
+    found = artifacts(left / "trace")
     assert [name for name, _ in found] == ["flex_inductor_report", "flex_inductor_records"] * 2
     for (_, text), (_, records) in zip(found[::2], found[1::2]):
         assert "rewritten into flex_attention" in text and "mask_mod" in text
@@ -61,9 +69,8 @@ def test_every_graph_has_its_report_in_a_structured_trace(tmp_path: Path) -> Non
         assert site["verdict"] == "rewritten"
 
 
-def test_every_graph_has_a_folder_among_the_debug_files(tmp_path: Path) -> None:
-    run(tmp_path, TORCH_COMPILE_DEBUG="1", TORCH_COMPILE_DEBUG_DIR=str(tmp_path / "debug"))
-    folders = sorted((tmp_path / "debug").rglob("flex_inductor/*"))
+def test_every_graph_has_a_folder_among_the_debug_files(left: Path) -> None:
+    folders = sorted((left / "debug").rglob("flex_inductor/*"))
     assert [f.name for f in folders] == ["0_0", "1_0"] or len(folders) == 2, folders
     for folder in folders:
         assert "rewritten into flex_attention" in (folder / "report.txt").read_text()

@@ -48,6 +48,7 @@ def test_threads_that_compile_at_once_have_their_own_numbers_and_reports(tmp_pat
     passes(tmp_path, threads("*['flex_eager'] * 6"))
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_threads_that_compile_at_once_by_different_backends(tmp_path: Path) -> None:
     passes(tmp_path, threads("'flex', 'inductor', 'flex', 'flex_eager'"))
@@ -68,6 +69,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_children_compile_too(tmp_path: Path, backend: str, method: str) -> None:

@@ -14,7 +14,7 @@ DEFAULT, NIGHTLY, BLOCK = 40, 4000, 50
 ALONE = dict(alone())
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.compile] * (n % 10 == 9)) for n in range(DEFAULT)])
 def test_program(seed: int) -> None:
     recipe, verdict = judge_seed(seed)

@@ -368,3 +368,9 @@ def sum_of_terms(case: Case, device: str) -> float:
     results(case, program, torch.float64, device)
     assert spread[0].grad is not None
     return float(spread[0].grad.abs().sum((1, 2)).max())
+
+
+def case_of(path: str) -> Case:
+    """path: GROUP/NAME."""
+    group, _, name = path.partition("/")
+    return GROUPS[group][name]

@@ -1,8 +1,8 @@
 """The kernels of tests/lowering/cases.py run by Triton's interpreter, and compared with float64.
 
-    python -m tests.lowering.numerics GROUP [--only NAME ...] [--faults FAULT ...]
+    python -m tests.lowering.numerics GROUP/NAME ... [--faults FAULT ...]
 
-Prints a line of JSON for each program of a group: its name, which kernels computed it, and the errors of the output and
+Prints a line of JSON for each program: its group and name, which kernels computed it, and the errors of the output and
 of each gradient as shares of what is allowed. `--faults` seeds one in each.
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from flex_inductor.lowering import bounds, plan
-from tests.lowering.cases import GROUPS, Case, in_one, in_runs, kept, results, shares
+from tests.lowering.cases import Case, case_of, in_one, in_runs, kept, results, shares
 from tests.support.gpuless.rendering import render
 
 FAULTS: dict[str, Callable[[str], str]] = {
@@ -51,12 +51,11 @@ def faulty(fault: str | None) -> contextlib.AbstractContextManager[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", choices=GROUPS)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("cases", nargs="+", metavar="GROUP/NAME")
     parser.add_argument("--faults", nargs="*", default=[], choices=FAULTS)
     args = parser.parse_args()
-    for name, fault in zip_longest(args.only or GROUPS[args.group], args.faults):
-        case = GROUPS[args.group][name]
+    for name, fault in zip_longest(args.cases, args.faults):
+        case = case_of(name)
         counters.clear()
         with torch.set_grad_enabled(case.training), faulty(fault), in_runs(case):
             with in_one(case):

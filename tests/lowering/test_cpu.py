@@ -51,7 +51,7 @@ def own(case: Case) -> list[torch.Tensor]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(16)  # two kernels are compiled for most of them
+@pytest.mark.sweep(23)  # two kernels are compiled for most of them
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_are_right(case: Case) -> None:
     found = own(case)
@@ -151,6 +151,7 @@ def test_a_fault_of_runs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(shares(case, own(case))) > 5
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.compile
 @pytest.mark.parametrize("mask", ["near the end", "mixed documents"])
 def test_keys_of_few_queries_are_shared_out(mask: str) -> None:
@@ -260,7 +261,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_operands_are_read_where_they_are(views: str, train: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.lowering.cases import GROUPS
+from tests.lowering.cases import GROUPS, case_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,19 +25,27 @@ def lines(*args: str, module: str = "numerics") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-PARTS = 12
-"""Into so many the cases of a group are parted, of which the first is tested by default."""
+FEW = [f"{group}/{name}" for group, cases in GROUPS.items() for name in list(cases)[::12]]
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, PARTS))])
+def test_kernels_are_right() -> None:
+    """A case or two of each group."""
+    check(FEW)
+
+
+@pytest.mark.compile
+@pytest.mark.nightly
 @pytest.mark.parametrize("group", GROUPS)
-def test_kernels_are_right(group: str, part: int) -> None:
-    names = list(GROUPS[group])[part::PARTS]
-    found = lines(group, "--only", *names)
-    assert [line["case"] for line in found] == names
+def test_all_kernels_are_right(group: str) -> None:
+    check([case for name in GROUPS[group] if (case := f"{group}/{name}") not in FEW])
+
+
+def check(cases: list[str]) -> None:
+    found = lines(*cases)
+    assert [line["case"] for line in found] == cases
     for line in found:
-        case = GROUPS[group][line["case"]]
+        case = case_of(line["case"])
         assert line["kernels"] == {"own kernel": 1 + case.training + case.recomputed}, line
         assert max(line["shares"]) <= 1, line
 
@@ -59,8 +67,8 @@ FAULTS: dict[str, tuple[tuple[str, str], ...]] = {
 @pytest.mark.parametrize("group", FAULTS)
 def test_faults_are_seen(group: str) -> None:
     cases, faults = zip(*FAULTS[group])
-    found = lines(group, "--only", *cases, "--faults", *faults)
-    assert [line["case"] for line in found] == list(cases)
+    found = lines(*(f"{group}/{case}" for case in cases), "--faults", *faults)
+    assert len(found) == len(cases)
     assert all(max(line["shares"]) > 5 for line in found), found
 
 

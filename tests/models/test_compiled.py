@@ -14,7 +14,7 @@ from tests.lowering.cases import SEED, choice
 from tests.models import zoo
 from tests.support.exactness import check, compare_all, compiled, outcome, reference
 
-QUICK = ("bert", "llama", "gemma2", "t5")
+QUICK = ("bert", "t5")
 FIRST_TEN = ("bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "gemma2", "bloom", "t5", "esm")
 
 
@@ -43,7 +43,8 @@ DROPPED = 0.1
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("name", [n if n == "gpt2" else pytest.param(n, marks=pytest.mark.nightly) for n in TRAINED])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TRAINED)
 def test_generated_code_trains_with_dropout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against eager that drops what the kernels drop: what is drawn for an attention says which. Only probabilities are
     dropped, because of the rest nobody could tell."""

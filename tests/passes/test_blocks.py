@@ -182,7 +182,7 @@ LOOSE = {"left padding"}
 """Where rows without keys attend to all."""
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("length", [256, 300])
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -263,6 +263,7 @@ PAGES[1, torch.tensor([0, 59, 33])] = torch.arange(3)
 POSITION = torch.tensor([130, 75])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("program", "more"), [(one_query, {}), (of_pages, {"pages": PAGES})])
 def test_a_single_query_leaves_blocks_out(program: Any, more: dict[str, torch.Tensor], dynamic: bool) -> None:
@@ -285,7 +286,7 @@ def compiled_graphs() -> Iterator[None]:
 
 
 @pytest.mark.compile
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled(name: str) -> None:
     program, more = PROGRAMS[name]

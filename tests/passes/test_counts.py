@@ -47,7 +47,7 @@ def compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[
     return found, reports
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("name", "dynamic"),
     [*((name, False) for name in MASKS), ("documents", True), ("heads", True), ("everything", True)],
@@ -65,6 +65,7 @@ OPTIONS: list[dict[str, Any]] = [{"BLOCK_SIZE": 64}, {"BLOCK_SIZE": (32, 128)}, 
 KNOWN = inspect.signature(flex.create_block_mask).parameters
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o.keys() <= KNOWN.keys()], ids=str)
 def test_any_width_of_blocks(options: dict[str, Any]) -> None:
     q = queries()
@@ -72,6 +73,7 @@ def test_any_width_of_blocks(options: dict[str, Any]) -> None:
     assert report.block_masks and torch.equal(found, program(MASKS["window"], q, **options))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", MASKS)
 def test_answers_are_those_of_the_counts(name: str) -> None:
     """None, some and all in each block; here nothing counts as some that is not."""
@@ -175,6 +177,7 @@ def dense(q: torch.Tensor) -> Any:
     return program(lambda b, h, i, j: DENSE[i, j], q)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "left", [returned, counted, cut, other_mask, other_batch, other_rows, turned, written_between, dense]
 )

@@ -77,7 +77,7 @@ SUMS: dict[str, tuple[Callable[..., Any], int]] = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", SUMS)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_sum(name: str, train: bool) -> None:
@@ -164,6 +164,7 @@ def with_one(q: Any, k: Any, v: Any) -> Any:
     return (e @ v) / (1 + e.sum(-1, keepdim=True))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("program", [divided, multiplied, flat, with_one])
 @pytest.mark.parametrize("train", [False, True])
 def test_a_division_behind_the_product(program: Callable[..., Any], train: bool) -> None:

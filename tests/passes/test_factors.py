@@ -37,6 +37,7 @@ FACTORS: dict[str, tuple[Callable[..., Any], torch.Tensor]] = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", FACTORS)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_factor(name: str, train: bool) -> None:
@@ -120,12 +121,14 @@ REFUSALS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal(name: str) -> None:
     program, reason = REFUSALS[name]
     declines(program, (*qkv(), randn(B, H, S, S, seed=7)), reason)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.compile
 @pytest.mark.parametrize("shape", [(B, H, 1, 130), (B, H, 130, 1)])
 def test_generated_code(shape: tuple[int, ...]) -> None:

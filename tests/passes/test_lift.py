@@ -108,7 +108,7 @@ def expect_value(text: str, meant: torch.Tensor, rounding: float = 1e-5) -> None
         assert float(found) == pytest.approx(float(meant[b, h, q, k]), rel=rounding, abs=rounding), (b, h, q, k)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", BIASES)
 def test_bias(name: str) -> None:
     decision, _ = run(lambda s, x: s + BIASES[name](x), train=True)
@@ -128,6 +128,7 @@ def test_mask(name: str) -> None:
     expect_value(decision.mask_mod, terms.MASKS[name](terms.leaves()))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", terms.MASKS)
 def test_mask_with_a_finite_fill(name: str) -> None:
     decision, computed = run(lambda s, x: s.masked_fill(~terms.MASKS[name](x), -1e9), train=False)
@@ -180,6 +181,7 @@ def test_write_into_the_bias(name: str, base: str) -> None:
     expect_value(decision.score_mod, changed(terms.leaves(), base, name))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", WRITES)
 def test_write_after_the_bias_was_read(name: str) -> None:
     """The scores are made of what the bias was before: the numbers are eager's, however the site ends."""
@@ -202,6 +204,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_product(name: str) -> None:
     (decision,) = decisions_of(reports_of(PRODUCTS[name], qkv(), train=True))

@@ -77,7 +77,7 @@ INTEGERS: dict[str, tuple[Mask, tuple[torch.Tensor, ...], str]] = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integers_wrap(name: str) -> None:
     mask, inputs, text = INTEGERS[name]
@@ -86,6 +86,7 @@ def test_integers_wrap(name: str) -> None:
     assert decision.rewritten and text in written, written
 
 
+@pytest.mark.nightly
 @pytest.mark.compile
 def test_integers_wrap_in_generated_code() -> None:
     for name in ("window in uint8", "hash in int32", "hash in int64", "bytes", "huge numbers"):
@@ -167,7 +168,7 @@ def test_hundreds_of_conditions(name: str) -> None:
     attended(mask)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_hundreds_of_operators_on_integers(name: str) -> None:
     def mask() -> torch.Tensor:

@@ -92,6 +92,7 @@ def test_what_is_no_function_of_the_distance_or_a_table_already_stays(program: A
     assert not [n for n in report.after.graph.nodes if "arange" in str(n.target)]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("program", [by_bucket, by_bucket_twice, by_content, by_slope, by_distance, by_blocks])
 def test_numbers(program: Any, train: bool) -> None:

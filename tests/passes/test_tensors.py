@@ -76,7 +76,7 @@ VALUES = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("shape", [of_keys, of_queries])
 @pytest.mark.parametrize("program", [added, sdpa])
 @pytest.mark.parametrize("values", VALUES)
@@ -237,6 +237,7 @@ def behind_a_replaced_future(q: Any, k: Any, v: Any, mask: Any) -> Any:
     return torch.softmax(scores + mask, -1) @ v
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("values", ["lowest", "1e9", "between", "near the others"])
 @pytest.mark.parametrize("program", [added, behind_a_replaced_future])
@@ -290,6 +291,7 @@ def test_a_scaled_limit_that_is_not_low() -> None:
     assert "-1e+08" not in decision.mask_mod
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.compile
 @pytest.mark.parametrize("shape", [of_keys, of_queries])
 def test_compiled(shape: Any) -> None:
