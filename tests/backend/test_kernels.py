@@ -116,7 +116,7 @@ def a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SMALL, LARGE = ((sympy.Integer(n),) * 2 for n in (8, 320))
-OWN, TORCHS = Options(), Options(kernels="torch")
+OWN, TORCHS = Options(rates="usual"), Options(rates="usual", kernels="torch")
 
 
 def test_who_computes_a_call() -> None:
@@ -154,7 +154,7 @@ def test_random_numbers_that_are_to_be_eagers_are_not_drawn(device: str) -> None
         ({"device": "cuda"}, True),
         ({"dropout": True, "device": "cuda"}, True),
         ({"scores": 1000}, True),  # too little to do
-        ({"dropout": True, "scores": 100_000}, True),
+        ({"dropout": True, "scores": 50_000}, True),
     ],
 )
 def test_calls_without_a_mask_are_left_to_the_rates_on_cpu(about: dict[str, Any], left: bool) -> None:
