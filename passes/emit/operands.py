@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from flex_inductor import scalar
+from flex_inductor.compat import dynamic
 from flex_inductor.passes.lift.layers import is_parameter
 from flex_inductor.passes.lift.layout import Arrangement, Dim, arrange, natural, slices
 from flex_inductor.passes.program.materialise import Materialiser
@@ -107,11 +108,21 @@ def _joined(make: Materialiser, site: Site, storage: Storage, parts: list[Wanted
         source, how = arrangement(wanted, site, storage)
         if how is None:
             raise Declined(_unarranged(source, {**site.at.sizes, wanted.channel: wanted.channels}), source.node)
+        _fix_heads(source, site.at.h)
         node = apply_arrangement(make, make.value(source.node), how)
         if source.node.meta["val"].dtype != operand_dtype(site):
             node = make.call(aten.to.dtype, node, operand_dtype(site))
         nodes.append(node)
     return nodes[0] if len(nodes) == 1 else make.call(torch.cat, nodes, -1)
+
+
+def _fix_heads(operand: Operand, head: sympy.Symbol) -> None:
+    """The number of heads is fixed (lift/step.py), but an operand may have a symbol of its own for it, of which a guard
+    says that it is equal: kernels would take it for dynamic."""
+    value = operand.node.meta["val"]
+    for place, size in zip(operand.index, value.shape):
+        if place == head:
+            dynamic.specialise(dynamic.expr_of(size).free_symbols, value)
 
 
 def _unarranged(operand: Operand, sizes: Sizes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -146,6 +147,32 @@ def test_sizes_of_one_symbol(program: Callable[..., torch.Tensor]) -> None:
             given = [randn(2, 4, 4 if program is equal_sizes and i == 0 else n, 8, seed=i) for i in range(3)]
             torch.testing.assert_close(compiled(*given), program(*given), atol=1e-5, rtol=1e-5)
     assert all(r.rewritten == 1 for r in reports)
+
+
+@dataclass
+class Repeated:
+    """Keys that groups of heads share. The numbers of heads are attributes, and dynamic."""
+
+    heads: int = 4
+    kv_heads: int = 2
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
+        return torch.softmax(q @ k.mT * 0.3, -1) @ v
+
+
+def test_heads_are_a_number_where_a_guard_makes_them_one() -> None:
+    """Regression: the queries kept a symbol for their heads, which is equal to those of the repeated keys by a guard,
+    and our kernels took it for dynamic."""
+    torch._dynamo.reset()
+    q, k, v = randn(3, 4, 20, 8), randn(3, 2, 20, 8, seed=1), randn(3, 2, 20, 8, seed=2)
+    program = Repeated()
+    compiled = torch.compile(program, backend="flex_eager", dynamic=True, options={"rewrite": "always"})
+    with torch.no_grad(), listen() as reports:
+        torch.testing.assert_close(compiled(q, k, v), program(q, k, v), atol=1e-5, rtol=1e-5)
+    (report,) = reports
+    (call,) = (n for n in report.after.graph.nodes if n.target is torch.ops.higher_order.flex_attention)
+    assert [str(x.meta["example_value"].shape[1]) for x in call.args[:3]] == ["4", "2", "2"]
 
 
 def gap(s: torch.Tensor) -> torch.Tensor:
