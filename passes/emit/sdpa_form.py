@@ -142,7 +142,7 @@ def _lifted(site: Site) -> Form | None:
     bias = added(site.score)
     if bias is None or scalar.positions(bias) & {site.at.h, site.at.q}:
         return None
-    wanted = any(node.meta["val"].requires_grad for node in scalar.differentiable(bias))
+    wanted = any(node.meta["learns"] for node in scalar.differentiable(bias))
     return None if wanted else Form(given=bias, lost=Lost.LOW)
 
 

@@ -205,7 +205,7 @@ class Lifter:
     def loses_gradient(self, old: Expr, value: Expr) -> bool:
         """Whether the old value of a memory reads a tensor that may need a gradient, and the value now does not."""
         lost = scalar.differentiable(old) - scalar.differentiable(value) if self.grad else set()
-        return any(leaf.meta["val"].requires_grad for leaf in lost)
+        return any(leaf.meta["learns"] for leaf in lost)
 
     def is_view(self, node: fx.Node) -> bool:
         return bool(node.all_input_nodes) and self.storage.shares(node, node.all_input_nodes[0])

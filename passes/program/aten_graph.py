@@ -26,7 +26,8 @@ class AtenGraph:
     """The ATen operators of one Dynamo graph.
 
     graph: nodes with meta "val" (fake tensor), "origin" (Dynamo node), "position" (order), "grad" (grad mode; False
-        where nothing requires a gradient), "autocast" (whether autocast was active).
+        where nothing requires a gradient), "autocast" (whether autocast was active), "learns" (whether gradients are
+        wanted of the value: the fake tensors of what is computed do not know).
         "writes" of an opaque node: the arguments that it may write to; "transformed": whether it runs under a functorch
         transform. "reshapes" of a view that was made in place:
         the nodes that are moved by it.
@@ -112,9 +113,20 @@ class Recorder(TorchDispatchMode):
         node = self.out.graph.create_node(op, target)
         node.args, node.kwargs = args, kwargs  # create_node would warn about symbolic sizes
         node.meta.update(val=value, origin=self.origin, position=self.count, grad=self.grad, autocast=self.autocast)
+        node.meta["learns"] = self.learns(node)
         self.count += 1
         self.recent.append(node)
         return node
+
+    def learns(self, node: fx.Node) -> bool:
+        """Whether gradients are wanted of a node's value: of what is given or not seen, its tensors know."""
+        tensors = [x for x in tree_leaves(node.meta["val"]) if isinstance(x, torch.Tensor)]
+        if any(x.requires_grad for x in tensors):
+            return True
+        if not self.grad or node.target in (opaque, aten.detach.default):
+            return False
+        differentiable = any(x.is_floating_point() or x.is_complex() for x in tensors)
+        return differentiable and any(n.meta["learns"] for n in node.all_input_nodes)
 
     def name(self, tensor: torch.Tensor, node: fx.Node) -> None:
         """The newest node of a tensor is the one that stands for it: an in-place operator returns its argument."""

@@ -126,7 +126,7 @@ def may_mask(x: Expr, at: Coordinates, over: Over) -> bool:
         return False
     if at.h in varies - over and not may_be_low(x, made=True):
         return False
-    if any(node.meta["val"].requires_grad or is_of_product(node) for node in scalar.differentiable(x)):
+    if any(node.meta["learns"] or is_of_product(node) for node in scalar.differentiable(x)):
         return False
     by_key = any(at.k in scalar.positions(n) for n in loads) and all(is_of_places(n, at) for n in loads)
     return by_key and may_be_low(x)

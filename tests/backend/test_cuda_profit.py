@@ -206,10 +206,14 @@ def by_distance(q: Any, k: Any, v: Any, bias: Any) -> Any:
     return learned(q, k, v, bias[0][(places[:, None] - places).abs()])
 
 
+def computed(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    return learned(q, k, v, bias.cumsum(0))
+
+
 @pytest.mark.parametrize(
     ("program", "trains", "expected"),
     [(learned, True, True), (learned, False, False), (at_hand, True, False), (of_keys, True, False),
-     (by_distance, True, True)],
+     (by_distance, True, True), (computed, True, True), (computed, False, False)],
 )  # fmt: skip
 def test_what_every_score_adds_to(program: Any, trains: bool, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()

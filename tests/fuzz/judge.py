@@ -112,8 +112,6 @@ def _judge(module: dict[str, Any], control: bool) -> Verdict:
     kind: Kind = "wrong" if isinstance(failure, AssertionError) else "lost"
     if control and type(run(module, cases, train, *WITHOUT_US[module["BACKEND"]])) is type(failure):
         kind = "torch"
-    if module["BACKEND"] == "flex_eager" and NOT_STORED in str(failure):
-        kind = "torch"
     return Verdict(kind, sites, decisions, described(failure))
 
 
@@ -132,8 +130,6 @@ WITHOUT_US: dict[str, tuple[str, dict[str, Any]]] = {
     "flex": ("inductor", {"pattern_matcher": False}),
 }
 """The backends that show whether a failure is torch's own. Inductor's attention patterns are ours to answer for."""
-NOT_STORED = "encountered during backward but not found in storage"
-"""What torch 2.13 says (its backend eager, too) of flex_attention with learned biases in a checkpointed function."""
 
 
 def expected(module: dict[str, Any]) -> tuple[bool, list[Case]]:

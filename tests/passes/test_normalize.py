@@ -72,6 +72,21 @@ def test_grad_mode_is_recorded() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_what_gets_a_gradient_is_recorded() -> None:
+    def program(x: Any, y: Any) -> Any:
+        a = (x.exp() * y).view(-1)
+        with torch.no_grad():
+            b = x.sin()
+        return a, b, x.detach().cos(), (x > y).logical_not(), y.tan()
+
+    graph = normalize(captured(program, randn(3).requires_grad_(), randn(3)))
+    assert graph is not None
+    learns = {rule_name(n): n.meta["learns"] for n in graph.graph.nodes if n.op == "call_function"}
+    wanted = {"exp", "mul", "view"}
+    assert {name for name in wanted | {"sin", "cos", "gt", "logical_not", "tan"} if learns[name]} == wanted
+    assert [n.meta["learns"] for n in graph.graph.nodes if n.op == "placeholder"] == [True, False]
+
+
 def test_autocast_casts_are_seen_and_the_state_is_restored() -> None:
     def program(q: Any, k: Any, v: Any) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -125,7 +140,7 @@ def test_bodies_of_checkpoint_are_graphs_of_their_own() -> None:
         lambda q, k, v: torch.utils.checkpoint.checkpoint(attend, q, k, v, use_reentrant=False),
         *(x.requires_grad_() for x in qkv()),
     )
-    assert [rule_name(n) for _, b in bodies(gm) for n in normalize(b).graph.nodes].count("_softmax") == 1  # type: ignore[union-attr]
+    assert [rule_name(n) for _, b, _ in bodies(gm) for n in normalize(b).graph.nodes].count("_softmax") == 1  # type: ignore[union-attr]
 
 
 def test_sizes_stay_symbolic() -> None:

@@ -101,6 +101,16 @@ def test_checkpoint() -> None:
     check(checkpointed, qkv(), train=True)
 
 
+@pytest.mark.parametrize("of", [lambda t: t, lambda t: t.cumsum(0)], ids=["given", "computed"])
+def test_learned_tensors_in_a_checkpoint_are_left_where_nothing_is_generated(of: Any) -> None:
+    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
+        biased = lambda *x: attend(*x[:3], lambda s: s + of(x[3])[:, None, None, :])  # noqa: E731
+        return torch.utils.checkpoint.checkpoint(biased, q, k, v, t, use_reentrant=False)
+
+    declines(program, (*qkv(), randn(B, S)), "learned tensors", train=True)
+    check(lambda q, k, v, t: program(q, k, v, t.detach()) + t[:, None, :, None], (*qkv(), randn(B, S)), train=True)
+
+
 def test_vmap_beside_attention() -> None:
     check(lambda q, k, v: attend(torch.vmap(lambda x: x * 2 + 1)(q), k, v, causal), qkv(), train=True)
 
