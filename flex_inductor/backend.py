@@ -26,7 +26,7 @@ from flex_inductor.lowering.cuda import own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.lowering.spelled import unfused
 from flex_inductor.options import Options, read
-from flex_inductor.request import Backend, Request, never, torchs
+from flex_inductor.request import Backend, never, torchs
 
 log = logging.getLogger(__name__)
 Around = Callable[[], contextlib.AbstractContextManager[None]]
@@ -102,15 +102,7 @@ def flex_eager(
 
 def eager_answers(options: Options) -> Backend:
     """What the backend "flex_eager" answers."""
-    return Backend(lambda request: not_in_eager(request) or choose.unprofitable(request, options), torchs, never)
-
-
-def not_in_eager(request: Request) -> str | None:
-    """Why torch's flex_attention cannot run a site without code generation; None if it can. A checkpoint keeps what
-    operators gave, and does not know the one that adds to the gradients of tensors (torch 2.13)."""
-    if request.training and request.checkpointed and request.learns:
-        return "without code generation, flex_attention in a checkpointed function has no backward for learned tensors"
-    return None
+    return Backend(lambda request: choose.unprofitable(request, options), torchs, never)
 
 
 def run(

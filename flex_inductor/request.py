@@ -33,8 +33,7 @@ class Request:
     mask: its formula as text, by which a kernel can work out its blocks; None where it reads tensors.
     grouped: whether heads share keys. statistics: whether the log-sum-exp or the greatest score of rows is read.
     readers: the number of attentions that share the probabilities, which what is there computes once. scatters: whether
-    every score adds to the gradient of a tensor. learns: whether a tensor that the score reads gets a gradient.
-    checkpointed: whether it is computed again in the backward pass."""
+    every score adds to the gradient of a tensor."""
 
     device: str
     dtype: torch.dtype
@@ -54,8 +53,6 @@ class Request:
     statistics: bool = False
     readers: int = 1
     scatters: bool = False
-    learns: bool = False
-    checkpointed: bool = False
 
 
 Refusal = Callable[[Request], str | None]

@@ -29,12 +29,12 @@ from flex_inductor.request import Backend, Instead, Kernel, Request
 
 
 def decide_site(
-    site: Site, result: Result, sparsity: Sparsity, readers: int, checkpointed: bool, backend: Backend
+    site: Site, result: Result, sparsity: Sparsity, readers: int, backend: Backend
 ) -> tuple[Replacement, Kernel]:
     """The operator that the attention becomes, and its kernel. readers: the number of attentions that share its
-    probabilities. checkpointed: whether it is in the body of a checkpoint. Raises Declined."""
+    probabilities. Raises Declined."""
     anchor = site.candidate.anchor
-    request = request_of(site, result, sparsity, readers, checkpointed)
+    request = request_of(site, result, sparsity, readers)
     if result.product.meta["autocast"] and request.dtype == torch.float32:
         raise Declined("autocast is active, and would round the operands of flex_attention", anchor)
     if request.instead is not None and backend.prefer(request):
@@ -81,7 +81,7 @@ def _twin(stage: Decided, sites: Sequence[Stage]) -> fx.Node:
     return max(results, key=lambda r: results[r], default=stage.found.anchor)
 
 
-def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int, checkpointed: bool) -> Request:
+def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int) -> Request:
     """Everything about a site that the choice of a kernel depends on."""
     value, at = result.node.meta["val"], site.at
     called = is_sdpa(site.candidate.anchor)
@@ -103,8 +103,6 @@ def request_of(site: Site, result: Result, sparsity: Sparsity, readers: int, che
         statistics=bool(site.statistics),
         readers=readers,
         scatters=result.trains and scatters(site),
-        learns=result.trains and bool(learned(site)),
-        checkpointed=checkpointed,
         mask=sparsity.formula_text if site.keep is None else None,  # which rows keep a key is known when the graph runs
     )
 
@@ -128,13 +126,8 @@ def reads_scores(site: Site) -> bool:
 
 def scatters(site: Site) -> bool:
     """Whether something that the score loads for every query and key gets a gradient."""
-    tensors = learned(site)
-    return any(x.args[0] in tensors for x in loads_for_scores(site.score, site))
-
-
-def learned(site: Site) -> set[fx.Node]:
-    """The tensors that the score reads and that get a gradient."""
-    return {n for n in scalar.differentiable(site.score) if n.meta["learns"]}
+    learned = {n for n in scalar.differentiable(site.score) if n.meta["learns"]}
+    return any(x.args[0] in learned for x in loads_for_scores(site.score, site))
 
 
 def loads_for_scores(x: scalar.Expr, site: Site) -> list[scalar.Expr]:

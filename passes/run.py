@@ -18,7 +18,7 @@ from flex_inductor import compat
 from flex_inductor.decisions import Decision
 from flex_inductor.passes import records
 from flex_inductor.passes.program.aten_graph import AtenGraph
-from flex_inductor.passes.program.normalize import CHECKPOINTS, bodies
+from flex_inductor.passes.program.normalize import bodies
 from flex_inductor.passes.program.storage import Storage
 from flex_inductor.passes.site import Declined
 from flex_inductor.passes.stages import Ended, Stage
@@ -40,13 +40,11 @@ class Program:
 class State:
     """What the passes know about one graph.
 
-    gm: the graph that is rewritten. checkpointed: whether it is, or is inside of, the body of a checkpoint. program:
-    None where the graph holds no tensors, and so no attention. sites: each at the stage that it has reached.
-    block_masks: the formulas of those that were worked out."""
+    gm: the graph that is rewritten. program: None where the graph holds no tensors, and so no attention. sites: each at
+    the stage that it has reached. block_masks: the formulas of those that were worked out."""
 
     gm: fx.GraphModule
     backend: Backend
-    checkpointed: bool = False
     program: Program | None = None
     sites: tuple[Stage, ...] = ()
     block_masks: tuple[str, ...] = ()
@@ -118,12 +116,12 @@ class Run:
     block_masks: list[str] = field(default_factory=list)
     changed: bool = False
 
-    def rewrite(self, gm: fx.GraphModule, checkpointed: bool = False) -> fx.GraphModule:
-        """The rewritten copy of a graph. checkpointed: see State."""
+    def rewrite(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The rewritten copy of a graph."""
         copy = copy_of(gm)
-        for name, body, operator in list(bodies(copy)):
-            copy.add_submodule(name, self.rewrite(body, checkpointed or operator in CHECKPOINTS))
-        state = State(copy, self.backend, checkpointed)
+        for name, body in list(bodies(copy)):
+            copy.add_submodule(name, self.rewrite(body))
+        state = State(copy, self.backend)
         for name, step in self.pipeline:
             state = self.take(name, step, state)
         self.note(state, gm.graph)
@@ -154,7 +152,8 @@ class Run:
 
 
 def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
-    """A graph module with a graph of its own; nodes keep their metadata, attributes are shared."""
+    """A graph module with a graph of its own, as have the bodies of its operators; nodes keep their metadata, other
+    attributes are shared."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(gm.graph, values)
@@ -169,4 +168,6 @@ def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
         copy._param_name_to_source = gm._param_name_to_source
     copy.meta.update(gm.meta)
     copy.compile_subgraph_reason = getattr(gm, "compile_subgraph_reason", None)
+    for name, body in list(bodies(copy)):
+        copy.add_submodule(name, copy_of(body))
     return copy

@@ -148,7 +148,7 @@ def decide(state: State) -> State:
 
     def step(stage: Sparse, program: Program) -> Decided:
         given = stage.site, stage.result, stage.sparsity, readers[stage.found.anchor]
-        operator, kernel = decide_site(*given, state.checkpointed, state.backend)
+        operator, kernel = decide_site(*given, state.backend)
         return onward(stage, Decided, operator=operator, kernel=kernel)
 
     return replace(state, sites=together(state.each(Sparse, step).sites))

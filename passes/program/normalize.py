@@ -219,21 +219,18 @@ def normalize(gm: fx.GraphModule) -> AtenGraph | None:
     return Normalizer(gm, mode).run() if mode is not None else None
 
 
-CHECKPOINTS = frozenset({"tag_activation_checkpoint", "wrap_activation_checkpoint"})
-RUNS_ITS_BODY = CHECKPOINTS | {
-    "wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast", "invoke_subgraph",
-    "cond", "while_loop", "map_impl", "scan",
-}  # fmt: skip
+RUNS_ITS_BODY = frozenset({
+    "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "wrap_with_set_grad_enabled",
+    "wrap_with_autocast", "invoke_subgraph", "cond", "while_loop", "map_impl", "scan",
+})  # fmt: skip
 
 
-def bodies(gm: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule, str]]:
-    """The graphs that higher-order operators of gm run as they are: name of the attribute, graph, and name of the
-    operator."""
+def bodies(gm: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
+    """The graphs that higher-order operators of gm run as they are: name of the attribute and graph."""
     for node in gm.graph.nodes:
-        operator = getattr(node.target, "_name", "")
-        if operator not in RUNS_ITS_BODY:
+        if getattr(node.target, "_name", None) not in RUNS_ITS_BODY:
             continue
         for arg in node.all_input_nodes:
             body = getattr(gm, str(arg.target), None) if arg.op == "get_attr" else None
             if isinstance(body, fx.GraphModule):
-                yield str(arg.target), body, operator
+                yield str(arg.target), body

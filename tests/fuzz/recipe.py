@@ -76,6 +76,7 @@ class Recipe:
             **asdict(self.sizes),
             "dtype": self.dtype,
             "train": self.train,
+            "backend": self.backend,
             "groups": self.groups,
             "steps": self.steps,
             "masked": any(isinstance(x, Fill) for x in self.steps),

@@ -101,14 +101,29 @@ def test_checkpoint() -> None:
     check(checkpointed, qkv(), train=True)
 
 
-@pytest.mark.parametrize("of", [lambda t: t, lambda t: t.cumsum(0)], ids=["given", "computed"])
-def test_learned_tensors_in_a_checkpoint_are_left_where_nothing_is_generated(of: Any) -> None:
-    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
-        biased = lambda *x: attend(*x[:3], lambda s: s + of(x[3])[:, None, None, :])  # noqa: E731
-        return torch.utils.checkpoint.checkpoint(biased, q, k, v, t, use_reentrant=False)
+GRADIENTS = {
+    "learned": lambda s, t: s + t[:, None, None, :],
+    "learned, computed": lambda s, t: s + t.cumsum(0)[:, None, None, :],
+    "not learned": lambda s, t: s + t.detach()[:, None, :, None] * t.sum(),
+    "of the score": lambda s, t: torch.where(t[:, None, None, :] > 0, (s / 3).tanh() * 3, s),
+    "of hidden scores": lambda s, t: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), s, -5.0) + 0 * t.sum(),
+}
 
-    declines(program, (*qkv(), randn(B, S)), "learned tensors", train=True)
-    check(lambda q, k, v, t: program(q, k, v, t.detach()) + t[:, None, :, None], (*qkv(), randn(B, S)), train=True)
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_scores_in_a_checkpoint(name: str) -> None:
+    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
+        part = lambda q, k, v, t: attend(q, k, v, lambda s: GRADIENTS[name](s, t))  # noqa: E731
+        return torch.utils.checkpoint.checkpoint(part, q, k, v, t, use_reentrant=False)
+
+    check(program, (*qkv(), randn(B, S)), train=True)
+
+
+def test_what_runs_is_a_copy_of_what_is_reported() -> None:
+    (report,) = reports_of(checkpointed, qkv(), train=True)
+    (body,) = (m for name, m in report.after.named_children() if name.startswith("wrap_body"))
+    calls = [n.target for n in body.graph.nodes if "flex_attention" in str(n.target) and n.op == "call_function"]
+    assert calls == [torch.ops.higher_order.flex_attention]
 
 
 def test_vmap_beside_attention() -> None:
