@@ -85,7 +85,26 @@ class Sum:
 
 def traced(graph: Any, arguments: Sequence[Any]) -> Any:
     """The result of a subgraph, as a function of the row that its arguments are of."""
-    return common.build_subgraph_module_buffer(list(arguments), graph.graph_module)
+    module, sizes = sizes_given(graph.graph_module)
+    return common.build_subgraph_module_buffer([*arguments, *sizes], module)
+
+
+def sizes_given(module: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[sympy.Expr]]:
+    """A subgraph whose symbolic sizes are further arguments, and what they are: Inductor (2.13) looks for a size at the
+    operator that the subgraph is of, which has none."""
+    found = module.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
+    if not found:
+        return module, []
+    graph = torch.fx.Graph()
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    output = graph.graph_copy(module.graph, values)
+    graph.output(output)
+    last = graph.find_nodes(op="placeholder")[-1]
+    for node in reversed(found):
+        with graph.inserting_after(last):
+            values[node].replace_all_uses_with(graph.placeholder(f"size_{node.name}"))
+        graph.erase_node(values[node])
+    return torch.fx.GraphModule(module, graph), [n.meta["val"].node.expr for n in found]
 
 
 def joint(graph: Any, arguments: Sequence[Any], count: int) -> Any:

@@ -20,7 +20,7 @@ from flex_inductor.lowering.cpu_bounds import Loop, Loops
 from flex_inductor.mask.tensors import runs
 from flex_inductor.passes.emit.emitter import RANDOM
 from flex_inductor.passes.sparsity import block_masks
-from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, choice, in_runs, kept, results, shares
+from tests.lowering.cases import FULL, GROUPS, PARAMETER, SEED, Case, alibi, choice, in_runs, kept, results, shares
 from tests.support.exactness import check
 
 OPTIONS = {"rewrite": "always", "on_failure": "raise"}
@@ -48,6 +48,16 @@ def kernels(case: Case) -> Callable[..., Any]:
 def own(case: Case) -> list[torch.Tensor]:
     with torch.set_grad_enabled(case.training), in_runs(case):
         return results(case, kernels(case), None)
+
+
+@pytest.mark.compile
+def test_gradients_of_a_tensor_whose_sizes_vary() -> None:
+    case = Case("window", queries=17, score=alibi, training=True, dynamic=True, dtype=torch.float32)
+    program = kernels(case)
+    for queries, keys in ((17, 19), (63, 65)):
+        this = replace(case, queries=queries, keys=keys)
+        assert max(shares(this, results(this, program, None))) <= 1
+    assert set(counters["flex_inductor"]) == {"own kernel"}
 
 
 @pytest.mark.compile
