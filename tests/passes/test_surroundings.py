@@ -104,7 +104,7 @@ def test_checkpoint() -> None:
 GRADIENTS = {
     "learned": lambda s, t: s + t[:, None, None, :],
     "learned, computed": lambda s, t: s + t.cumsum(0)[:, None, None, :],
-    "not learned": lambda s, t: s + t.detach()[:, None, :, None] * t.sum(),
+    "a learned number": lambda s, t: s + t.detach()[:, None, :, None] * t.sum(),
     "of the score": lambda s, t: torch.where(t[:, None, None, :] > 0, (s / 3).tanh() * 3, s),
     "of hidden scores": lambda s, t: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), s, -5.0) + 0 * t.sum(),
 }
