@@ -16,11 +16,13 @@ from torch._inductor import config, ir, lowering
 from torch._inductor.codegen.cpp import CppKernelProxy, KernelGroup, ParallelDepth
 from torch._inductor.cpu_vec_isa import invalid_vec_isa
 from torch._inductor.index_propagation import IndexPropagation
-from torch._inductor.kernel.flex import common, flex_attention
+from torch._inductor.kernel.flex import flex_attention
 from torch._inductor.loop_body import LoopBody, MemoryUsageType
 from torch._inductor.utils import sympy_index_symbol_with_prefix
 from torch._inductor.virtualized import V, ops
 from torch.utils._sympy.symbol import SymT, make_symbol, symbol_is_type
+
+from flex_inductor.compat.subgraphs import traced
 
 assert lowering  # torch 2.13: what is imported first must not be its code generation
 
@@ -81,30 +83,6 @@ class Sum:
         at = sum(i * n for i, n in zip(place, self.buffer.get_stride(), strict=True))
         value = masked(self.mask, self.buffer, 0.0) if self.mask is not None else value_of(self.buffer)
         V.ops.store(self.buffer.name, at, value.value, mode="atomic_add")
-
-
-def traced(graph: Any, arguments: Sequence[Any]) -> Any:
-    """The result of a subgraph, as a function of the row that its arguments are of."""
-    module, sizes = sizes_given(graph.graph_module)
-    return common.build_subgraph_module_buffer([*arguments, *sizes], module)
-
-
-def sizes_given(module: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, list[sympy.Expr]]:
-    """A subgraph whose symbolic sizes are further arguments, and what they are: Inductor (2.13) looks for a size at the
-    operator that the subgraph is of, which has none."""
-    found = module.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
-    if not found:
-        return module, []
-    graph = torch.fx.Graph()
-    values: dict[torch.fx.Node, torch.fx.Node] = {}
-    output = graph.graph_copy(module.graph, values)
-    graph.output(output)
-    last = graph.find_nodes(op="placeholder")[-1]
-    for node in reversed(found):
-        with graph.inserting_after(last):
-            values[node].replace_all_uses_with(graph.placeholder(f"size_{node.name}"))
-        graph.erase_node(values[node])
-    return torch.fx.GraphModule(module, graph), [n.meta["val"].node.expr for n in found]
 
 
 def joint(graph: Any, arguments: Sequence[Any], count: int) -> Any:

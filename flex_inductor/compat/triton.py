@@ -31,6 +31,8 @@ from torch._inductor.utils import get_gpu_dram_gbps
 from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_leaves
 
+from flex_inductor.compat.subgraphs import traced
+
 __all__ = ["TritonPrinter", "empty_strided", "freeze_irnodes", "in_memory", "lowerings", "to_dtype"]
 
 aten = torch.ops.aten
@@ -115,7 +117,7 @@ def max_autotune() -> bool:
 def mod(graph: Any, dtypes: Mapping[str, torch.dtype], device: Any, reads: Sequence[Any]) -> Any:
     """A subgraph as code for a template. dtypes: of its first arguments, by name; the others are what it captures."""
     arguments = [common.create_placeholder(name, dtype, device) for name, dtype in dtypes.items()]
-    code = common.build_subgraph_buffer(arguments + list(reads), graph)
+    code = traced(graph, arguments + list(reads))
     freeze_irnodes(code)
     return code
 

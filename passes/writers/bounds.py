@@ -18,20 +18,24 @@ from flex_inductor.scalar.indices import size_expr
 
 
 def overflow(expr: Expr, at: Coordinates, device: torch.device) -> bool:
-    """Whether integers in an expression, the places in memory that it reads included, may be too large for a device."""
-    return devices.of(device).narrow and beyond(expr, at)
+    """Whether integers in an expression may be too large for a device where a graph computes it. Places in memory may
+    not: Inductor counts in 64 bits where a tensor is large, and asks for its size where that is symbolic."""
+    return devices.of(device).narrow and beyond(expr, at, memory=False)
 
 
-def beyond(expr: Expr, at: Coordinates) -> bool:
-    """Whether integers in an expression may need more than 32 bits. Mods are traced with 32 bits on every device."""
-    largest = AbsBounds(at)
+def beyond(expr: Expr, at: Coordinates, memory: bool = True) -> bool:
+    """Whether integers in an expression may need more than 32 bits. Mods are traced with 32 bits on every device.
+    memory: whether the places in memory that it reads count as well."""
+    largest = AbsBounds(at, memory)
     return any(largest.of(x) > mask.BOUND for x in scalar.walk(expr))
 
 
 class AbsBounds:
-    """Bounds of the absolute values of integers. at: the positions that they are made of."""
+    """Bounds of the absolute values of integers. at: the positions that they are made of. memory: whether places in
+    memory count, too."""
 
-    def __init__(self, at: Coordinates) -> None:
+    def __init__(self, at: Coordinates, memory: bool = True) -> None:
+        self.memory = memory
         self.longest = {p: length(n) for p, n in at.sizes.items()}
         self.memo: dict[Expr, int] = {}
 
@@ -46,7 +50,7 @@ class AbsBounds:
             return mask.abs_bound(x.args[0], self.symbol)
         if x.op == "load":
             buffer, places = x.args
-            inside = math.prod(map(length, map(size_expr, buffer.meta["val"].shape)))
+            inside = math.prod(map(length, map(size_expr, buffer.meta["val"].shape))) if self.memory else 0
             return max([inside, *(mask.abs_bound(p, self.symbol) for p in places)])
         if not scalar.is_integer(x.dtype):
             return 0

@@ -216,6 +216,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "groups": Case(heads=4, kv_heads=2, queries=150, training=True),
         "softcap": Case("prefix", queries=150, score=softcap, training=True),
         "alibi with a gradient": Case(queries=150, score=alibi, dtype=FULL, training=True),
+        "alibi with a gradient, dynamic": Case("window", 17, keys=19, score=alibi, training=True, dynamic=True),
         "global and local": Case("global and local", queries=200, training=True),
         "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),
         "odd lengths, bfloat16": Case(None, 131, 1, 77, BRAIN, dim=40, v_dim=24, training=True),

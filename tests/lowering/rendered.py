@@ -31,7 +31,7 @@ from torch.nn.attention import flex_attention
 
 from flex_inductor import compat
 from flex_inductor.compat import triton
-from tests.lowering.cases import Case, backward_in_one
+from tests.lowering.cases import Case, alibi, backward_in_one
 from tests.lowering.kernels import biased, causal, grouped, templates
 from tests.support.gpuless.rendering import render as compiled
 
@@ -121,11 +121,16 @@ def memory() -> list[int]:
     return [kernel.metadata.shared for _, kernel in kernels]
 
 
-def atomics() -> list[str]:
-    """The lines of the kernel that add to it."""
+def atomics() -> list[list[str]]:
+    """The lines of a kernel that add to it, and of one whose gradient of the score computes with symbolic sizes."""
     q, k, v = (torch.empty(1, 4, 1024, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    wrapper = render(causal, q, k, v, torch.empty(4, 1, 1, requires_grad=True)).backward.wrappers[0]
-    return [line.strip() for text in texts(wrapper) for line in text.splitlines() if "tl.atomic_add" in line]
+    case = Case("window", 17, keys=19, score=alibi, training=True)
+    programs = (
+        render(causal, q, k, v, torch.empty(4, 1, 1, requires_grad=True)),
+        render(case.program, *case.inputs(), dynamic=True),
+    )
+    kernels = ["".join(texts(program.backward.wrappers[0])) for program in programs]
+    return [[line.strip() for line in text.splitlines() if "tl.atomic_add" in line] for text in kernels]
 
 
 def choice() -> dict[str, int]:

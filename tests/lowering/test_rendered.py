@@ -64,8 +64,8 @@ def test_kernels_that_load_a_number_for_every_score_fit(printed: dict[str, Any])
 
 def test_a_row_is_summed_up_before_it_is_added_to_a_gradient(printed: dict[str, Any]) -> None:
     """Regression: every score was added to its slope by an atomic of its own."""
-    found = printed["atomics"]
-    assert found and all("[BLOCK_M, 1]), tl.sum(tl.where(written" in line for line in found)
+    for found in printed["atomics"]:
+        assert found and all("[BLOCK_M, 1]), tl.sum(tl.where(written" in line for line in found)
 
 
 def test_all_gradients_come_from_one_kernel_where_that_is_measured_to_be_faster(printed: dict[str, Any]) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import sympy
 import torch
 from torch import fx
 
-from flex_inductor import scalar
+from flex_inductor import devices, scalar
 from flex_inductor.passes.emit.columns import raise_low_scores
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.passes.writers import bounds
+from flex_inductor.request import Kernel
 from flex_inductor.scalar import Expr, compare, index
 from flex_inductor.scalar.indices import position
+from tests.support.capture import rewritten
+from tests.support.programs import randn
 
 B, H, Q, K = map(position, "bhqk")
 S0 = sympy.Symbol("s0", integer=True, positive=True)
@@ -26,10 +30,13 @@ def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
     return node
 
 
-def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda") -> bool:
+def place(length: sympy.Expr | int) -> Coordinates:
     n = sympy.sympify(length)
-    at = Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
-    return bounds.overflow(expr, at, torch.device(device))
+    return Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
+
+
+def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda") -> bool:
+    return bounds.overflow(expr, place(length), torch.device(device))
 
 
 def test_scores_that_log2_would_send_to_infinity_are_raised() -> None:
@@ -84,9 +91,26 @@ def test_of_loads() -> None:
         assert not overflows(compare("eq", index(value), index(value.xreplace({Q: K}))))
 
 
-def test_of_places_in_memory() -> None:
-    assert not overflows(scalar.load(buffer(8, 1000, 1000), (H, Q, K), torch.float32))
-    assert overflows(scalar.load(buffer(8, 20_000, 20_000), (H, Q, K), torch.float32))
+@pytest.mark.parametrize(("length", "expected"), [(1000, False), (20_000, True)])
+def test_of_places_in_memory(length: int, expected: bool) -> None:
+    """They count where a kernel of ours reads, not where the graph does."""
+    load = scalar.load(buffer(8, length, length), (H, Q, K), torch.float32)
+    assert bounds.beyond(load, place(length)) == expected and not overflows(load, length)
+
+
+@pytest.mark.parametrize(("masked", "computed"), [(True, torch.cumsum), (False, torch.amax)])
+def test_tensors_whose_sizes_vary(masked: bool, computed: Any) -> None:
+    """Both the list of a mask's blocks and the level of a row read them in the graph, and were declined on CUDA."""
+
+    def program(q: torch.Tensor, k: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, k, given)
+
+    q, k = randn(2, 4, 300, 16), randn(2, 4, 430, 16)
+    given = randn(2, 1, 300, 430) > 0 if masked else randn(2, 4, 300, 430)
+    inputs = [x.requires_grad_(not masked) for x in (q, k, given)]
+    with mock.patch.dict(devices.DEVICES, cpu=devices.DEVICES["cuda"]):
+        _, report = rewritten(program, *inputs, choose=lambda request: Kernel(), dynamic=True)
+    assert report.rewritten == 1 and report.after.graph.find_nodes(op="call_function", target=computed)
 
 
 def test_of_what_is_not_arithmetic_to_sympy() -> None:
