@@ -1,7 +1,9 @@
 """Runs a graph as it is, without code generation: torch's backend eager, with a change for flex_attention.
 
 The calls that the passes made are computed in float64, so that the result differs from eager by the rewrite, and not by
-rounding.
+rounding. They are computed as torch computes flex_attention where it has no kernel, but by operators that autograd
+sees: the gradients that torch has for the call as a whole are traced anew at every call, inside of checkpoints and
+compiled autograd too, which ask for saved tensors meanwhile, and raise, or compile without end (torch 2.13).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._higher_order_ops.flex_attention import math_attention
 
 from flex_inductor.compat import OWN_OPTION, flex_attention_hop
 
@@ -27,20 +30,11 @@ def eager(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
 
 
 def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *others: Any) -> Any:
-    """flex_attention in float64, with results in their usual dtypes.
-
-    A checkpointed function computes again what is asked for, by hooks of saved tensors. torch (2.13) asks already where
-    it traces the gradients of a score_mod, inside of the function, which raises, or gives wrong gradients. So what this
-    call saves is kept."""
+    """flex_attention in float64, with results in their usual dtypes, and no gradients through the greatest scores."""
     *call, reads, mask_reads = others
     given = (query.double(), key.double(), value.double())
-    with torch.autograd.graph.saved_tensors_hooks(same, same):
-        out, *rows = flex_attention_hop(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
-    return (out.to(query.dtype), *(x.float() for x in rows))
-
-
-def same(x: torch.Tensor) -> torch.Tensor:
-    return x
+    out, rows, *greatest = math_attention(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
+    return (out.to(query.dtype), rows.float(), *(x.detach().float() for x in greatest))
 
 
 def wide(x: Any) -> Any:

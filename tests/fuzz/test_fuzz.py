@@ -10,7 +10,7 @@ from tests.fuzz.judge import Verdict, judge, judge_seed
 from tests.fuzz.recipe import Fill, Recipe, Sizes
 from tests.fuzz.source import text
 
-DEFAULT, NIGHTLY, BLOCK = 40, 4000, 50
+DEFAULT, NIGHTLY, BLOCK = 40, 2000, 50
 ALONE = dict(alone())
 
 

@@ -39,14 +39,14 @@ def check(world: int, ways: list[str], backends: list[str], lengths: training.Le
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    check(2, ["ddp", "tensor_parallel"], ["aot_eager", "flex_eager"], (24, 24), tmp_path)
+    check(2, ["ddp", "tensor_parallel"], ["eager", "flex_eager"], (24, 24), tmp_path)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way(tmp_path: Path, way: str, world: int) -> None:
-    check(world, [way], ["aot_eager", "flex_eager"], (24, 24, 20, 28), tmp_path)
+    check(world, [way], ["eager", "flex_eager"], (24, 24, 20, 28), tmp_path)
 
 
 @pytest.mark.nightly

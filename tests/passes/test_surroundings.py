@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
 from flex_inductor import compat, listen
@@ -108,6 +109,26 @@ GRADIENTS = {
     "of the score": lambda s, t: torch.where(t[:, None, None, :] > 0, (s / 3).tanh() * 3, s),
     "of hidden scores": lambda s, t: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), s, -5.0) + 0 * t.sum(),
 }
+
+
+def test_compiled_autograd() -> None:
+    """The backward pass is compiled once: torch's own gradients of flex_attention are traced anew at every call, which
+    raised, or was compiled every time."""
+    torch._dynamo.reset()
+    counters.clear()
+    settings: Any = {"backend": "flex_eager", "options": {"rewrite": "always"}}
+    inputs = [x.requires_grad_() for x in qkv(1, 2, 8, 4)]
+    program = torch.compile(attend, **settings)
+    graphs = []
+    for _ in range(2):
+        for x in inputs:
+            x.grad = None
+        with torch._dynamo.compiled_autograd._enable(torch.compile(**settings)):
+            program(*inputs).square().sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [2, 2]
+    expected = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
+    torch.testing.assert_close([x.grad for x in inputs], list(expected))
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
