@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._higher_order_ops.flex_attention import math_attention
+from torch._higher_order_ops.flex_attention import _permute_strides, math_attention
 
 from flex_inductor.compat import OWN_OPTION, flex_attention_hop
 
@@ -34,7 +34,8 @@ def attention_in_float64(query: Any, key: Any, value: Any, score_mod: Any, *othe
     *call, reads, mask_reads = others
     given = (query.double(), key.double(), value.double())
     out, rows, *greatest = math_attention(*given, overflowing(score_mod), *call, tuple(map(wide, reads)), mask_reads)
-    return (out.to(query.dtype), rows.float(), *(x.detach().float() for x in greatest))
+    out = _permute_strides(out.to(query.dtype), query.stride())
+    return (out, rows.float(), *(x.detach().float() for x in greatest))
 
 
 def wide(x: Any) -> Any:
