@@ -41,7 +41,7 @@ INCLUDED = "#include <ATen/native/CPUBlas.h>\n"
 FAULTS = {
     "none": (INCLUDED, INCLUDED),
     "memory a line short": ("std::max<int64_t>(count, 1)", "std::max<int64_t>(count - 16, 1)"),
-    "a number too many": ("for (; i < count; ++i) found", "for (; i <= count; ++i) found"),
+    "numbers too many": ("for (; i < count; ++i) found", "for (; i < count + 4096; ++i) found"),  # than a row has
 }
 """What is replaced in the kernel's text, and by what."""
 

@@ -55,7 +55,7 @@ def test_a_program_is_clean(settings: dict[str, str], dtype: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("fault", ["memory a line short", "a number too many"])
+@pytest.mark.parametrize("fault", ["memory a line short", "numbers too many"])
 def test_a_fault_is_seen(settings: dict[str, str], fault: str) -> None:
     """Without vectors the sanitizers see every number that is read."""
     done = run(settings, "float32", "one", fault, ATEN_CPU_CAPABILITY="default")
