@@ -30,13 +30,13 @@ def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
     return node
 
 
-def place(length: sympy.Expr | int) -> Coordinates:
+def coordinates(length: sympy.Expr | int) -> Coordinates:
     n = sympy.sympify(length)
     return Coordinates(B, H, Q, K, {B: sympy.S.One, H: sympy.Integer(8), Q: n, K: n})
 
 
 def overflows(expr: Expr, length: sympy.Expr | int = 1000, device: str = "cuda") -> bool:
-    return bounds.overflow(expr, place(length), torch.device(device))
+    return bounds.overflow(expr, coordinates(length), torch.device(device))
 
 
 def test_scores_that_log2_would_send_to_infinity_are_raised() -> None:
@@ -95,7 +95,7 @@ def test_of_loads() -> None:
 def test_of_places_in_memory(length: int, expected: bool) -> None:
     """They count where a kernel of ours reads, not where the graph does."""
     load = scalar.load(buffer(8, length, length), (H, Q, K), torch.float32)
-    assert bounds.beyond(load, place(length)) == expected and not overflows(load, length)
+    assert bounds.beyond(load, coordinates(length)) == expected and not overflows(load, length)
 
 
 @pytest.mark.parametrize(("masked", "computed"), [(True, torch.cumsum), (False, torch.amax)])

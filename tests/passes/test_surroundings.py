@@ -102,15 +102,6 @@ def test_checkpoint() -> None:
     check(checkpointed, qkv(), train=True)
 
 
-GRADIENTS = {
-    "learned": lambda s, t: s + t[:, None, None, :],
-    "learned, computed": lambda s, t: s + t.cumsum(0)[:, None, None, :],
-    "a learned number": lambda s, t: s + t.detach()[:, None, :, None] * t.sum(),
-    "of the score": lambda s, t: torch.where(t[:, None, None, :] > 0, (s / 3).tanh() * 3, s),
-    "of hidden scores": lambda s, t: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), s, -5.0) + 0 * t.sum(),
-}
-
-
 def test_compiled_autograd() -> None:
     """The backward pass is compiled once: torch's own gradients of flex_attention are traced anew at every call, which
     raised, or was compiled every time."""
@@ -129,6 +120,15 @@ def test_compiled_autograd() -> None:
     assert graphs == [2, 2]
     expected = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
     torch.testing.assert_close([x.grad for x in inputs], list(expected))
+
+
+GRADIENTS = {
+    "learned": lambda s, t: s + t[:, None, None, :],
+    "learned, computed": lambda s, t: s + t.cumsum(0)[:, None, None, :],
+    "a learned number": lambda s, t: s + t.detach()[:, None, :, None] * t.sum(),
+    "of the score": lambda s, t: torch.where(t[:, None, None, :] > 0, (s / 3).tanh() * 3, s),
+    "of hidden scores": lambda s, t: torch.where(torch.ones(S, S, dtype=torch.bool).tril(), s, -5.0) + 0 * t.sum(),
+}
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
