@@ -89,14 +89,17 @@ class Report:
 
     @property
     def sites(self) -> list[Decision]:
+        """The sites of all graphs, in order."""
         return [d for r in self.reports for d in r.decisions]
 
     @property
     def rewritten(self) -> int:
+        """How many sites are rewritten."""
         return sum(r.rewritten for r in self.reports)
 
     @property
     def fallbacks(self) -> list[Fallback]:
+        """The graphs that are compiled untouched because something of ours failed."""
         return [r.fallback for r in self.reports if r.fallback]
 
     @property
@@ -129,6 +132,7 @@ class Report:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=indent)
 
     def html(self, path: str | Path, title: str = "Attention of a model") -> Path:
@@ -236,6 +240,8 @@ def _devices(reports: Sequence[GraphReport]) -> tuple[str, ...]:
 def _uncompiled(model: Callable[..., Any] | ExportedProgram) -> Callable[..., Any]:
     """The model below `torch.compile(model)` or `model.compile()`, whose own backend would otherwise win, or below
     `vary(model, ...)`, and the module of an exported program."""
+    if not callable(model) and not isinstance(model, ExportedProgram):
+        raise TypeError(f"{model!r} is no model: a module, a function or an exported program is expected")
     inner: Any = model.module() if isinstance(model, ExportedProgram) else model
     inner = inner.model if hasattr(inner, "compiler_for") else inner
     inner = getattr(inner, "_orig_mod", inner)

@@ -35,6 +35,8 @@ def rewrite(program: ExportedProgram, *, options: Mapping[str, Any] | None = Non
     flex_attention (torch 2.13): save the program before, and rewrite it when it was loaded.
     Raises ValueError for unknown options, and for a program without example inputs.
     """
+    if not isinstance(program, ExportedProgram):
+        raise TypeError(f"rewrite takes an exported program (torch.export.export(model, args)), not {type(program)}")
     ours, settings = read(None, {**(options or {}), "kernels": "torch"})
     if program.example_inputs is None:
         raise ValueError("the program has no example inputs, so it cannot be traced again")

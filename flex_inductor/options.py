@@ -39,10 +39,27 @@ class Options:
     rates: str = "measured"
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"option {name!r} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        for name in CHOICES:
+            check(name, getattr(self, name), f"option {name!r}")
+
+
+def check(name: str, value: Any, said: str) -> None:
+    """Raises ValueError for a value that an option does not have. said: where it comes from."""
+    if value not in CHOICES[name]:
+        raise ValueError(f"{said} is {value!r}; it must be one of {', '.join(map(repr, CHOICES[name]))}")
+
+
+def from_environment() -> dict[str, str]:
+    """The options that environment variables set. Raises ValueError for others of our prefix, and other values."""
+    found = {}
+    for key in (k for k in os.environ if k.startswith(ENVIRONMENT)):
+        name = key.removeprefix(ENVIRONMENT).lower()
+        if name not in CHOICES:
+            known = ", ".join(ENVIRONMENT + n.upper() for n in CHOICES)
+            raise ValueError(f"unknown environment variable {key}; known are {known}")
+        check(name, os.environ[key], f"the environment variable {key}")
+        found[name] = os.environ[key]
+    return found
 
 
 def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, dict[str, Any]]:
@@ -51,14 +68,13 @@ def read(mode: str | None, options: Mapping[str, Any] | None) -> tuple[Options, 
     given = dict(options or {})
     mode = given.pop("mode", None) or mode
     names = [f.name for f in dataclasses.fields(Options)]
-    ours = {n: os.environ[key] for n in names if (key := ENVIRONMENT + n.upper()) in os.environ}
-    ours |= {n: given.pop(n) for n in names if n in given}
+    ours = from_environment() | {n: given.pop(n) for n in names if n in given}
     unknown = [n for n in given if n.replace("-", "_") not in inductor_names()]
     if unknown:
         near = difflib.get_close_matches(unknown[0], [*names, "mode", *inductor_names()], n=3)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"unknown option {unknown[0]!r} for backend 'flex'{hint}; its own options are {', '.join(names)} and mode, "
+            f"unknown option {unknown[0]!r}{hint}; flex_inductor's own options are {', '.join(names)} and mode, "
             "Inductor's are those that torch._inductor.list_options() names"
         )
     return Options(**ours), inductor_settings(mode, given)
@@ -72,6 +88,6 @@ def inductor_settings(mode: str | None, options: dict[str, Any]) -> dict[str, An
     """The settings that Inductor makes of mode and options. Raises its errors."""
     if mode is not None and mode not in torch._inductor.list_mode_options():
         known = ", ".join(map(repr, torch._inductor.list_mode_options()))
-        raise ValueError(f"unknown mode {mode!r} for backend 'flex'; it must be one of {known}")
+        raise ValueError(f"unknown mode {mode!r}; it must be one of {known}")
     wrapper = torch._TorchCompileInductorWrapper(mode, options, dynamic=None)
     return dict(wrapper.config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import sympy
@@ -62,7 +63,8 @@ def create_block_mask(
     heads, None for one that stands for all. Q_LEN, KV_LEN: numbers of queries and keys. BLOCK_SIZE: of queries and
     keys, or of each. separate_full_blocks: whether blocks without any masked score are listed apart. Other arguments,
     and calls inside torch.compile, go to torch's own function, whose counts are then worked out in the graph
-    (`passes/counts/`). Raises ValueError for sizes below one. Source: torch/nn/attention/flex_attention.py
+    (`passes/counts/`). Raises ValueError for sizes below one, TypeError for others and for mask_mods that give no
+    Booleans. Source: torch/nn/attention/flex_attention.py
     (2.13), whose results these are."""
     if more or torch.compiler.is_compiling():
         if not separate_full_blocks:  # an argument that 2.11 does not have
@@ -70,7 +72,9 @@ def create_block_mask(
         return flex_attention.create_block_mask(mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE, **more)
     widths = (BLOCK_SIZE, BLOCK_SIZE) if isinstance(BLOCK_SIZE, int) else tuple(BLOCK_SIZE)
     sizes = (1 if B is None else B, 1 if H is None else H, Q_LEN, KV_LEN)
-    if len(widths) != 2 or min(*sizes, *widths) < 1:
+    if len(widths) != 2 or not all(isinstance(n, Integral) for n in (*sizes, *widths)):
+        raise TypeError(f"sizes {sizes} and BLOCK_SIZE {BLOCK_SIZE!r}: all must be whole numbers, of blocks one or two")
+    if min(*sizes, *widths) < 1:
         raise ValueError(f"sizes {sizes} and blocks {widths}: all must be at least 1")
     where = torch.device(device if device is not None else torch.accelerator.current_accelerator() or "cpu")
     found = block_map(mask_mod, sizes, widths, where)
@@ -104,6 +108,7 @@ class MaskBlocks:
         """Reads a mask_mod as a formula. Raises Declined where that is not possible."""
         with deep():
             lifted = lift_mask_mod(mask_mod, sizes, device)
+            check_boolean(lifted.expr.dtype)
             former = Former(lifted.at)
             formula = former.formula(lifted.expr)
         buffers = {name: lifted.value(node) for name, node in former.buffers.items()}
@@ -169,6 +174,12 @@ class MaskBlocks:
         return found
 
 
+def check_boolean(dtype: torch.dtype) -> None:
+    """Raises TypeError for a mask of another dtype."""
+    if dtype != torch.bool:
+        raise TypeError(f"the mask_mod gives {str(dtype).removeprefix('torch.')}; it must give Booleans")
+
+
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
@@ -185,6 +196,7 @@ def evaluated(mask_mod: MaskFunction, sizes: Any, widths: tuple[int, int], devic
                 first, last = start * widths[0], min((start + step) * widths[0], q_length)
                 shifted = functools.partial(moved, mask_mod, b, h, first)
                 dense = flex_attention.create_mask(shifted, 1, 1, last - first, k_length, device=device)
+                check_boolean(dense.dtype)
                 tile = torch.nn.functional.pad(dense, (0, -k_length % widths[1], 0, (first - last) % widths[0]))
                 tile = tile.unflatten(3, (-1, widths[1])).unflatten(2, (-1, widths[0]))
                 result.some[b, h, start : start + step] = tile.any(5).any(3)[0, 0]

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from flex_inductor.cli.target import Asked, BadInput, load, useful_line
+from flex_inductor.cli.outputs import NewFile, NewFolder
+from flex_inductor.cli.target import Asked, BadInput, alone, load, useful_line
 from flex_inductor.version import __version__
 
 BUILD = ("length", "batch", "dtype", "device", "padding", "config", "layers")
@@ -31,11 +32,17 @@ def built(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(build=build, **given)
 
     for decorator in (
-        click.option("--length", type=click.IntRange(1), help="hf: tokens in a sequence.  [default: 64]"),
+        click.option(
+            "--length", type=click.IntRange(1), help="hf: tokens in a sequence, of types that have one.  [default: 64]"
+        ),
         click.option("--batch", type=click.IntRange(1), help="hf: sequences.  [default: 2]"),
-        click.option("--dtype", type=click.Choice(list(DTYPES)), help="hf: of weights and inputs."),
-        click.option("--device", help="hf: where it runs, cpu or cuda."),
-        click.option("--padding", type=click.Choice(["none", "left", "right"]), help="hf: of the last sequence."),
+        click.option("--dtype", type=click.Choice(list(DTYPES)), help="hf: of weights and inputs.  [default: float32]"),
+        click.option("--device", help="hf: where it runs, cpu or cuda.  [default: cpu]"),
+        click.option(
+            "--padding",
+            type=click.Choice(["none", "left", "right"]),
+            help="hf: on which side the last sequence is padded.  [default: right]",
+        ),
         click.option("--config", type=click.Path(path_type=Path), help="hf: a configuration as it is, file or folder."),
         click.option("--layers", type=click.IntRange(1), help="hf: how many.  [default: 2, or as the file says]"),
     ):
@@ -55,8 +62,19 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     decorated = built(collected)
     for decorator in (
         click.argument("target"),
-        click.option("--rewrite", type=click.Choice(["auto", "always", "never"]), show_default="auto"),
-        click.option("--backend", type=click.Choice(["flex", "flex_eager"]), default="flex", show_default=True),
+        click.option(
+            "--rewrite",
+            type=click.Choice(["auto", "always", "never"]),
+            show_default="auto",
+            help="Where it is faster, wherever it is possible, or nowhere.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["flex", "flex_eager"]),
+            default="flex",
+            show_default=True,
+            help="With generated code, or without.",
+        ),
         click.option("--train", is_flag=True, help="Training mode, with gradients."),
         click.option("--fake", is_flag=True, help="Look at shapes alone, run nothing: long inputs take seconds."),
     ):
@@ -73,7 +91,7 @@ def main() -> None:
 @main.command()
 @common
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page, one file.")
+@click.option("--html", type=NewFile(), help="Also write a page, one file.")
 def explain(asked: Asked, as_json: bool, html: Path | None) -> None:
     """Say which attention sites of TARGET are rewritten, and why the others are not."""
     report = run(asked)
@@ -100,10 +118,10 @@ def write_page(report: Any, path: Path, title: str) -> None:
 
 @main.command()
 @common
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("graphs"), show_default=True)
+@click.option("--out", type=NewFolder(), default=Path("graphs"), show_default=True, help="The folder for the files.")
 @click.option("--between", is_flag=True, help="Also what is known after every pass.")
 def dump(asked: Asked, out: Path, between: bool) -> None:
-    """Write the graphs of TARGET before and after, as text, DOT and SVG."""
+    """Write the graphs of TARGET before and after, as text, DOT and SVG, and a map of the blocks of each mask."""
     from flex_inductor.report.between import recorded
 
     with recorded() as recorder:
@@ -120,7 +138,7 @@ def dump(asked: Asked, out: Path, between: bool) -> None:
 @built
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page, one file.")
+@click.option("--html", type=NewFile(), help="Also write a page, one file.")
 def look(target: str, as_json: bool, html: Path | None, build: dict[str, Any]) -> None:
     """Say what the heads of TARGET attend to."""
     import torch
@@ -133,8 +151,9 @@ def look(target: str, as_json: bool, html: Path | None, build: dict[str, Any]) -
     if isinstance(model, torch.nn.Module):
         model.eval()
     try:
-        seen = look_at(model)(*args, **kwargs)
-    except Exception as error:
+        with alone():
+            seen = look_at(model)(*args, **kwargs)
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{target} does not run: {useful_line(error)}") from error
     if html is not None:
         write_page(seen, html, f"What heads of {target} look at")
@@ -146,9 +165,9 @@ def look(target: str, as_json: bool, html: Path | None, build: dict[str, Any]) -
 
 @main.command()
 @click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Runs behind each median.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), default=Path("demo.html"), show_default=True)
+@click.option("--html", type=NewFile(), default=Path("demo.html"), show_default=True, help="The page, one file.")
 def demo(repeats: int, html: Path) -> None:
-    """A trained sentence encoder, a Gemma-2 and a T5 (random weights): eager, inductor and flex side by side."""
+    """A trained sentence encoder and a Gemma-2 (random weights): eager, inductor and flex side by side."""
     from flex_inductor.cli.demo import run_demo
 
     run_demo(repeats, html)
@@ -188,8 +207,12 @@ def run(asked: Asked) -> Any:
     with contextlib.nullcontext() if asked.train else torch.no_grad():
         try:
             ask = explain_model(model, rewrite=asked.rewrite, backend=asked.backend, run=not asked.fake)
-            return ask(*args, **kwargs)
-        except Exception as error:
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        try:
+            with alone():
+                return ask(*args, **kwargs)
+        except (Exception, SystemExit) as error:
             raise BadInput(f"{asked.target} does not run: {useful_line(error)}") from error
 
 

@@ -85,7 +85,7 @@ def name(machine: dict[str, Any]) -> str:
 
 
 def numbers(about: Subject, before: Any, now: Any) -> Table:
-    columns = {"before": before, "now": now}
+    columns = {"before" if now is not None else "kept": before, "now": now}
     columns = {name: x for name, x in columns.items() if x is not None} or {"usual": about.rates.usual()}
     table = Table(about.of, *columns, "", box=None)
     for rate in next(iter(columns.values())).numbers:

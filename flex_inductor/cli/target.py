@@ -1,17 +1,20 @@
 """What the command line asks for, as a model and its arguments.
 
 A TARGET is `MODULE:FACTORY` or `FILE.py:FACTORY`, where FACTORY() returns (model, args) or (model, args, kwargs), or
-`hf:MODEL_TYPE`, a tiny random-weight transformers model. Bad input is one line on stderr and exit code 2.
+`hf:MODEL_TYPE`, a tiny random-weight transformers model. Bad input is one line on stderr and exit code 2. What the
+model prints goes to stderr as well: stdout is for what was asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,19 @@ class BadInput(click.ClickException):
     """One line, no usage text, exit code 2."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The user's code runs inside the block: what it prints goes to stderr, and torch says nothing of an operator that
+    fails on fake tensors, because the error is shown."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        log.disabled = before
 
 
 def load(asked: Asked) -> Target:
@@ -90,8 +106,9 @@ def _from_factory(module: str, name: str) -> Target:
     if not callable(factory):
         raise BadInput(f"{module} has no factory {name!r}")
     try:
-        built = factory()
-    except Exception as error:
+        with alone():
+            built = factory()
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{module}:{name}() failed: {useful_line(error)}") from error
     return _checked(built, f"{module}:{name}")
 
@@ -100,12 +117,13 @@ def _imported(module: str) -> Any:
     """A module by its name or by its file."""
     sys.path.insert(0, os.getcwd())  # a console script does not search the current folder
     try:
-        return _of_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        with alone():
+            return _of_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     except BadInput:
         raise
     except ModuleNotFoundError as error:
         raise BadInput(f"no module named {error.name!r}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{module} cannot be imported: {useful_line(error)}") from error
 
 

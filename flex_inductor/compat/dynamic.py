@@ -50,6 +50,17 @@ def equate(first: int | torch.SymInt, second: int | torch.SymInt, value: torch.T
         shape_env.evaluate_expr(sympy.Eq(*exprs))
 
 
+def holds(condition: sympy.Basic, value: torch.Tensor) -> bool:
+    """Whether a condition on sizes holds now, and by a guard from now on. It is taken to hold for sizes that depend on
+    data. value: any fake tensor of the program."""
+    shape_env = value.fake_mode.shape_env
+    if not condition.free_symbols:
+        return bool(condition)
+    if any(shape_env.is_unbacked_symint(s) for s in condition.free_symbols):
+        return True
+    return bool(shape_env.evaluate_expr(condition))
+
+
 UNKNOWN_SIZE = 4096
 """The guess for a size that depends on data."""
 

@@ -35,6 +35,9 @@ from flex_inductor.vary import Varied
 
 __all__ = ["Key", "Look", "SiteLook", "look"]
 
+Sizes = tuple[int, int, int, int]
+"""Batch, heads, queries and keys of a site."""
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -53,7 +56,9 @@ class Look:
         for site in self.sites:
             if site.place.number == number:
                 return site
-        why = next((why for place, why in self.left.items() if place.number == number), "there is none")
+        known = ", ".join(str(s.place.number) for s in self.sites) or "none"
+        missing = f"there is no such site (looked at: {known})"
+        why = next((why for place, why in self.left.items() if place.number == number), missing)
         raise KeyError(f"site {number} was not looked at: {why}")
 
     def probabilities(self, site: int, head: int | None = None) -> torch.Tensor:
@@ -61,7 +66,7 @@ class Look:
         The model runs again for them."""
         number, count = self[site].place.number, self[site].heads
         if head is not None and not 0 <= head < count:
-            raise IndexError(f"site {site} has {count} heads")
+            raise IndexError(f"site {site} has no head {head}: it has {count}, counted from 0")
         heads = slice(0, count) if head is None else slice(head, head + 1)
         found: list[torch.Tensor] = []
 
@@ -96,6 +101,7 @@ class Look:
         return {"sites": [s.as_dict(self.tokens) for s in self.sites], "left": left}
 
     def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=indent)
 
     def html(self, path: str | Path, title: str = "What heads look at") -> Path:
@@ -124,12 +130,13 @@ def look(model: Callable[..., Any], tokens: Sequence[Any] | None = None) -> Call
     model: a module or function, or what `vary` returns, which is really run, without gradients, in its own mode;
         dropout of probabilities is not seen.
     tokens: the texts of the tokens, of one sequence or of each in a batch. Places without one (None, or beyond the end)
-        are padding: their queries do not count."""
+        are padding: their queries do not count. Raises ValueError if they are of no site."""
     given = sequences(tokens)
     inner = _uncompiled(model)
 
     def run(*args: Any, **kwargs: Any) -> Look:
         found: list[SiteLook] = []
+        observed: list[Sizes] = []
 
         def once(watcher: Watcher, only: int | None) -> Observing:
             observing = Observing(Places.of(getattr(inner, "__self__", inner)), watcher, only)
@@ -142,9 +149,11 @@ def look(model: Callable[..., Any], tokens: Sequence[Any] | None = None) -> Call
             return observing
 
         def see(place: Place, attention: Attention) -> None:
-            found.append(measure(attention, place, counted(given, attention)))
+            observed.append(attention.sizes)
+            found.append(measure(attention, place, counted(given, attention.sizes)))
 
         observing = once(see, None)
+        check_fits(given, observed)
         sites = tuple(sorted(found, key=lambda s: s.place.number))
         return Look(sites, observing.left, given, once)
 
@@ -173,14 +182,30 @@ def sequences(tokens: Sequence[Any] | None) -> Tokens | None:
     """The tokens of each sequence."""
     if tokens is None:
         return None
+    if isinstance(tokens, str):
+        raise TypeError(f"tokens is {tokens!r}; it must be a list of the texts of tokens, or of such lists")
     nested = any(isinstance(t, (list, tuple)) for t in tokens)
     return [list(t) for t in tokens] if nested else [list(tokens)]
 
 
-def counted(tokens: Tokens | None, attention: Attention) -> torch.Tensor | None:
+def fit(tokens: Tokens, sizes: Sizes) -> bool:
+    """Whether tokens can be those of a site's queries."""
+    batch, _, queries, _ = sizes
+    return batch == len(tokens) and queries >= max(map(len, tokens), default=0)
+
+
+def check_fits(tokens: Tokens | None, sites: Sequence[Sizes]) -> None:
+    """Raises ValueError for tokens that are of no site."""
+    if tokens is not None and sites and not any(fit(tokens, s) for s in sites):
+        known = ", ".join(sorted({f"{batch} x {queries}" for batch, _, queries, _ in sites}))
+        most = max(map(len, tokens), default=0)
+        raise ValueError(f"tokens of {len(tokens)} x {most} (sequences x tokens) fit no site; the sites have {known}")
+
+
+def counted(tokens: Tokens | None, sizes: Sizes) -> torch.Tensor | None:
     """Which queries are tokens, (batch, queries); None where that is not known."""
-    batch, _, queries, _ = attention.sizes
-    if tokens is None or batch != len(tokens) or queries < max(map(len, tokens), default=0):
+    if tokens is None or not fit(tokens, sizes):
         return None
+    queries = sizes[2]
     rows = [[t is not None for t in line] + [False] * (queries - len(line)) for line in tokens]
     return torch.tensor(rows)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Mod:
     score: (score, b, h, q, k, *tensors) -> another score; None for the same.
     sink: (b, h, q, k, *tensors) -> the score of a column beside the keys, which has no value; None for none.
     tensors: what the functions are given.
-    replaces: whether the mask takes the place of a model's own (`instead`)."""
+    replaces: whether the mask takes the place of a model's own (`instead`).
+    heads: the heads that it names (`heads`)."""
 
     text: str
     mask: Function | None = None
@@ -30,6 +32,7 @@ class Mod:
     sink: Function | None = None
     tensors: tuple[Tensor, ...] = ()
     replaces: bool = False
+    heads: frozenset[int] = frozenset()
 
     def __repr__(self) -> str:
         return self.text
@@ -66,12 +69,9 @@ class Mod:
         return together(f"{self.text} + {other.text}", [(None, self), (None, other)])
 
 
-def together(text: str, parts: list[tuple[int | None, Mod]]) -> Mod:
+def together(text: str, parts: Sequence[tuple[int | None, Mod]]) -> Mod:
     """Several mods, one after the other, each for one head, or for all of them (None)."""
-    for _, m in parts:
-        if not isinstance(m, Mod):
-            raise TypeError(f"{text}: {m!r} is no mod (mods are what flex_inductor.mods makes, like causal())")
-    if any(m.replaces for _, m in parts):
+    if any(a_mod(text, m).replaces for _, m in parts):
         raise TypeError(f"{text}: instead() must be the outermost")
     ends = pairwise(accumulate((len(m.tensors) for _, m in parts), initial=0))
     own = [slice(*ends_of_one) for ends_of_one in ends]
@@ -99,7 +99,15 @@ def together(text: str, parts: list[tuple[int | None, Mod]]) -> Mod:
         score if any(m.score for _, m in parts) else None,
         sink if any(m.sink for _, m in parts) else None,
         tuple(t for _, m in parts for t in m.tensors),
+        heads=frozenset(i for i, _ in parts if i is not None).union(*(m.heads for _, m in parts)),
     )
+
+
+def a_mod(given_to: str, value: Any) -> Mod:
+    """The value, if it is a mod. Raises TypeError otherwise."""
+    if not isinstance(value, Mod):
+        raise TypeError(f"{given_to}: {value!r} is no mod (mods are what flex_inductor.mods makes, like causal())")
+    return value
 
 
 def elsewhere(head: int | None, h: Tensor, keep: Tensor) -> Tensor:
@@ -122,7 +130,7 @@ def of_masks(function: Function, sign: str, a: Mod, b: Mod) -> Mod:
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor, *t: Tensor) -> Tensor:
         return function(first(b, h, q, k, *t[:cut]), second(b, h, q, k, *t[cut:]))
 
-    return Mod(f"({a.text} {sign} {b.text})", mask=mask, tensors=a.tensors + b.tensors)
+    return Mod(f"({a.text} {sign} {b.text})", mask=mask, tensors=a.tensors + b.tensors, heads=a.heads | b.heads)
 
 
 def only_mask(mod: Mod, sign: str) -> Function:

@@ -24,6 +24,8 @@ def context(mesh: DeviceMesh | Any, length: int, balanced: bool = True, backend:
     backend: of torch.compile, which compiles the parts of an attention, "flex" for example; None computes them as they
     are, with all their scores. Raises ValueError for meshes of more dimensions, and lengths that cannot be shared out.
     Source: ring attention (Liu et al., 2023), with the balance of Llama 3's context parallel."""
+    if isinstance(mesh, DeviceMesh) and mesh.ndim != 1:
+        raise ValueError(f"the mesh has {mesh.ndim} dimensions, and must have one: mesh[name] is such a part of it")
     group = mesh.get_group() if isinstance(mesh, DeviceMesh) else mesh
     layout = Layout(length, distributed.get_world_size(group), balanced)
     return Context(group, distributed.get_rank(group), layout, backend)
@@ -44,7 +46,10 @@ class Context:
         return self.layout.places(self.rank)
 
     def shard(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """This process's part of a tensor that all have. dim: the dimension of the sequence."""
+        """This process's part of a tensor that all have. dim: the dimension of the sequence. Raises ValueError where
+        that has another length."""
+        if x.shape[dim] != self.layout.length:
+            raise ValueError(f"dimension {dim} has {x.shape[dim]} positions, the whole sequence {self.layout.length}")
         return x.index_select(dim, self.positions.to(x.device))
 
     def unshard(self, x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -82,6 +87,8 @@ class Context:
         counts the bytes that are sent. Every process must call it, and run its backward. Raises ValueError for shapes
         that do not fit, and for score_mods that read tensors with gradients, which would get none."""
         mask = self.mask(None, device=query.device) if mask is None else mask
+        if not isinstance(mask, ShardedMask):
+            raise TypeError(f"the mask is {mask!r}; it must be one that `mask` of this context gives, or None")
         self.checked(query, key, value, mask)
         if score_mod is not None and torch.is_grad_enabled() and reads_gradients(score_mod, query.device):
             raise ValueError("the score_mod reads a tensor that requires a gradient, which it would not get")

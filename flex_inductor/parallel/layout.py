@@ -27,6 +27,8 @@ class Layout:
     balanced: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.length, int):
+            raise TypeError(f"length is {self.length!r}; it must be a whole number")
         if self.length < 1 or self.ranks < 1 or self.length % self.pieces:
             raise ValueError(f"{self.length} positions cannot be cut into {self.pieces} pieces for {self.ranks} ranks")
 

@@ -23,7 +23,7 @@ from flex_inductor.compat.dynamic import frame_number
 from flex_inductor.decisions import GraphReport, publish
 from flex_inductor.explain import _isolation, _uncompiled
 from flex_inductor.lowering import choose
-from flex_inductor.mods import Mod
+from flex_inductor.mods.compose import Mod, a_mod
 from flex_inductor.options import read
 from flex_inductor.passes.run import Pipeline
 from flex_inductor.places import Pattern, Place, Places
@@ -53,7 +53,13 @@ def vary(
 
     The result is called as the model is. It is a module: its `parameters()` are those of the model and those of the
     mods that are `nn.Parameter`s, and it trains where the backend trains. Raises VaryError at a call where a name fits
-    no site, and where a site cannot be changed."""
+    no site, and where a site cannot be changed; TypeError for changes that are none."""
+    if not isinstance(changes, Mapping):
+        raise TypeError(f"vary: {changes!r} is no mapping from sites to mods, like {{0: mods.causal()}}")
+    for pattern, mod in changes.items():
+        if not isinstance(pattern, (int, str)):
+            raise TypeError(f"vary: {pattern!r} names no site: it must be a number, or a glob for the path of a module")
+        a_mod("vary", mod)
     return Varied(model, changes, backend, dynamic, dict(options or {}))
 
 

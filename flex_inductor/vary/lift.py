@@ -7,15 +7,17 @@ graph, and what it computes of them without positions is computed once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
 from flex_inductor import compat, scalar
-from flex_inductor.compat.dynamic import size_now
+from flex_inductor.compat.dynamic import holds, size_now
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
@@ -23,6 +25,7 @@ from flex_inductor.passes.program.everywhere import Indexing
 from flex_inductor.passes.run import Program
 from flex_inductor.passes.site import Declined, Site
 from flex_inductor.scalar import Expr
+from flex_inductor.scalar.indices import Sizes, size_expr
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def lift(
     function: Callable[..., Any], tensors: Sequence[torch.Tensor], site: Site, program: Program, score: Expr | None
 ) -> Expr:
     """The expression of function([score,] b, h, q, k, *tensors). tensors: fake tensors that the graph knows. Raises
-    Declined where it cannot be traced."""
+    Declined where it cannot be traced, and where it reads places that a tensor does not have."""
     traced = trace(function, tensors, site, program.aten, score is not None)
     at = site.at
     lifter = Lifter(
@@ -45,10 +48,35 @@ def lift(
         site.candidate.result.meta["grad"],
     )  # fmt: skip
     lifted = lifter.lift(traced.result, (at.b, at.h, at.q, at.k))
+    check_places(lifted, at.sizes)
     if score is None:
         return lifted
     given = {x: score for x in scalar.walk(lifted) if x.op == "load" and x.args[0] is traced.score}
     return scalar.substitute(lifted, lambda e: e, given)
+
+
+def check_places(lifted: Expr, sizes: Sizes) -> None:
+    """Raises Declined where a load is beyond its tensor at the first or the last of all positions: nothing else would
+    notice, because kernels trust what they are compiled from. Places that are data are checked at run time."""
+    for x in scalar.walk(lifted):
+        if x.op != "load":
+            continue
+        node, index = x.args
+        tensor = node.meta["val"]
+        for dim, place in enumerate(index):
+            for corner in corners(place, sizes):
+                if not holds(sympy.Lt(corner, size_expr(tensor.shape[dim])), tensor):
+                    shape = tuple(tensor.shape)
+                    raise Declined(f"it reads place {corner} of dimension {dim} of a tensor of {shape}")
+
+
+def corners(place: sympy.Expr, sizes: Sizes) -> list[sympy.Expr]:
+    """An index at the first and the last of all positions; nothing where it reads data."""
+    symbols = sorted(place.free_symbols & sizes.keys(), key=str)
+    if any(isinstance(s, scalar.Atom) for s in place.free_symbols):
+        return []
+    ends = itertools.product(*((sympy.S.Zero, sizes[s] - 1) for s in symbols))
+    return [place.subs(dict(zip(symbols, end))) for end in ends]
 
 
 def trace(

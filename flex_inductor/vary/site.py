@@ -7,7 +7,8 @@ Masks hold beside the model's own, so that padding stays hidden, and scores are 
 that is hidden gets the fill that the model uses itself, or -inf where it has none: so a row that loses all of its keys
 gives the mean of the values where the fill is finite, and 0 otherwise.
 
-Declines: functions that cannot be traced, and masks that hide every key.
+Declines: functions that cannot be traced, that read beyond their tensors, or name heads that the site does not have,
+and masks that hide every key, or are no Booleans.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ def vary_site(
     def lifted(function: Callable[..., torch.Tensor], score: Expr | None = None) -> Expr:
         return lift(function, tensors, site, program, score)
 
+    check_heads(mod, site)
     found = part(site.score)
     keep = lifted(mod.mask) if mod.mask else TRUE
+    if keep.dtype != torch.bool:
+        raise Declined(f"its mask gives {str(keep.dtype).removeprefix('torch.')}, and not Booleans")
     own = [x if not mod.replaces else of_data(x) for x in (found.mask, site.mask or TRUE, zeroed or TRUE)]
     inside, outside, after = own
     score = lifted(mod.score, scalar.cast(found.score, torch.float32)) if mod.score else found.score
@@ -57,6 +61,14 @@ def vary_site(
         notes=(*site.notes, f"varied by {mod}", *own_formulas(site, found)),
     )
     return varied, None if zeroed is None else logical_and(after, keep)
+
+
+def check_heads(mod: Mod, site: Site) -> None:
+    """Raises Declined where a mod names a head that the site does not have."""
+    count = site.at.size(site.at.h)
+    missing = sorted(i for i in mod.heads if count.is_Integer and i >= count)
+    if missing:
+        raise Declined(f"there is no head {missing[0]}: the site has {count}, counted from 0")
 
 
 def fill_of(found: Masked, dtype: torch.dtype) -> Expr:

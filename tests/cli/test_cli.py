@@ -116,7 +116,9 @@ def test_dump_between_the_passes(cli, tmp_path: Path) -> None:
         ("zoo_for_cli:nosuch", "zoo_for_cli has no factory 'nosuch'"),
         ("zoo_for_cli:fails", "zoo_for_cli:fails() failed: RuntimeError: out of cheese"),
         ("zoo_for_cli:no_tuple", "zoo_for_cli:no_tuple() must return (model, args) or (model, args, kwargs)"),
+        ("zoo_for_cli:leaves", "zoo_for_cli:leaves() failed: SystemExit: 3"),
         ("zoo_for_cli:wrong_inputs", "zoo_for_cli:wrong_inputs does not run: TypeError"),
+        ("zoo_for_cli:wrong_shapes", "zoo_for_cli:wrong_shapes does not run: RuntimeError"),
         ("hf:bertt", "unknown model type 'bertt'; did you mean bert"),
     ],
 )
@@ -143,13 +145,36 @@ def test_every_kind_of_bad_target(cli, target: str, message: str) -> None:
             "'bert-base-uncased' looks like the name of a checkpoint",
         ),
         ("hf:bert", ("--device", "nosuch"), "no device 'nosuch' here: RuntimeError"),
-        ("hf:bert", ("--config", "nosuch"), "nosuch has no configuration"),
+        ("hf:bert", ("--config", "nosuch"), "no file or folder 'nosuch'"),
+        ("hf:swin", ("--layers", "3"), "swin has no number of layers"),
     ],
 )
 def test_every_kind_of_bad_option(cli, target: str, options: tuple[str, ...], message: str) -> None:
     result = cli("explain", target, *options)
     assert result.exit_code == 2 and result.stderr.startswith(f"Error: {message}"), result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("explain", "--html"), ("look", "--html"), ("dump", "--out"), ("demo", "--html")])
+def test_a_place_that_cannot_be_written_is_noticed_first(cli, tmp_path: Path, command: tuple[str, str]) -> None:
+    """Regression: it was noticed after the work was done."""
+    (tmp_path / "file").touch()
+    target = () if command[0] == "demo" else ("zoo_for_cli:fails",)
+    result = cli(command[0], *target, command[1], str(tmp_path / "file" / "below"))
+    assert result.exit_code == 2 and "that can be written to" in result.stderr, result.stderr
+
+
+def test_an_environment_variable_is_named(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEX_INDUCTOR_KERNELS", "sometimes")
+    result = cli("explain", "zoo_for_cli:causal")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: the environment variable FLEX_INDUCTOR_KERNELS is 'sometimes'; it must be")
+
+
+def test_what_a_model_prints_is_not_in_the_report(cli) -> None:
+    result = cli("explain", "zoo_for_cli:talks", "--json", *EAGER)
+    assert json.loads(result.stdout)["rewritten"] == 1
+    assert "made" in result.stderr and "running" in result.stderr
 
 
 def test_the_checkpoint_hint_names_the_type(cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -52,3 +53,20 @@ def fails() -> None:
 
 def wrong_inputs() -> tuple[Any, ...]:
     return Attention(), (torch.randn(2, 3),)
+
+
+def wrong_shapes() -> tuple[Any, ...]:
+    return (lambda x: x @ x), (torch.randn(2, 3),)
+
+
+def leaves() -> None:
+    sys.exit(3)
+
+
+def talks() -> tuple[Any, ...]:
+    def attend(*given: torch.Tensor) -> torch.Tensor:
+        print("running")
+        return Attention()(*given)
+
+    print("made")
+    return attend, heads()

@@ -269,7 +269,19 @@ def test_as_data() -> None:
     rows = seen.rows()
     assert [r["head"] for r in rows] == [0, 1, 2, 3] and rows[0]["strongest_token"] in "abcdefghijkl"
     assert {type(v) for r in rows for v in r.values()} <= {int, float, str}
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match=r"there is no such site \(looked at: 0\)"):
         seen.probabilities(5, 0)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="site 0 has no head 4: it has 4, counted from 0"):
         seen.probabilities(0, 4)
+
+
+@pytest.mark.parametrize("tokens", [list("abc"), [list("ab")] * 3, ["a"] * (LENGTH + 1)])
+def test_tokens_that_are_of_no_site(tokens: Any) -> None:
+    """Regression: their names were shown, and what is padding was not known."""
+    with pytest.raises(ValueError, match=r"fit no site; the sites have 2 x"):
+        look(attend, tokens=tokens)(*qkv())
+
+
+def test_tokens_in_one_text() -> None:
+    with pytest.raises(TypeError, match="tokens is 'abc'; it must be a list"):
+        look(attend, tokens="abc")

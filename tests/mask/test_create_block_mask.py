@@ -131,6 +131,19 @@ def test_sizes_below_one(sizes: tuple[Any, ...]) -> None:
         flex_inductor.create_block_mask(lambda b, h, q, k: q >= k, *sizes, "cpu")
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 8.5, 8), (1, 1, 8, "8"), (1, "a", 8, 8)])
+def test_sizes_that_are_no_numbers(sizes: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match="all must be whole numbers"):
+        flex_inductor.create_block_mask(lambda b, h, q, k: q >= k, *sizes, "cpu")
+
+
+@pytest.mark.parametrize("mask_mod", [lambda b, h, q, k: q - k, lambda b, h, q, k: torch.stack([q, k]).sum()])
+def test_a_mask_of_integers_is_an_error(mask_mod: Any) -> None:
+    """Regression: it counted as attended where the integer was positive."""
+    with pytest.raises(TypeError, match="gives int64; it must give Booleans"):
+        flex_inductor.create_block_mask(mask_mod, None, None, 256, 256, "cpu")
+
+
 @pytest.mark.parametrize("name", OVERFLOWING)
 def test_numbers_near_the_ends_of_their_type(name: str) -> None:
     """Differences of narrow integers, of sentinels and of large products wrapped around, and blocks were lost."""

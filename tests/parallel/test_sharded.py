@@ -55,6 +55,19 @@ def test_lengths_that_cannot_be_shared_out(length: int) -> None:
         Layout(length, 2)
 
 
+def test_a_length_that_is_no_number() -> None:
+    with pytest.raises(TypeError, match=r"length is 8.0; it must be a whole number"):
+        Layout(8.0, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [5, 100])
+def test_a_tensor_of_another_length_is_not_shared_out(length: int) -> None:
+    """Regression: positions beyond the length of the context were dropped."""
+    assert alone().shard(torch.zeros(2, 64), 1).shape == (2, 64)
+    with pytest.raises(ValueError, match=f"dimension 1 has {length} positions, the whole sequence 64"):
+        alone().shard(torch.zeros(2, length), 1)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_key_is_sent_where_its_block_is_seen_and_not_where_it_is_not(name: str, layout: Layout) -> None:
@@ -126,3 +139,8 @@ def test_scores_that_learn_are_refused() -> None:
 def test_arguments_that_do_not_fit(given: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         alone().attention(*given)
+
+
+def test_a_mask_that_is_a_function() -> None:
+    with pytest.raises(TypeError, match="it must be one that `mask` of this context gives"):
+        alone().attention(heads(4), heads(4), heads(4), lambda b, h, q, k: q >= k)  # type: ignore[arg-type]

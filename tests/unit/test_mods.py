@@ -145,3 +145,36 @@ def test_a_function_that_makes_a_mod_is_none() -> None:
         TypeError, match=r"causal.* is no mod \(mods are what flex_inductor.mods makes, like causal\(\)\)"
     ):
         mods.heads({0: mods.causal})  # type: ignore[dict-item]
+
+
+NONSENSE: list[tuple[Callable[[], Any], str]] = [
+    (lambda: mods.window(0), "window: size is 0; it must be 1 or more"),
+    (lambda: mods.window(torch.tensor(5)), r"size is a tensor of \(\); it must be a whole number"),
+    (lambda: mods.window("5"), "size is '5'"),
+    (lambda: mods.dilated(0), "dilated: step is 0"),
+    (lambda: mods.prefix(-1), "length is -1; it must be 0 or more"),
+    (lambda: mods.prefix(2.5), "length is 2.5; it must be a whole number"),
+    (lambda: mods.global_tokens(2.5), "which is 2.5"),
+    (lambda: mods.softcap(0), "softcap: cap is 0; it must be above 0"),
+    (lambda: mods.softcap(torch.ones(2)), "cap is a tensor"),
+    (lambda: mods.temperature(0), "temperature: value is 0"),
+    (lambda: mods.alibi([1.0]), r"slope is \[1.0\]; it must be a number or a tensor"),
+    (lambda: mods.alibi(torch.ones(2, 3)), r"slope is a tensor of \(2, 3\); it must have 0 or 1 dimensions"),
+    (lambda: mods.alibi_slopes(0), "heads is 0"),
+    (lambda: mods.documents([0, 1]), r"ids is \[0, 1\]; it must be a tensor"),
+    (lambda: mods.documents(torch.zeros(2, 3, 4)), "it must have 1 or 2 dimensions"),
+    (lambda: mods.relative_table(torch.zeros(3, 8)), "table has 8 columns"),
+    (lambda: mods.sink("0"), "sink: value is '0'"),
+    (lambda: mods.mask(3), "mask: 3 is no function"),
+    (lambda: mods.prior(lambda b, h, q, k, w: w, 0.5), "argument 0 for its function is 0.5; these must be tensors"),
+    (lambda: mods.heads(mods.window(3)), r"window\(3\) is no mapping"),
+    (lambda: mods.heads({-1: mods.window(3)}), "the number of a head is -1"),
+    (lambda: mods.heads({"0": mods.window(3)}), "the number of a head is '0'"),
+    (lambda: mods.instead(3), "instead: 3 is no mod"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), NONSENSE, ids=[match[:24] for _, match in NONSENSE])
+def test_arguments_that_make_no_sense(make: Callable[[], Any], match: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=match):
+        make()

@@ -47,7 +47,13 @@ def test_environment_is_below_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEX_INDUCTOR_REWRITE", "yes")
-    with pytest.raises(ValueError, match="option 'rewrite' is 'yes'"):
+    with pytest.raises(ValueError, match="environment variable FLEX_INDUCTOR_REWRITE is 'yes'; it must be one of"):
+        read(None, None)
+
+
+def test_an_unknown_environment_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEX_INDUCTOR_REWRIT", "always")
+    with pytest.raises(ValueError, match=r"unknown environment variable FLEX_INDUCTOR_REWRIT; known are .*_REWRITE"):
         read(None, None)
 
 
@@ -63,5 +69,5 @@ def test_mode_with_options() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ValueError, match=r"unknown mode 'fast' .*'reduce-overhead'"):
+    with pytest.raises(ValueError, match=r"unknown mode 'fast'; .*'reduce-overhead'"):
         read("fast", None)

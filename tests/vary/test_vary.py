@@ -290,12 +290,55 @@ def unusual(x: torch.Tensor) -> Any:
         (unusual, mods.window(5), "site 0: .* cannot be varied"),
         (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q.item() > 0), "mask.*: .*"),
         (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q < 0), "hides every key"),
+        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q - k), "gives int64, and not Booleans"),
+        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.heads({3: mods.window(2)}), "no head 3: the site has 3, counted"),
+        *(
+            (
+                lambda x: (x @ x.mT).softmax(-1) @ x,
+                mod,
+                rf"it reads place {place} of dimension {dim} of a tensor of \({size}",
+            )
+            for mod, place, dim, size in (
+                (mods.alibi(torch.rand(2)), 2, 0, "2,"),
+                (mods.heads({1: mods.softcap(2.0), 2: mods.sink(torch.rand(2))}), 2, 0, "2,"),
+                (mods.documents(torch.zeros(5)), 7, 0, "5,"),
+                (mods.documents(torch.zeros(1, 8)), 1, 0, "1, 8"),
+                (mods.relative_table(torch.rand(2, 3)), 2, 0, "2, 3"),
+                (mods.global_tokens(torch.ones(7) > 0), 7, 0, "7,"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_varied_is_an_error(model: Any, mod: mods.Mod, reason: str) -> None:
     """It would be computed as the model computes it."""
     with pytest.raises(VaryError, match=reason):
         vary(model, {0: mod})(torch.randn(2, 3, 8, 4))
+
+
+def test_a_tensor_that_is_too_short_for_a_later_call() -> None:
+    """Regression: kernels read beyond the end of tensors of mods. With dynamic lengths the check is a guard."""
+    varied = vary(lambda x: (x @ x.mT).softmax(-1) @ x, {0: mods.documents(torch.arange(12) // 3)}, dynamic=True)
+    for length in (8, 12):
+        x, ids = torch.randn(2, 3, length, 4), torch.arange(length) // 3
+        expected = (x @ x.mT).masked_fill(ids[:, None] != ids, -torch.inf).softmax(-1) @ x
+        assert torch.allclose(varied(x), expected, atol=2e-6)
+    with pytest.raises(VaryError, match="it reads place 12"):
+        varied(torch.randn(2, 3, 13, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "match"),
+    [
+        (None, {}, "None is no model"),
+        (Model(), mods.causal(), "no mapping from sites to mods"),
+        (Model(), {0: "causal"}, "'causal' is no mod"),
+        (Model(), {0: mods.causal}, "is no mod"),
+        (Model(), {1.5: mods.causal()}, "1.5 names no site"),
+    ],
+)
+def test_arguments_that_make_no_sense(model: Any, changes: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        vary(model, changes)
 
 
 def test_the_model_itself_stays() -> None:

@@ -38,7 +38,11 @@ def tiny_model(model_type: str, seed: int = 0, build: Build = TINY) -> tuple[tor
 
     Raises HubError if transformers is missing, the type is unknown, or no input could be made up for it."""
     auto = _transformers()
+    if build.config is not None and not build.config.exists():
+        raise HubError(f"no file or folder {str(build.config)!r}")
     config = _from_file(auto, build.config, model_type) if build.config else _default(auto, model_type)()
+    if build.layers and not _has_layers(config):
+        raise HubError(f"{model_type} has no number of layers that --layers could set")
     torch.manual_seed(seed)
     try:
         config = _shrunk(config, build) if build.config is None else _with_layers(config, build)
@@ -83,6 +87,13 @@ def _from_file(auto: Any, path: Path, model_type: str) -> Any:
     if config.model_type != model_type:
         raise HubError(f"{path} is of type {config.model_type!r}, not {model_type!r}")
     return config
+
+
+def _has_layers(config: Any) -> bool:
+    """Whether a configuration, or one inside, says by one number how many layers there are."""
+    inside = [x for n in config.to_dict() if hasattr(x := getattr(config, n, None), "to_dict")]
+    own = not hasattr(config, "depths") and any(isinstance(getattr(config, n, None), int) for n in LAYERS)
+    return own or any(map(_has_layers, inside))
 
 
 def _with_layers(config: Any, build: Build) -> Any:
