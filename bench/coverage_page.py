@@ -29,7 +29,8 @@ attention of an architecture runs with the inputs that could be made up for it.
 
 def page(rows: Sequence[Row]) -> str:
     """The page. rows: of the file that `bench.coverage` writes."""
-    place = ", ".join(dict.fromkeys(f"torch {r['torch']}, {r['device']}, {r['date']}" for r in rows))
+    machines = ", ".join(dict.fromkeys(f"torch {r['torch']}, {r['device']}" for r in rows))
+    place = f"{machines}, {' and '.join(sorted({r['date'] for r in rows}))}"
     parts = [HEAD.format(place=place), *summary(rows), "", *refusals(rows), *failures(rows), *each(rows), ""]
     return "\n".join(parts)
 

@@ -6,10 +6,10 @@ from flex_inductor.aot import aot_compile
 from flex_inductor.backend import FallbackWarning, flex, flex_eager
 from flex_inductor.block_mask import create_block_mask
 from flex_inductor.decisions import Decision, Fallback, GraphReport, listen
-from flex_inductor.explain import explain
+from flex_inductor.explain import Report, explain
 from flex_inductor.export import rewrite
-from flex_inductor.look import Look, look
-from flex_inductor.vary import VaryError, vary
+from flex_inductor.look import Look, SiteLook, look
+from flex_inductor.vary import Varied, VaryError, vary
 from flex_inductor.version import __version__
 
 compat.announce(flex="flex_inductor.backend:flex", flex_eager="flex_inductor.backend:flex_eager")
@@ -20,6 +20,9 @@ __all__ = [
     "FallbackWarning",
     "GraphReport",
     "Look",
+    "Report",
+    "SiteLook",
+    "Varied",
     "VaryError",
     "__version__",
     "aot_compile",

@@ -77,10 +77,17 @@ class Given:
     maps: tuple[tuple[str, tuple[str, ...]], ...]
 
     def __str__(self) -> str:
-        blocks = f"{self.attended:.0%} of the blocks of {self.width} attended, {self.full:.0%} full"
+        blocks = f"{percent(self.attended)} of the blocks of {self.width} attended, {percent(self.full)} full"
         if self.scores is None:
             return blocks
         return f"{blocks}; {self.scores:,} of {self.all_scores:,} scores, {self.scores / self.all_scores:.1%}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent. Neither 0% nor 100% is said of what is some and not all."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class Decision:
 
     @property
     def rewritten(self) -> bool:
+        """Whether the site is rewritten."""
         return self.verdict == "rewritten"
 
     @property
@@ -229,6 +237,7 @@ class GraphReport:
 
     @property
     def rewritten(self) -> int:
+        """How many sites are rewritten."""
         return sum(d.rewritten for d in self.decisions)
 
 

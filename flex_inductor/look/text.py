@@ -21,7 +21,8 @@ COLUMNS = ("head", "keys", "first", "own", "near", "reach", "covers", "alone", "
 LEGEND = (
     "keys: how many keys a query looks at (exp of the entropy); first, own: probability of the first key, of the "
     f"query's own place; near: of keys less than {NEAR} away; reach: mean distance; covers: how much of the sequence "
-    "is looked at; alone: what no other head looks at; like: the head that it has most in common with."
+    "is looked at; alone: what no other head looks at; like: the head that it has most in common with; strongest keys: "
+    "those that get the most, by token or place (behind a / the sequence, of several), and their mean probability."
 )
 
 

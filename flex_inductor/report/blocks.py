@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from html import escape
 from pathlib import Path
 
 from flex_inductor.decisions import Decision
+from flex_inductor.report.text import readable
 
 COLOURS = {"#": "#1f4e79", "/": "#8ab4d8", ".": "#f2f2f2", "?": "#f3c969"}
 MEANING = {"#": "full", "/": "partly attended", ".": "empty, left out", "?": "known at run time"}
@@ -47,17 +49,24 @@ def _entry(row: int, mark: str) -> str:
 
 
 def title(decision: Decision) -> str:
-    return f"{decision.site}: {decision.mask_mod}"
+    return f"{decision.site}: {readable(decision.mask_mod)}"
 
 
 def png(decision: Decision, path: Path) -> None:
     """Raises ImportError without matplotlib, which the extra `plot` installs."""
-    from matplotlib import colors, figure
+    from matplotlib import colors, figure, patches, ticker
 
     marks = list(COLOURS)
     picture = figure.Figure(figsize=(5, 5), layout="constrained")
     axes = picture.subplots()
     cells = [[marks.index(mark) for mark in line] for line in decision.block_map]
     axes.imshow(cells, cmap=colors.ListedColormap(list(COLOURS.values())), vmin=0, vmax=len(marks) - 1)
-    axes.set(title=decision.mask_mod[:60], xlabel="blocks of keys", ylabel="blocks of queries")
+    axes.set(xlabel="blocks of keys", ylabel="blocks of queries")
+    axes.set_title("\n".join(textwrap.wrap(title(decision), 60, max_lines=3, placeholder=" …")), fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.MaxNLocator(integer=True))
+    legend = [
+        patches.Patch(color=COLOURS[m], label=MEANING[m]) for m in MEANING if any(m in x for x in decision.block_map)
+    ]
+    picture.legend(handles=legend, loc="outside lower center", ncols=2)
     picture.savefig(path, dpi=120)

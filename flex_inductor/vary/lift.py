@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from flex_inductor import compat, scalar
-from flex_inductor.compat.dynamic import holds, size_now
+from flex_inductor.compat.dynamic import holds, number_now, size_now
 from flex_inductor.passes.lift.lifter import Lifter
 from flex_inductor.passes.lift.rules import RULES
 from flex_inductor.passes.program.aten_graph import AtenGraph, Recorder
@@ -66,8 +66,8 @@ def check_places(lifted: Expr, sizes: Sizes) -> None:
         for dim, place in enumerate(index):
             for corner in corners(place, sizes):
                 if not holds(sympy.Lt(corner, size_expr(tensor.shape[dim])), tensor):
-                    shape = tuple(tensor.shape)
-                    raise Declined(f"it reads place {corner} of dimension {dim} of a tensor of {shape}")
+                    there, shape = number_now(tensor, corner), tuple(tensor.shape)
+                    raise Declined(f"it reads place {there} of dimension {dim} of a tensor of {shape}")
 
 
 def corners(place: sympy.Expr, sizes: Sizes) -> list[sympy.Expr]:

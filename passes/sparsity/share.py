@@ -15,6 +15,7 @@ Symbolic sizes count as the numbers that they are now.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import sympy
@@ -25,6 +26,7 @@ from sympy.printing.str import StrPrinter
 
 from flex_inductor import devices, mask, scalar
 from flex_inductor.compat import dynamic
+from flex_inductor.decisions import percent
 from flex_inductor.mask.formula import Where
 from flex_inductor.mask.tensors.evaluate import Evaluator
 from flex_inductor.mask.text import KV_LEN, Q_LEN, format_formula
@@ -131,9 +133,11 @@ class Sparsity:
         if at.size(at.q) == 1 and listed and not leaves_out(self.site.mask or TRUE, at, self.value.device):
             return "a single query with few keys, of which all are read"
         data = sorted(self.reads())
-        bounds = ("at most ", "at least ") if data else ("", "")
+        attended, whole = percent(some), percent(full)
+        if data:
+            attended, whole = f"at most {math.ceil(round(100 * some, 6))}%", f"at least {int(100 * full)}%"
         told = [closed_form(self.normal, at.size(at.q), at.size(at.k), self.width)]
-        told.append(f"{bounds[0]}{some:.0%} of the blocks of {self.width} attended, {bounds[1]}{full:.0%} full")
+        told.append(f"{attended} of the blocks of {self.width} attended, {whole} full")
         told += [f"decided at run time by {', '.join(data)}"] if data else []
         told += ["rows that lose all keys attend to every block"] if self.site.keep is not None else []
         return "; ".join(t for t in told if t)

@@ -144,7 +144,7 @@ def test_the_command_line_writes_the_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads(result.stdout)["rewritten"] == 1 and result.stderr == f"page written to {path}\n"
     assert "zoo_for_cli:causal" in harmless(path.read_text()).text
     bad = CliRunner().invoke(main, ["explain", "zoo_for_cli:causal", *options[:-1], str(tmp_path / "no" / "p.html")])
-    assert bad.exit_code == 2 and bad.stderr.startswith("Error: cannot write")
+    assert bad.exit_code == 2 and "that can be written to" in bad.stderr
 
 
 @pytest.mark.browser

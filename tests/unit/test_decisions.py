@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx
 
-from flex_inductor.decisions import Decision, Fallback, GraphReport, describe, listen, publish
+from flex_inductor.decisions import Decision, Fallback, GraphReport, describe, listen, percent, publish
 
 REWRITTEN = Decision(
     "site0", "rewritten", "model.py:3, in forward: p = softmax(s)", "_softmax (2, 2) float32", score_mod="score"
@@ -24,6 +24,13 @@ DECLINED = Decision(
 def report() -> GraphReport:
     gm = fx.GraphModule({}, fx.Graph())
     return GraphReport((REWRITTEN, DECLINED), gm, gm)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (0.002, "<1%"), (0.53, "53%"), (0.996, ">99%"), (1, "100%"), (0.04, "4%")]
+)
+def test_a_share_that_is_some_is_not_called_none_or_all(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_text() -> None:

@@ -302,7 +302,6 @@ def unusual(x: torch.Tensor) -> Any:
                 (mods.alibi(torch.rand(2)), 2, 0, "2,"),
                 (mods.heads({1: mods.softcap(2.0), 2: mods.sink(torch.rand(2))}), 2, 0, "2,"),
                 (mods.documents(torch.zeros(5)), 7, 0, "5,"),
-                (mods.documents(torch.zeros(1, 8)), 1, 0, "1, 8"),
                 (mods.relative_table(torch.rand(2, 3)), 2, 0, "2, 3"),
                 (mods.global_tokens(torch.ones(7) > 0), 7, 0, "7,"),
             )
