@@ -40,12 +40,13 @@ class Mods:
         The first tensor that a mask_mod captures is the random numbers of dropout, because flex_attention takes no
         other tensors than captured ones."""
         gradients = self.gradients(expr) if copies else set()
+        at = columns_of(site)
         number = functools.partial(dynamic.number_now, site.candidate.result.meta["val"])
         writer = ModWriter(
             site.at,
             with_score,
-            wide=bounds.beyond(expr, columns_of(site)),
-            over=lambda load: copies(load, site.at, number) if copies and load.args[0] in gradients else (),
+            wide=bounds.beyond(expr, at),
+            over=lambda load: copies(load, at, number) if copies and load.args[0] in gradients else None,
         )
         if site.dropout is not None and not with_score:
             writer.placeholder("random_rows")
@@ -62,8 +63,11 @@ class Mods:
 
     def reads(self, writer: ModWriter, gradients: set[fx.Node]) -> tuple[fx.Node, ...]:
         """The captured tensors and sizes, in the order of the placeholders."""
-        nodes = {place: self.buffer(key, gradients) for key, place in writer.captured.tensors.items()}
+        nodes: dict[fx.Node, fx.Node] = {}
         for key, place in writer.captured.tensors.items():
+            value = self.buffer(key, gradients)
+            again = key.place and value in nodes.values()
+            nodes[place] = self.make.call(aten.alias.default, value) if again else value
             if key.is_number and writer.is_vector(key.node):
                 nodes[place] = self.make.call(aten.unsqueeze.default, nodes[place], 0)
         nodes |= {place: self.make.size(symbol) for symbol, place in writer.captured.symbols.items()}

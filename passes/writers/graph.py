@@ -27,13 +27,18 @@ Selected = tuple[tuple[int, sympy.Expr], ...]
 """The dimensions of a captured tensor that are read at one place only, each with that place."""
 
 
+Over = tuple[tuple[sympy.Expr, sympy.Expr], ...]
+
+
 class Capture(NamedTuple):
     """A captured tensor as a mod reads it. selected: dimensions that are gone, because one place in them is read. over:
-    new dimensions, as (index, size), for which the tensor is copied (see passes/emit/copies.py)."""
+    new dimensions, as (index, size), for which the tensor is copied (see passes/emit/copies.py). place: where it is
+    read, if it gets a gradient: flex_attention has a gradient for one place in a captured tensor only."""
 
     node: fx.Node
     selected: Selected
-    over: tuple[tuple[sympy.Expr, sympy.Expr], ...] = ()
+    over: Over = ()
+    place: tuple[sympy.Expr, ...] = ()
 
     @property
     def is_number(self) -> bool:
@@ -65,14 +70,15 @@ class ModWriter:
     """Writes one expression into a graph of its own.
 
     with_score: whether the graph takes the raw score (a score_mod) or not (a mask_mod). wide: whether integers need 64
-    bits; the positions that kernels pass may have 32. over: the copies of a load's buffer, see Capture."""
+    bits; the positions that kernels pass may have 32. over: the copies of a load's buffer, see Capture; None if it gets
+    no gradient."""
 
     def __init__(
         self,
         at: Coordinates,
         with_score: bool,
         wide: bool = False,
-        over: Callable[[Expr], tuple[tuple[sympy.Expr, sympy.Expr], ...]] = lambda load: (),
+        over: Callable[[Expr], Over | None] = lambda load: None,
     ) -> None:
         self.graph = fx.Graph()
         self.captured = Captured()
@@ -195,7 +201,7 @@ class ModWriter:
 
     def memory(self, x: Expr) -> fx.Node:
         """An element of a buffer in the buffer's own dtype."""
-        key = ("memory", x)
+        key = ("memory", *x.args)  # whatever it is cast to
         if key not in self.memo:
             self.memo[key] = self.capture(x)
         return self.memo[key]
@@ -204,7 +210,8 @@ class ModWriter:
         """The element of a captured buffer."""
         buffer, index = x.args
         selected = tuple((d, i) for d, i in enumerate(index) if self.is_fixed(i))
-        key = Capture(buffer, selected, self.over(x))
+        over = self.over(x)
+        key = Capture(buffer, selected, over or (), () if over is None else tuple(index))
         if key not in self.captured.tensors:
             self.captured.tensors[key] = self.placeholder(f"buffer_{len(self.captured.tensors)}")
         value = self.captured.tensors[key]

@@ -135,6 +135,11 @@ def alibi(scores: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return scores + (slope * distance * 0.1).to(scores.dtype)
 
 
+def between(scores: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Reads the parameter at two places."""
+    return alibi(scores, slope - 0.5 * slope.flip(0))
+
+
 def large(scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     keys, queries = (torch.arange(n, device=scores.device) for n in (scores.shape[-1], scores.shape[-2]))
     return scores + ((keys * 300_000_000 - queries[:, None] * 299_999_999) / 1e10).to(scores.dtype)
@@ -216,6 +221,7 @@ GROUPS: dict[str, dict[str, Case]] = {
         "groups": Case(heads=4, kv_heads=2, queries=150, training=True),
         "softcap": Case("prefix", queries=150, score=softcap, training=True),
         "alibi with a gradient": Case(queries=150, score=alibi, dtype=FULL, training=True),
+        "two places with gradients": Case("window", 150, heads=3, score=between, dtype=FULL, training=True),
         "alibi with a gradient, dynamic": Case("window", 17, keys=19, score=alibi, training=True, dynamic=True),
         "global and local": Case("global and local", queries=200, training=True),
         "odd heads": Case(dim=40, v_dim=24, queries=100, training=True),

@@ -9,7 +9,7 @@ import pytest
 import sympy
 import torch
 
-from flex_inductor import scalar
+from flex_inductor import compat, listen, scalar
 from flex_inductor.passes.emit.copies import TERMS, copies_of
 from flex_inductor.passes.site import Coordinates
 from flex_inductor.scalar.indices import position
@@ -24,6 +24,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "buckets": (lambda s, t: s + t[distance(s).abs().clamp(max=31)].permute(2, 0, 1), (32, 2)),
     "Toeplitz": (lambda s, t: s + t[:, distance(s) + s.shape[-1] - 1], (2, 1023)),
     "a bias of the keys": (lambda s, t: s + t[: s.shape[-1]], (512,)),
+    "one tensor at two places": (lambda s, t: s + t[: s.shape[-1], None] - t[: s.shape[-1]], (512,)),
+    "one table at two places": (lambda s, t: s + t[distance(s) // 23 + 24] + t[distance(s) % 23], (48,)),
     "a bias of the queries, scaled": (lambda s, t: s * t[: s.shape[-1], None], (512,)),
 }
 
@@ -64,6 +66,32 @@ def test_dynamic_lengths() -> None:
     for length in (128, 200):
         inputs = (*(randn(1, 2, length, 16, seed=i) for i in range(3)), randn(2, seed=3))
         check(program, inputs, train=True, dynamic=True)
+
+
+@pytest.mark.parametrize("length", [128, 320])
+def test_copies_of_a_learned_sink(length: int) -> None:
+    """Regression: with one more column than there are keys, the last block of columns had no copy."""
+
+    def program(q: Any, k: Any, v: Any, t: Any) -> Any:
+        column = t[None, :, None, None].expand(len(q), -1, q.shape[2], 1)
+        return torch.softmax(torch.cat([q @ k.mT, column], -1), -1)[..., :-1] @ v
+
+    check(program, (*(randn(1, 2, length, 16, seed=i) for i in range(3)), randn(2, seed=3)), train=True)
+
+
+def test_a_tensor_that_learns_is_captured_for_each_place() -> None:
+    """Regression: torch lowers no gradient of one captured tensor that is read at two places, so the backward pass of a
+    forgetting transformer raised. What is read twice at one place is captured once."""
+
+    def program(x: Any, t: Any) -> Any:
+        return torch.softmax(x @ x.mT + t[:, None] - t + (t[:, None] * t).sin(), -1) @ x
+
+    x, t = randn(1, 2, 8, 16).requires_grad_(), randn(8).requires_grad_()
+    with listen() as reports:
+        torch.compile(program, backend="flex_eager", options={"rewrite": "always"})(x, t)
+    (call,) = reports[0].after.graph.find_nodes(op="call_function", target=compat.flex_attention_hop)
+    captured = reports[0].after.get_submodule(call.args[3].target).graph.find_nodes(op="placeholder")[5:]
+    assert {len(n.users) for n in captured} == {1} and len(set(call.args[7])) == len(captured)
 
 
 def over(shape: tuple[int, ...], index: Callable[[Coordinates], tuple[Any, ...]]) -> tuple[str, ...]:
