@@ -13,6 +13,7 @@ import sympy
 from torch import fx
 
 from flex_inductor import scalar
+from flex_inductor.passes.program.operators import called
 from flex_inductor.passes.site import Declined
 from flex_inductor.scalar import Expr
 
@@ -68,7 +69,10 @@ def drop_statistics(
     for x, _ in dropped:
         for node in scalar.walk(x):
             if node.op == "load" and node.args[0] in downstream:
-                raise Declined("the scores depend on a statistic of themselves", node.args[0])
+                leaf = node.args[0]
+                if key in scalar.positions(node):
+                    raise Declined(f"the scores go through {called(leaf)}, for which there is no rule", leaf)
+                raise Declined("the scores depend on a statistic of themselves", leaf)
     first, *rest = (x for x, _ in dropped)
     return first, tuple(rest)
 

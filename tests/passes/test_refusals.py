@@ -86,6 +86,11 @@ REFUSALS: dict[str, tuple[Callable[..., Any], str, str]] = {
         "the scores are no product of queries and keys: they go through cumsum",
         "cumsum (",
     ),
+    "beside_an_activation": (
+        lambda q, k, v: torch.softmax((s := q @ k.mT) + torch.nn.functional.gelu(s), -1) @ v,
+        "the scores go through gelu, for which there is no rule",
+        "gelu (",
+    ),
     "over_queries": (
         lambda q, k, v: softmax(q, k).mT @ v,
         "the probabilities are mixed across queries by a matmul",
