@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from flex_inductor import compat, passes, traces
@@ -26,6 +27,7 @@ from flex_inductor.lowering.cuda import own
 from flex_inductor.lowering.digest import digest
 from flex_inductor.lowering.spelled import unfused
 from flex_inductor.options import Options, read
+from flex_inductor.passes.program.walk import reachable
 from flex_inductor.request import Backend, never, torchs
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,18 @@ def compile_with_inductor(gm: fx.GraphModule, inputs: Sequence[Any], settings: d
     """A graph with flex_attention goes to Inductor with our lowerings, and every graph without Inductor's own attention
     patterns."""
     settings, around = lowered(gm, settings)
-    return compat.inductor(gm, inputs, settings, around=around)
+    with compat.backward_at_once() if learns(gm) else contextlib.nullcontext():
+        return compat.inductor(gm, inputs, settings, around=around)
+
+
+def learns(gm: fx.GraphModule) -> bool:
+    """Whether a score_mod of ours captures what may get a gradient. Such a backward pass is compiled together with the
+    forward pass, and not when it first runs: whatever fails in it must fail while the graph can be left as it is."""
+    modules = (m for m in gm.modules() if isinstance(m, fx.GraphModule))
+    calls = (n for m in modules for n in m.graph.find_nodes(op="call_function", target=compat.flex_attention_hop))
+    reads = [x for call in calls if compat.OWN_OPTION in call.args[6] for x in call.args[7] if isinstance(x, fx.Node)]
+    values = (n.meta.get("example_value") for n in reachable(reads, lambda n: n.all_input_nodes))
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in values)
 
 
 def lowered(gm: fx.GraphModule, settings: dict[str, Any]) -> tuple[dict[str, Any], Around | None]:

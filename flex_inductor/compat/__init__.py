@@ -141,6 +141,13 @@ def inductor(gm: torch.fx.GraphModule, inputs: Any, settings: dict[str, Any], ar
     return compile_fx.compile_fx(gm, inputs, inner_compile=inside(around), config_patches=settings)
 
 
+def backward_at_once() -> Any:
+    """Inside the block the backward pass of a graph is compiled together with the graph."""
+    from torch._functorch import config
+
+    return config.patch(force_non_lazy_backward_lowering=True)
+
+
 def inside(around: Any = None) -> Any:
     """What Inductor compiles each graph by, inside a context manager."""
     from torch._inductor import compile_fx

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import config as inductor
+from torch._inductor.kernel.flex import flex_attention
 
 from flex_inductor import FallbackWarning, GraphReport, compat, listen
 from flex_inductor.compat import eager
@@ -138,6 +140,26 @@ def test_failed_code_generation_compiles_the_untouched_graph(monkeypatch: pytest
     assert report.fallback is not None and report.fallback.pass_name == "codegen"
     (decision,) = report.decisions
     assert decision.verdict == "declined" and decision.reason == "codegen failed on the rewritten graph"
+
+
+@pytest.mark.compile
+def test_a_backward_pass_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: it was compiled when it first ran, so that a gradient that has no lowering raised there."""
+
+    def fail(*given: Any, **named: Any) -> Any:
+        raise NotImplementedError("no such gradient")
+
+    def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
+        return torch.softmax(q @ k.mT + bias, -1) @ v
+
+    monkeypatch.setattr(flex_attention, "validate_joint_graph", fail)
+    torch._dynamo.reset()
+    given = [x.requires_grad_() for x in (*qkv(), torch.randn(qkv()[0].shape[-2], qkv()[1].shape[-2]))]
+    with inductor.patch(force_disable_caches=True), listen() as reports, pytest.warns(FallbackWarning, match="no such"):
+        out = torch.compile(biased, backend="flex", options={"rewrite": "always"})(*given)
+        ours, theirs = (torch.autograd.grad(x.sum(), given) for x in (out, biased(*given)))
+    torch.testing.assert_close(ours, theirs)
+    assert reports[0].decisions[0].reason == "codegen failed on the rewritten graph"
 
 
 def test_an_error_of_the_untouched_graph_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
