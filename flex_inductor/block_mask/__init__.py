@@ -64,8 +64,7 @@ def create_block_mask(
     keys, or of each. separate_full_blocks: whether blocks without any masked score are listed apart. Other arguments,
     and calls inside torch.compile, go to torch's own function, whose counts are then worked out in the graph
     (`passes/counts/`). Raises ValueError for sizes below one, TypeError for others and for mask_mods that give no
-    Booleans. Source: torch/nn/attention/flex_attention.py
-    (2.13), whose results these are."""
+    Booleans. Source: torch/nn/attention/flex_attention.py (2.13), whose results these are."""
     if more or torch.compiler.is_compiling():
         if not separate_full_blocks:  # an argument that 2.11 does not have
             more["separate_full_blocks"] = False

@@ -58,16 +58,12 @@ def lift(
 def check_places(lifted: Expr, sizes: Sizes) -> None:
     """Raises Declined where a load is beyond its tensor at the first or the last of all positions: nothing else would
     notice, because kernels trust what they are compiled from. Places that are data are checked at run time."""
-    for x in scalar.walk(lifted):
-        if x.op != "load":
-            continue
-        node, index = x.args
-        tensor = node.meta["val"]
-        for dim, place in enumerate(index):
-            for corner in corners(place, sizes):
-                if not holds(sympy.Lt(corner, size_expr(tensor.shape[dim])), tensor):
-                    there, shape = number_now(tensor, corner), tuple(tensor.shape)
-                    raise Declined(f"it reads place {there} of dimension {dim} of a tensor of {shape}")
+    for x in (e for e in scalar.walk(lifted) if e.op == "load"):
+        tensor, index = x.args[0].meta["val"], x.args[1]
+        for dim, place in ((d, corner) for d, i in enumerate(index) for corner in corners(i, sizes)):
+            if not holds(sympy.Lt(place, size_expr(tensor.shape[dim])), tensor):
+                there, shape = number_now(tensor, place), tuple(tensor.shape)
+                raise Declined(f"it reads place {there} of dimension {dim} of a tensor of {shape}")
 
 
 def corners(place: sympy.Expr, sizes: Sizes) -> list[sympy.Expr]:

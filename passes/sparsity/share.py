@@ -135,7 +135,10 @@ class Sparsity:
         data = sorted(self.reads())
         attended, whole = percent(some), percent(full)
         if data:
-            attended, whole = f"at most {math.ceil(round(100 * some, 6))}%", f"at least {int(100 * full)}%"
+            attended, whole = (
+                f"at most {math.ceil(round(100 * some, 6))}%",
+                f"at least {math.floor(round(100 * full, 6))}%",
+            )
         told = [closed_form(self.normal, at.size(at.q), at.size(at.k), self.width)]
         told.append(f"{attended} of the blocks of {self.width} attended, {whole} full")
         told += [f"decided at run time by {', '.join(data)}"] if data else []
