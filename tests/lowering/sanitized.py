@@ -63,9 +63,8 @@ DIAGONAL = {"window", "two-sided window", "chunks", "documents", "mixed document
 LENGTHS = ((2, 17), (17, 2), (63, 65), (65, 63), (17, 129), (129, 17), (129, 129), (3, 600))
 """Of queries and keys. Up to 16 queries the kernels do without panels of keys."""
 ONES = ((1, 129), (129, 1), (1, 1))
-MOST = 4
-"""By the rule of tests/support/exactness.py, whose floor is four times that of `shares`: of the few numbers of a short
-sequence eager's own error may be next to nothing."""
+FLOOR = 16
+"""In eps, that of tests/support/exactness.py: of a short sequence's few numbers eager may get nearly all right."""
 DIMS = ((33, 3), (80, 33), (3, 80), (1, 1), (64, 64))
 """Of queries and keys, and of values."""
 
@@ -104,9 +103,9 @@ def run(case: Case, lengths: Iterable[tuple[int, int]]) -> None:
         this = replace(case, queries=queries, keys=keys)
         with torch.set_grad_enabled(case.training):
             found = results(this, program, None)
-        share = 0.0 if case.training and sees_one(this) else max(shares(this, found))
+        share = 0.0 if case.training and sees_one(this) else max(shares(this, found, eps=FLOOR))
         print(this.mask, queries, keys, this.dim, this.v_dim, this.dtype, f"{share:.2f}", flush=True)
-        assert share <= MOST
+        assert share <= 1
     assert set(counters["flex_inductor"]) == {"own kernel"}, counters["flex_inductor"]
 
 

@@ -278,6 +278,10 @@ def test_a_name_without_a_site_is_an_error_that_lists_them(pattern: Any, asked: 
     assert "'layers.1'" not in str(error.value)
 
 
+def plain(x: torch.Tensor) -> torch.Tensor:
+    return (x @ x.mT).softmax(-1) @ x
+
+
 def unusual(x: torch.Tensor) -> Any:
     """Its probabilities are returned, so the site is left."""
     p = (x @ x.mT).softmax(-1)
@@ -288,13 +292,13 @@ def unusual(x: torch.Tensor) -> Any:
     ("model", "mod", "reason"),
     [
         (unusual, mods.window(5), "site 0: .* cannot be varied"),
-        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q.item() > 0), "mask.*: .*"),
-        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q < 0), "hides every key"),
-        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.mask(lambda b, h, q, k: q - k), "gives int64, and not Booleans"),
-        (lambda x: (x @ x.mT).softmax(-1) @ x, mods.heads({3: mods.window(2)}), "no head 3: the site has 3, counted"),
+        (plain, mods.mask(lambda b, h, q, k: q.item() > 0), "mask.*: .*"),
+        (plain, mods.mask(lambda b, h, q, k: q < 0), "hides every key"),
+        (plain, mods.mask(lambda b, h, q, k: q - k), "gives int64, and not Booleans"),
+        (plain, mods.heads({3: mods.window(2)}), "no head 3: the site has 3, counted"),
         *(
             (
-                lambda x: (x @ x.mT).softmax(-1) @ x,
+                plain,
                 mod,
                 rf"it reads place {place} of dimension {dim} of a tensor of \({size}",
             )
@@ -316,7 +320,7 @@ def test_what_cannot_be_varied_is_an_error(model: Any, mod: mods.Mod, reason: st
 
 def test_a_tensor_that_is_too_short_for_a_later_call() -> None:
     """Regression: kernels read beyond the end of tensors of mods. With dynamic lengths the check is a guard."""
-    varied = vary(lambda x: (x @ x.mT).softmax(-1) @ x, {0: mods.documents(torch.arange(12) // 3)}, dynamic=True)
+    varied = vary(plain, {0: mods.documents(torch.arange(12) // 3)}, dynamic=True)
     for length in (8, 12):
         x, ids = torch.randn(2, 3, length, 4), torch.arange(length) // 3
         expected = (x @ x.mT).masked_fill(ids[:, None] != ids, -torch.inf).softmax(-1) @ x
